@@ -1,0 +1,27 @@
+# One cmocka program per tests/FLOOR/test_*.c; what it shares lies in tests/support and tests/sheets.
+pkg_check_modules(CMOCKA REQUIRED IMPORTED_TARGET cmocka)
+
+file(GLOB support_sources CONFIGURE_DEPENDS tests/support/*.c tests/sheets/*.c)
+add_library(fovea_test_support STATIC ${support_sources})
+target_link_libraries(fovea_test_support PUBLIC fovea_static PkgConfig::CMOCKA)
+target_include_directories(fovea_test_support PUBLIC ${PROJECT_SOURCE_DIR}/tests)
+
+file(GLOB test_sources CONFIGURE_DEPENDS tests/*/test_*.c)
+foreach(source ${test_sources})
+    get_filename_component(name ${source} NAME_WE)
+    add_executable(${name} ${source})
+    target_link_libraries(${name} PRIVATE fovea_test_support)
+    # Tests replace the allocator to make it fail on demand.
+    target_link_options(${name} PRIVATE -Wl,--wrap=aligned_alloc,--wrap=realloc)
+    target_compile_definitions(${name} PRIVATE FOVEA_SOURCE_DIR="${PROJECT_SOURCE_DIR}" FOVEA_BINARY_DIR="${PROJECT_BINARY_DIR}")
+    add_test(NAME ${name} COMMAND ${name})
+    set_tests_properties(${name} PROPERTIES TIMEOUT 900 ENVIRONMENT "CMOCKA_MESSAGE_OUTPUT=STDOUT")
+endforeach()
+
+# Tests that drive the command as its users do.
+file(GLOB command_tests CONFIGURE_DEPENDS tests/app/*.sh)
+foreach(script ${command_tests})
+    get_filename_component(name ${script} NAME_WE)
+    add_test(NAME ${name} COMMAND bash ${script} $<TARGET_FILE:fovea> ${PROJECT_SOURCE_DIR})
+    set_tests_properties(${name} PROPERTIES TIMEOUT 900)
+endforeach()

@@ -1,0 +1,41 @@
+/* Building the lists of a plan, block by block. */
+#ifndef FV_LISTS_H
+#define FV_LISTS_H
+
+#include "ops/ops.h"
+
+/* A builder of static lists shared by batch and heads, or of one (batch, head) after another.  Usage:
+ *   fv_lists_begin(ctx, &builder, ...);  for each group in order: fv_lists_row; fv_lists_add...;  fv_lists_end(...,
+ * plan). Adds outside 0..key_blocks-1 are dropped, repeats removed, order does not matter; failures are kept until the
+ * end. */
+typedef struct fv_list_builder {
+    fv_ctx *ctx;
+    int64_t query_block, key_block, offset, queries, keys;
+    int64_t groups, key_blocks;
+    int64_t batches, heads; /* lists are made for: 1 or B; 1, Hkv or H */
+    int64_t row, row_first, rows;
+    int64_t *row_start;
+    int32_t *entry;
+    int64_t entries, capacity;
+    fv_status status;
+} fv_list_builder;
+
+typedef struct fv_list_shape {
+    int64_t query_block, key_block;
+    int64_t batches, heads; /* 0 means 1 */
+    int64_t queries, keys, offset;
+    /* Query groups are cut at multiples of query_block of the POSITION (so a chunk starts inside a block when offset is
+     * no multiple); group 0 holds position `offset`. */
+} fv_list_shape;
+
+fv_status fv_lists_begin(fv_ctx *ctx, fv_list_builder *builder, const fv_list_shape *shape);
+/* Position block (position / query_block) of group 0. */
+int64_t fv_lists_first_block(const fv_list_builder *builder);
+/* Starts the next group's list (groups of one head, then the next head, then the next batch). */
+void fv_lists_row(fv_list_builder *builder);
+void fv_lists_add(fv_list_builder *builder, int64_t key_block);
+void fv_lists_add_range(fv_list_builder *builder, int64_t from, int64_t to); /* to exclusive */
+/* Sorts, removes repeats, and hands the lists to the plan (scratch memory of ctx). */
+fv_status fv_lists_end(fv_list_builder *builder, fv_plan *plan);
+
+#endif

@@ -1,0 +1,112 @@
+/* What a mechanism is.  A descriptor fills exactly one of plan, scan and forward; the framework (attention.c) derives
+ * forward, backward, chunked prefill, decode, --plan, density, cost and bench from it. */
+#ifndef FV_MECHANISM_H
+#define FV_MECHANISM_H
+
+#include "attention/lists.h"
+#include "base/options.h"
+#include "fovea/attention.h"
+#include "ops/ops.h"
+
+/* Promises; the conformance suite checks each for each mechanism that makes it. */
+enum {
+    FV_CAUSAL = 1 << 0,       /* causal by nature; otherwise --causal decides, unless: */
+    FV_NEVER_CAUSAL = 1 << 1, /* refuses --causal */
+    FV_STATIC_PLAN = 1 << 2,  /* the plan depends on shape and options only */
+    FV_BLOCK_CAUSAL = 1 << 3, /* its selection is causal only by block: a change at j moves nothing before j's block */
+    FV_ROWS_SUM_TO_ONE = 1 << 4, /* V constant -> O constant */
+    FV_LINEAR_IN_V = 1 << 5,
+    FV_DECODE_EXACT = 1 << 6, /* chunked prefill == one prefill == decode */
+    FV_DIFFERENTIABLE = 1 << 7,
+    FV_SELF_ONLY = 1 << 8,  /* N = M (of the whole sequence; chunks of it are fine) */
+    FV_NO_SCALE = 1 << 9,   /* refuses --scale */
+    FV_NO_LSE = 1 << 10,    /* has no log-sum-exp */
+    FV_NO_MAP = 1 << 11,    /* has no set of pairs: refuses --plan */
+    FV_RECURRENT = 1 << 12, /* in a model it keeps a state instead of keys and values */
+};
+
+typedef enum fv_family {
+    FV_DENSE = 0,
+    FV_STATIC_SPARSE,  /* local, strided, grids */
+    FV_CONTENT_SPARSE, /* selects by content */
+    FV_LINEAR,
+    FV_LATENT, /* through few intermediate tokens */
+    FV_MIXED,
+} fv_family;
+const char *fv_family_name(fv_family family);
+
+/* A tensor of the mechanism's own.  `shape` is text for people and is checked: names B H Hkv N M D Dv and those of the
+ * mechanism's size function, products with '*', alternatives with '|' ("[1|B, 1|H, N, M]"). */
+typedef struct fv_param {
+    const char *name, *shape, *help;
+    bool output; /* written on request instead of read */
+} fv_param;
+
+enum { FV_PARAMS = 12 };
+
+/* A call as mechanisms see it: checked, with sizes spelled out.  Query i stands at position offset + i; k and v hold
+ * positions 0..keys-1, so offset = keys - queries. */
+typedef struct fv_call {
+    const void *options;
+    fv_tensor q, k, v, o, lse;
+    int64_t batch, query_heads, key_heads, queries, keys, head_dim, value_dim, offset;
+    bool causal;
+    bool decoding;              /* the keys are a prefix of a longer sequence still to come */
+    float scale;                /* resolved */
+    fv_tensor param[FV_PARAMS]; /* in the order of the descriptor's table; absent ones have no data */
+} fv_call;
+
+typedef struct fv_mechanism {
+    const char *name, *title, *paper; /* paper: "arXiv 2503.03588" */
+    int sheet;
+    fv_family family;
+    unsigned traits;
+    const char *formula, *cost; /* plain text */
+    const fv_option *options;
+    size_t options_size;
+    const fv_param *params; /* ends with a NULL name */
+
+    /* Refuses options that contradict one another (FV_E_USAGE); once, when the SPEC is read. */
+    fv_status (*check)(const void *options);
+    /* Sizes of names in param shapes beyond B H Hkv N M D Dv; -1 for an unknown name. */
+    int64_t (*size)(const void *options, const fv_call *call, const char *name);
+    /* Refuses shapes (FV_E_SHAPE) and unserviceable calls (FV_E_USAGE). */
+    fv_status (*accept)(const fv_call *call);
+
+    /* Fills in who sees whom (plan->causal and plan->offset are set); lists come from scratch memory. Content-based
+     * ones read call->q and call->k.  `attend` receives what else the softmax needs (bias, sinks, soft-cap): may be
+     * left alone. */
+    fv_status (*plan)(fv_ctx *ctx, const fv_call *call, fv_plan *plan, fv_attend_args *attend);
+    /* Fills the arguments of a recurrence (q, k, v, o are set; features may replace q and k). */
+    fv_status (*scan)(fv_ctx *ctx, const fv_call *call, fv_scan_args *scan);
+    /* Composes primitives; writes call->o (and lse if present). */
+    fv_status (*forward)(fv_ctx *ctx, const fv_call *call);
+    /* With forward: the plan behind --plan, if any, and what the work is. */
+    fv_status (*map)(fv_ctx *ctx, const fv_call *call, fv_plan *plan);
+    fv_status (*work)(fv_ctx *ctx, const fv_call *call, fv_work *work);
+} fv_mechanism;
+
+/* Every mechanism, NULL-ended (registry.c). */
+extern const fv_mechanism *const fv_mechanisms[];
+const fv_mechanism *fv_mechanism_find(const char *name); /* NULL: none */
+
+/* ---- for models: the same mechanisms over a cache ---------------------------------------------------------------- */
+
+const fv_mechanism *fv_attention_mechanism(const fv_attention *attention);
+
+/* Fills a call from public arguments and checks it against the descriptor. */
+fv_status fv_call_make(fv_ctx *ctx, const fv_attention *attention, const fv_attention_args *args, fv_call *call);
+
+/* Runs one chunk: queries at positions offset.., k and v of positions 0..keys-1 (any dtype attend takes; mechanisms
+ * that compute on keys convert).  `state` of a recurrent mechanism: [B,H,F,Dv] and [B,H,F], read and written; absent
+ * for others.  With `extra` the caller adds its own logits terms (soft-cap, sinks), NULL for none; a mechanism that
+ * cannot take them refuses (FV_E_UNSUPPORTED). */
+typedef struct fv_attention_state {
+    fv_tensor s, z; /* zeroed before the first chunk */
+} fv_attention_state;
+fv_status fv_attention_chunk(fv_ctx *ctx, const fv_attention *attention, const fv_call *call, fv_attention_state *state,
+                             const fv_attend_args *extra);
+/* Feature width F of the state of a recurrent mechanism for head dim D; 0: not recurrent. */
+int64_t fv_attention_state_width(const fv_attention *attention, int64_t head_dim);
+
+#endif

@@ -1,0 +1,46 @@
+/* What a context holds. */
+#ifndef FV_CONTEXT_H
+#define FV_CONTEXT_H
+
+#include <stdatomic.h>
+
+#include "base/cpu.h"
+#include "base/memory.h"
+#include "base/threads.h"
+
+struct fv_backend; /* ops/backend.h */
+struct fv_tape;    /* ops/tape.h */
+
+struct fv_ctx {
+    const struct fv_backend *backend;
+    fv_cpu cpu;
+    fv_isa isa;
+    fv_pool *pool;
+    fv_arena *arena;
+    fv_precision precision;
+    uint64_t seed;
+    struct fv_tape *tape; /* recording when not NULL */
+    atomic_bool interrupted;
+    fv_progress_fn *progress;
+    void *progress_user;
+};
+
+/* fv_ctx_new without the choice of a backend, which is made a floor above (ops/backend.c). */
+fv_status fv_ctx_begin(const fv_ctx_options *options, fv_ctx **ctx);
+void fv_ctx_end(fv_ctx *ctx);
+
+/* FV_E_INTERRUPTED once somebody asked for it; long loops ask between pieces of work. */
+fv_status fv_ctx_check(fv_ctx *ctx);
+void fv_ctx_report(fv_ctx *ctx, const char *what, double fraction);
+
+/* Scratch memory: taken from the arena, given back with the mark.  While a tape records nothing is given back. */
+#define FV_SCRATCH(ctx, pointer, count) fv_arena_alloc((ctx)->arena, (void **)&(pointer), (count), sizeof *(pointer))
+fv_mark fv_scratch_mark(fv_ctx *ctx);
+void fv_scratch_release(fv_ctx *ctx, fv_mark mark);
+
+static inline void fv_run(fv_ctx *ctx, int64_t count, fv_item_fn *item, void *user)
+{
+    fv_pool_run(ctx->pool, count, item, user);
+}
+
+#endif

@@ -1,0 +1,43 @@
+#include "base/cpu.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static void read_model(char *model, size_t size)
+{
+    char line[256];
+    FILE *file = fopen("/proc/cpuinfo", "r");
+
+    snprintf(model, size, "unknown processor");
+    if (!file) return;
+    while (fgets(line, sizeof line, file)) {
+        char *colon = strchr(line, ':');
+        if (strncmp(line, "model name", 10) != 0 || !colon) continue;
+        colon += 1 + (colon[1] == ' ');
+        colon[strcspn(colon, "\n")] = 0;
+        snprintf(model, size, "%s", colon);
+        break;
+    }
+    fclose(file);
+}
+
+void fv_cpu_detect(fv_cpu *cpu)
+{
+    memset(cpu, 0, sizeof *cpu);
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    cpu->avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    cpu->avx512 = cpu->avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    cpu->avx512_bf16 = cpu->avx512 && __builtin_cpu_supports("avx512bf16");
+    cpu->avx512_vnni = cpu->avx512 && __builtin_cpu_supports("avx512vnni");
+#endif
+    read_model(cpu->model, sizeof cpu->model);
+}
+
+const char *fv_isa_name(fv_isa isa)
+{
+    static const char *const names[] = {"c", "avx2", "avx512"};
+
+    return isa >= 0 && isa < FV_ISA_COUNT ? names[isa] : "?";
+}

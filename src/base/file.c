@@ -1,0 +1,138 @@
+#include "base/file.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/memory.h"
+
+static fv_status open_file(const char *path, int *descriptor, struct stat *info)
+{
+    *descriptor = open(path, O_RDONLY | O_CLOEXEC);
+    if (*descriptor < 0) return fv_fail(FV_E_IO, "%s: cannot be opened: %s", path, strerror(errno));
+    if (fstat(*descriptor, info) != 0 || S_ISDIR(info->st_mode)) {
+        fv_status status = S_ISDIR(info->st_mode)
+                               ? fv_fail(FV_E_IO, "%s: is a directory, expected a file", path)
+                               : fv_fail(FV_E_IO, "%s: cannot be examined: %s", path, strerror(errno));
+        close(*descriptor);
+        return status;
+    }
+    return FV_OK;
+}
+
+fv_status fv_file_read(const char *path, char **owned, size_t *size)
+{
+    int64_t capacity = 0, used = 0;
+    struct stat info;
+    fv_status status = FV_OK;
+    int descriptor;
+
+    *owned = NULL;
+    *size = 0;
+    FV_TRY(open_file(path, &descriptor, &info));
+    for (;;) {
+        int64_t want = used == 0 && info.st_size > 0 ? (int64_t)info.st_size : 65536;
+        FV_TRY_DONE(FV_GROW(*owned, capacity, used + want + 1));
+        ssize_t got = read(descriptor, *owned + used, (size_t)(capacity - used - 1));
+        if (got < 0 && errno == EINTR) continue;
+        if (got < 0) {
+            status = fv_fail(FV_E_IO, "%s: cannot be read: %s", path, strerror(errno));
+            goto done;
+        }
+        if (got == 0) break;
+        used += got;
+    }
+    (*owned)[used] = 0;
+    *size = (size_t)used;
+done:
+    close(descriptor);
+    if (status != FV_OK) {
+        fv_free(*owned);
+        *owned = NULL;
+    }
+    return status;
+}
+
+fv_status fv_file_map(const char *path, const void **data, size_t *size)
+{
+    struct stat info;
+    int descriptor;
+
+    *data = NULL;
+    *size = 0;
+    FV_TRY(open_file(path, &descriptor, &info));
+    if (!S_ISREG(info.st_mode)) {
+        close(descriptor);
+        return fv_fail(FV_E_IO, "%s: expected a regular file", path);
+    }
+    if (info.st_size > 0) {
+        void *mapped = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_PRIVATE, descriptor, 0);
+        if (mapped == MAP_FAILED) {
+            fv_status status = fv_fail(FV_E_IO, "%s: cannot be mapped into memory: %s", path, strerror(errno));
+            close(descriptor);
+            return status;
+        }
+        *data = mapped;
+        *size = (size_t)info.st_size;
+    }
+    close(descriptor);
+    return FV_OK;
+}
+
+void fv_file_unmap(const void *data, size_t size)
+{
+    if (data) munmap((void *)(uintptr_t)data, size);
+}
+
+fv_status fv_file_create(const char *path, fv_file_out *out)
+{
+    size_t length = strlen(path) + 32;
+    fv_status status;
+
+    *out = (fv_file_out){0};
+    FV_TRY_DONE(FV_ALLOC(out->path, (int64_t)length));
+    FV_TRY_DONE(FV_ALLOC(out->temporary, (int64_t)length));
+    snprintf(out->path, length, "%s", path);
+    snprintf(out->temporary, length, "%s.part%ld", path, (long)getpid());
+    out->stream = fopen(out->temporary, "wb");
+    if (!out->stream) {
+        status = fv_fail(FV_E_IO, "%s: cannot be created: %s", path, strerror(errno));
+        fv_free(out->temporary);
+        out->temporary = NULL;
+        goto done;
+    }
+    return FV_OK;
+done:
+    fv_file_discard(out);
+    return status;
+}
+
+fv_status fv_file_commit(fv_file_out *out)
+{
+    fv_status status = FV_OK;
+    bool failed = ferror(out->stream) != 0;
+
+    if (fclose(out->stream) != 0 || failed)
+        status = fv_fail(FV_E_IO, "%s: cannot be written: %s", out->path, strerror(errno));
+    out->stream = NULL;
+    if (status == FV_OK && rename(out->temporary, out->path) != 0)
+        status = fv_fail(FV_E_IO, "%s: cannot be renamed into place: %s", out->path, strerror(errno));
+    if (status == FV_OK) {
+        fv_free(out->temporary);
+        out->temporary = NULL;
+    }
+    fv_file_discard(out);
+    return status;
+}
+
+void fv_file_discard(fv_file_out *out)
+{
+    if (out->stream) fclose(out->stream);
+    if (out->temporary) unlink(out->temporary);
+    fv_free(out->temporary);
+    fv_free(out->path);
+    *out = (fv_file_out){0};
+}

@@ -1,0 +1,74 @@
+#include "base/text.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/memory.h"
+
+void fv_text_add(fv_text *text, const char *bytes, int64_t count)
+{
+    if (text->status != FV_OK) return;
+    text->status = FV_GROW(text->data, text->capacity, text->length + count + 1);
+    if (text->status != FV_OK) return;
+    if (count > 0) memcpy(text->data + text->length, bytes, (size_t)count);
+    text->length += count;
+    text->data[text->length] = 0;
+}
+
+void fv_text_printf(fv_text *text, const char *format, ...)
+{
+    va_list arguments, again;
+    int count;
+
+    if (text->status != FV_OK) return;
+    va_start(arguments, format);
+    va_copy(again, arguments);
+    count = vsnprintf(NULL, 0, format, arguments);
+    va_end(arguments);
+    if (count >= 0) {
+        text->status = FV_GROW(text->data, text->capacity, text->length + count + 1);
+        if (text->status == FV_OK) {
+            vsnprintf(text->data + text->length, (size_t)count + 1, format, again);
+            text->length += count;
+        }
+    }
+    va_end(again);
+}
+
+fv_status fv_text_status(const fv_text *text)
+{
+    return text->status;
+}
+
+const char *fv_text_get(const fv_text *text)
+{
+    return text->data ? text->data : "";
+}
+
+void fv_text_free(fv_text *text)
+{
+    fv_free(text->data);
+    *text = (fv_text){0};
+}
+
+int fv_edit_distance(const char *a, const char *b)
+{
+    enum { LONGEST = 63 };
+    int row[LONGEST + 1];
+    int la = (int)strnlen(a, LONGEST), lb = (int)strnlen(b, LONGEST);
+
+    for (int j = 0; j <= lb; j++)
+        row[j] = j;
+    for (int i = 1; i <= la; i++) {
+        int diagonal = row[0];
+        row[0] = i;
+        for (int j = 1; j <= lb; j++) {
+            int change = diagonal + (a[i - 1] != b[j - 1]);
+            diagonal = row[j];
+            int best = row[j] < row[j - 1] ? row[j] + 1 : row[j - 1] + 1;
+            row[j] = best < change ? best : change;
+        }
+    }
+    return row[lb];
+}

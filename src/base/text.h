@@ -1,0 +1,22 @@
+/* Text that grows.  A failed append leaves what was there and is remembered until fv_text_status is asked. */
+#ifndef FV_TEXT_H
+#define FV_TEXT_H
+
+#include "base/status.h"
+
+typedef struct fv_text {
+    char *data; /* always ends with 0 once something was appended */
+    int64_t length, capacity;
+    fv_status status;
+} fv_text;
+
+void fv_text_add(fv_text *text, const char *bytes, int64_t count);
+void fv_text_printf(fv_text *text, const char *format, ...) __attribute__((format(printf, 2, 3)));
+fv_status fv_text_status(const fv_text *text);
+const char *fv_text_get(const fv_text *text); /* "" when empty */
+void fv_text_free(fv_text *text);
+
+/* Edit distance, for "did you mean"; the cost of long words is capped. */
+int fv_edit_distance(const char *a, const char *b);
+
+#endif

@@ -1,0 +1,157 @@
+#define _GNU_SOURCE
+#include "base/threads.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <unistd.h>
+
+#include "base/memory.h"
+
+#define SPINS 4000 /* about 20 us: the gap between two loops of a decode step */
+
+struct fv_pool {
+    int threads, started;
+    pthread_t *handles;
+    pthread_mutex_t mutex;
+    pthread_cond_t wake;
+    atomic_uint generation; /* odd bits of a job: it changes when a job is posted */
+    atomic_llong next;
+    atomic_int running;
+    atomic_bool stop;
+    int64_t count;
+    fv_item_fn *item;
+    void *user;
+};
+
+struct worker {
+    fv_pool *pool;
+    int thread;
+};
+
+static inline void relax(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#endif
+}
+
+static void work(fv_pool *pool, int thread)
+{
+    for (;;) {
+        int64_t index = atomic_fetch_add_explicit(&pool->next, 1, memory_order_relaxed);
+        if (index >= pool->count) return;
+        pool->item(pool->user, index, thread);
+    }
+}
+
+static void *worker_main(void *argument)
+{
+    struct worker worker = *(struct worker *)argument;
+    fv_pool *pool = worker.pool;
+    unsigned seen = 0;
+
+    fv_free(argument);
+    for (;;) {
+        unsigned now = seen;
+        for (int spin = 0; spin < SPINS && now == seen; spin++) {
+            relax();
+            now = atomic_load_explicit(&pool->generation, memory_order_acquire);
+        }
+        if (now == seen) {
+            pthread_mutex_lock(&pool->mutex);
+            while ((now = atomic_load_explicit(&pool->generation, memory_order_acquire)) == seen)
+                pthread_cond_wait(&pool->wake, &pool->mutex);
+            pthread_mutex_unlock(&pool->mutex);
+        }
+        seen = now;
+        if (atomic_load_explicit(&pool->stop, memory_order_acquire)) return NULL;
+        work(pool, worker.thread);
+        atomic_fetch_sub_explicit(&pool->running, 1, memory_order_release);
+    }
+}
+
+int fv_usable_threads(void)
+{
+    cpu_set_t set;
+
+    if (sched_getaffinity(0, sizeof set, &set) == 0) {
+        int count = CPU_COUNT(&set);
+        if (count > 0) return count;
+    }
+    long online = sysconf(_SC_NPROCESSORS_ONLN);
+    return online > 0 ? (int)online : 1;
+}
+
+fv_status fv_pool_new(int threads, fv_pool **pool)
+{
+    fv_status status;
+    fv_pool *p;
+
+    *pool = NULL;
+    FV_TRY(FV_ZALLOC(p, 1));
+    p->threads = threads;
+    pthread_mutex_init(&p->mutex, NULL);
+    pthread_cond_init(&p->wake, NULL);
+    FV_TRY_DONE(FV_ZALLOC(p->handles, threads));
+    for (int t = 1; t < threads; t++) {
+        struct worker *worker;
+        FV_TRY_DONE(FV_ALLOC(worker, 1));
+        *worker = (struct worker){p, t};
+        if (pthread_create(&p->handles[t], NULL, worker_main, worker) != 0) {
+            fv_free(worker);
+            status = fv_fail(FV_E_MEMORY, "thread %d of %d could not be started", t + 1, threads);
+            goto done;
+        }
+        p->started = t;
+    }
+    *pool = p;
+    return FV_OK;
+done:
+    fv_pool_free(p);
+    return status;
+}
+
+static void post(fv_pool *pool)
+{
+    pthread_mutex_lock(&pool->mutex);
+    atomic_fetch_add_explicit(&pool->generation, 1, memory_order_release);
+    pthread_cond_broadcast(&pool->wake);
+    pthread_mutex_unlock(&pool->mutex);
+}
+
+void fv_pool_free(fv_pool *pool)
+{
+    if (!pool) return;
+    atomic_store(&pool->stop, true);
+    post(pool);
+    for (int t = 1; t <= pool->started; t++)
+        pthread_join(pool->handles[t], NULL);
+    pthread_cond_destroy(&pool->wake);
+    pthread_mutex_destroy(&pool->mutex);
+    fv_free(pool->handles);
+    fv_free(pool);
+}
+
+int fv_pool_threads(const fv_pool *pool)
+{
+    return pool->threads;
+}
+
+void fv_pool_run(fv_pool *pool, int64_t count, fv_item_fn *item, void *user)
+{
+    if (pool->threads == 1 || count <= 1) {
+        for (int64_t index = 0; index < count; index++)
+            item(user, index, 0);
+        return;
+    }
+    pool->count = count;
+    pool->item = item;
+    pool->user = user;
+    atomic_store_explicit(&pool->next, 0, memory_order_relaxed);
+    atomic_store_explicit(&pool->running, pool->threads - 1, memory_order_relaxed);
+    post(pool);
+    work(pool, 0);
+    while (atomic_load_explicit(&pool->running, memory_order_acquire) > 0)
+        relax();
+}

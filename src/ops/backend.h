@@ -1,0 +1,36 @@
+/* A backend is one table of function pointers.  The reference backend (plain loops, f32 storage, double sums) fills all
+ * of it; the CPU backend starts as a copy and replaces what it does better.  Arguments were checked by the front end.
+ */
+#ifndef FV_BACKEND_H
+#define FV_BACKEND_H
+
+#include "ops/ops.h"
+
+typedef struct fv_backend {
+    const char *name;
+    fv_status (*gemm)(fv_ctx *, const fv_gemm_args *);
+    fv_status (*map)(fv_ctx *, const fv_map_args *);
+    fv_status (*norm)(fv_ctx *, const fv_norm_args *);
+    fv_status (*rope)(fv_ctx *, const fv_rope_args *);
+    fv_status (*softmax)(fv_ctx *, const fv_softmax_args *);
+    fv_status (*pool)(fv_ctx *, const fv_pool_args *);
+    fv_status (*conv2d)(fv_ctx *, const fv_conv2d_args *);
+    fv_status (*select)(fv_ctx *, const fv_select_args *);
+    fv_status (*gather)(fv_ctx *, const fv_gather_args *);
+    fv_status (*cumsum)(fv_ctx *, const fv_cumsum_args *);
+    fv_status (*dequantize)(fv_ctx *, const fv_dequantize_args *);
+    fv_status (*attend)(fv_ctx *, const fv_attend_args *);
+    fv_status (*attend_backward)(fv_ctx *, const fv_attend_args *, const fv_attend_grads *);
+    fv_status (*attend_stats)(fv_ctx *, const fv_stats_args *);
+    fv_status (*scan)(fv_ctx *, const fv_scan_args *);
+    fv_status (*scan_backward)(fv_ctx *, const fv_scan_args *, const fv_scan_grads *);
+    fv_status (*merge)(fv_ctx *, const fv_merge_args *);
+    fv_status (*merge_backward)(fv_ctx *, const fv_merge_args *, const fv_merge_grads *);
+} fv_backend;
+
+extern const fv_backend fv_backend_ref;
+
+/* The CPU backend for an instruction set this machine has. */
+const fv_backend *fv_backend_cpu(fv_isa isa);
+
+#endif

@@ -1,0 +1,153 @@
+/* THE list of primitives.  The public four stand in fovea/ops.h; these complete them.  Each takes one struct of named
+ * fields, zero = default; checks shapes and dtypes; runs on the context's backend; and, when a tape records, can be
+ * walked backward.  Unless said: f32, any strides, outputs do not overlap inputs (elementwise ones may write in place
+ * when no tape records), FV_E_SHAPE / FV_E_DTYPE / FV_E_MEMORY. */
+#ifndef FV_OPS_H
+#define FV_OPS_H
+
+#include "base/tensor.h"
+#include "fovea/ops.h"
+
+/* c = alpha * a b + beta * c + bias.  a [..,m,k], b [..,k,n], c [..,m,n] f32, bias [n]; up to four leading dims, which
+ * broadcast in a and b by size 1 or stride 0.  a: f32, f16, bf16.  b: the same, or quantised blocks along k (a weight
+ * [n,k] seen transposed).  Bound: 2 m n k flops, or the bytes of b when m is small. */
+typedef struct fv_gemm_args {
+    fv_tensor a, b, c, bias;
+    float alpha, beta; /* alpha 0 means 1 */
+} fv_gemm_args;
+fv_status fv_gemm(fv_ctx *ctx, const fv_gemm_args *args);
+
+/* Elementwise: out = f(x) or f(x, y); x and y broadcast to out's shape.  Plain dtypes may differ (cast); integer types
+ * only for copy. */
+typedef enum fv_map {
+    FV_MAP_COPY, /* alpha x + beta (alpha 0 means 1); strided copy, permute, cast, repeat */
+    FV_MAP_ADD,  /* x + alpha y (alpha 0 means 1) */
+    FV_MAP_SUB,
+    FV_MAP_MUL, /* alpha x y (alpha 0 means 1) */
+    FV_MAP_DIV,
+    FV_MAP_MAX, /* max(x, y); without y max(x, alpha) */
+    FV_MAP_EXP, /* exp(x), at most exp(88) */
+    FV_MAP_LOG,
+    FV_MAP_SQRT,
+    FV_MAP_TANH,
+    FV_MAP_SIGMOID,
+    FV_MAP_SILU,
+    FV_MAP_GELU, /* erf form */
+    FV_MAP_GELU_TANH,
+    FV_MAP_RELU,
+    FV_MAP_ELU1,    /* elu(x) + 1 */
+    FV_MAP_SOFTCAP, /* alpha tanh(x / alpha) */
+} fv_map;
+typedef struct fv_map_args {
+    fv_map op;
+    fv_tensor x, y, out;
+    float alpha, beta;
+} fv_map_args;
+fv_status fv_map_apply(fv_ctx *ctx, const fv_map_args *args);
+
+/* Over the last dim C: rms: x / sqrt(mean x^2 + epsilon) * weight; layer: (x - mean) / sqrt(var + epsilon) * weight +
+ * bias.  x, out [..,C]; weight, bias [C] or absent. */
+typedef struct fv_norm_args {
+    bool layer; /* false: rms */
+    fv_tensor x, weight, bias, out;
+    float epsilon;
+} fv_norm_args;
+fv_status fv_norm(fv_ctx *ctx, const fv_norm_args *args);
+
+/* Rotary position: pairs (c, c + R/2), or (2c, 2c+1) if interleaved, of the first R = rotary (0: D) channels turn by
+ * position * frequency[c], times `magnitude` (0 means 1); the rest is copied.  x, out [B,H,N,D]; position [N] i32
+ * (NULL: offset + i); frequency [R/2] f32, or absent: base^(-2c/R). */
+typedef struct fv_rope_args {
+    fv_tensor x, out;
+    const int32_t *position;
+    int64_t offset, rotary;
+    float base, magnitude;
+    fv_tensor frequency;
+    bool interleaved, inverse; /* inverse turns back: the backward pass */
+} fv_rope_args;
+fv_status fv_rope(fv_ctx *ctx, const fv_rope_args *args);
+
+/* Softmax of scale * x over the last dim (transpose the view for columns). temperature: per row, [..,1] or absent.
+ * Scale 0 means 1.  Rows of -inf give 0. */
+typedef struct fv_softmax_args {
+    fv_tensor x, out;
+    float scale;
+} fv_softmax_args;
+fv_status fv_softmax(fv_ctx *ctx, const fv_softmax_args *args);
+
+/* Pools dim -2: x [..,N,C] -> out [..,M,C], cell m covering rows [start_m, end_m).
+ *   blocks: start = m * stride, end = min(start + block, N); M <= ceil(N / stride); a ragged last cell counts its true
+ *   length.   starts given: rows start[m] .. start[m+1].
+ *   grid: rows are a row-major gh x gw grid pooled to oh x ow cells, adaptive: cell i covers floor(i gh/oh) ..
+ *   ceil((i+1) gh/oh) - 1; M = oh ow. */
+typedef enum fv_pool_kind { FV_POOL_MEAN = 0, FV_POOL_MAX, FV_POOL_SUM } fv_pool_kind;
+typedef struct fv_pool_args {
+    fv_pool_kind kind;
+    fv_tensor x, out;
+    int64_t block, stride; /* stride 0: block */
+    const int64_t *start;  /* [M + 1] */
+    int64_t grid_height, grid_width, out_height, out_width;
+} fv_pool_args;
+fv_status fv_pool_rows(fv_ctx *ctx, const fv_pool_args *args);
+
+/* 2-d convolution: x [B,C,H,W], weight [O,C/groups,kh,kw], bias [O] or absent, out [B,O,Ho,Wo]; zero padding;
+ * groups = C = O is depthwise. */
+typedef struct fv_conv2d_args {
+    fv_tensor x, weight, bias, out;
+    int64_t stride, padding, dilation, groups; /* stride, dilation, groups 0 mean 1 */
+} fv_conv2d_args;
+fv_status fv_conv2d(fv_ctx *ctx, const fv_conv2d_args *args);
+
+/* Selection per row of scores [..,n] f32: the k largest, or all >= threshold, among the first valid[row] (NULL: n);
+ * ties to the lower index; -inf scores are never selected; +inf ones always come first.  index [..,k] i32, ascending by
+ * index (or by falling score with by_score), -1 behind the last; count [..] i32 optional.  No gradient. */
+typedef struct fv_select_args {
+    fv_tensor scores, index, count;
+    bool use_threshold, by_score;
+    float threshold;
+    const int64_t *valid; /* [rows] */
+} fv_select_args;
+fv_status fv_select(fv_ctx *ctx, const fv_select_args *args);
+
+/* Stable counting sort: order[0..n) is the permutation that sorts keys[0..n) (each 0..bound-1, or -1: left out, so that
+ * order holds fewer); start[b] .. start[b+1] are the places of key b.  The inverse lists of `index` (rows x k, -1
+ * skipped) are the sort of its entries: divide order[] by k to get the rows that chose b, ascending.  `count` rows of
+ * n keys each are sorted apart: order [count,n], start [count,bound+1] (relative to the row).  FV_E_ARGUMENT for a key
+ * out of range. */
+fv_status fv_sort_by_key(fv_ctx *ctx, const int32_t *keys, int64_t count, int64_t n, int64_t bound, int32_t *order,
+                         int64_t *start);
+
+/* out[..,r,:] = x[..,index[r],:] (index -1: zeros); leading dims of index broadcast. scatter adds instead:
+ * out[..,index[r],:] += x[..,r,:]. x [..,N,C], index [..|1,R] i32, out [..,R,C]. */
+typedef struct fv_gather_args {
+    fv_tensor x, index, out;
+    bool scatter;
+} fv_gather_args;
+fv_status fv_gather(fv_ctx *ctx, const fv_gather_args *args);
+
+/* out[..,i,:] = sum of x[..,0..i,:] (or i-1 if exclusive) along dim -2; and sums of rows start[m]..start[m+1] are
+ * fv_pool_rows with FV_POOL_SUM. */
+typedef struct fv_cumsum_args {
+    fv_tensor x, out;
+    bool exclusive, reverse;
+} fv_cumsum_args;
+fv_status fv_cumsum(fv_ctx *ctx, const fv_cumsum_args *args);
+
+/* Windows on a grid: x [..,gh*gw,C] row-major <-> out [..,windows,wh*ww,C] where windows of wh x ww tile the grid,
+ * padded at the bottom and right with zeros; inverse gathers back.  order (optional, [windows*wh*ww] i64) receives the
+ * row each place comes from, -1 for padding. */
+typedef struct fv_window_args {
+    fv_tensor x, out;
+    int64_t grid_height, grid_width, window_height, window_width;
+    bool inverse;
+} fv_window_args;
+fv_status fv_window_rows(fv_ctx *ctx, const fv_window_args *args);
+
+/* Rows of any dtype (quantised blocks too) to f32: out[r] = x[index[r]] for x [N,C], index i32 [R], out [R,C]. */
+typedef struct fv_dequantize_args {
+    fv_tensor x, out;
+    const int32_t *index; /* NULL: rows 0..R-1 */
+} fv_dequantize_args;
+fv_status fv_dequantize_rows(fv_ctx *ctx, const fv_dequantize_args *args);
+
+#endif
