@@ -1,0 +1,5 @@
+#include "ops/ref/ref.h"
+
+const fv_backend fv_backend_ref = {
+    .name = "ref",
+};
