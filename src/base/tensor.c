@@ -111,7 +111,7 @@ fv_status fv_tensor_wrap(fv_tensor *t, void *data, fv_dtype dtype, int rank, con
 
 fv_status fv_tensor_new(fv_ctx *ctx, fv_tensor *t, fv_dtype dtype, int rank, const int64_t *dims)
 {
-    size_t bytes;
+    size_t bytes = 0;
 
     FV_TRY(fv_tensor_wrap(t, NULL, dtype, rank, dims));
     FV_TRY(fv_dtype_bytes(dtype, fv_tensor_count(t), &bytes));
@@ -121,7 +121,7 @@ fv_status fv_tensor_new(fv_ctx *ctx, fv_tensor *t, fv_dtype dtype, int rank, con
 
 fv_status fv_tensor_zeros(fv_ctx *ctx, fv_tensor *t, fv_dtype dtype, int rank, const int64_t *dims)
 {
-    size_t bytes;
+    size_t bytes = 0;
 
     FV_TRY(fv_tensor_new(ctx, t, dtype, rank, dims));
     FV_TRY(fv_dtype_bytes(dtype, fv_tensor_count(t), &bytes));
