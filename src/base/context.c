@@ -66,5 +66,5 @@ fv_mark fv_scratch_mark(fv_ctx *ctx)
 
 void fv_scratch_release(fv_ctx *ctx, fv_mark mark)
 {
-    if (!ctx->tape) fv_arena_release(ctx->arena, mark);
+    if (!ctx->recording) fv_arena_release(ctx->arena, mark);
 }

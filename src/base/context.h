@@ -19,7 +19,8 @@ struct fv_ctx {
     fv_arena *arena;
     fv_precision precision;
     uint64_t seed;
-    struct fv_tape *tape; /* recording when not NULL */
+    struct fv_tape *tape; /* NULL: none */
+    bool recording;       /* calls are recorded on the tape, and scratch memory is kept */
     atomic_bool interrupted;
     fv_progress_fn *progress;
     void *progress_user;
