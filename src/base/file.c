@@ -90,14 +90,22 @@ void fv_file_unmap(const void *data, size_t size)
 fv_status fv_file_create(const char *path, fv_file_out *out)
 {
     size_t length = strlen(path) + 32;
+    bool special = false; /* a pipe or device is written to as it is: renaming would replace it */
+    struct stat info;
     fv_status status;
 
     *out = (fv_file_out){0};
+    if (stat(path, &info) == 0) {
+        if (S_ISDIR(info.st_mode)) return fv_fail(FV_E_IO, "%s: is a directory, expected a file", path);
+        special = !S_ISREG(info.st_mode);
+    }
     FV_TRY_DONE(FV_ALLOC(out->path, (int64_t)length));
-    FV_TRY_DONE(FV_ALLOC(out->temporary, (int64_t)length));
     snprintf(out->path, length, "%s", path);
-    snprintf(out->temporary, length, "%s.part%ld", path, (long)getpid());
-    out->stream = fopen(out->temporary, "wb");
+    if (!special) {
+        FV_TRY_DONE(FV_ALLOC(out->temporary, (int64_t)length));
+        snprintf(out->temporary, length, "%s.part%ld", path, (long)getpid());
+    }
+    out->stream = fopen(special ? path : out->temporary, "wb");
     if (!out->stream) {
         status = fv_fail(FV_E_IO, "%s: cannot be created: %s", path, strerror(errno));
         fv_free(out->temporary);
@@ -118,7 +126,7 @@ fv_status fv_file_commit(fv_file_out *out)
     if (fclose(out->stream) != 0 || failed)
         status = fv_fail(FV_E_IO, "%s: cannot be written: %s", out->path, strerror(errno));
     out->stream = NULL;
-    if (status == FV_OK && rename(out->temporary, out->path) != 0)
+    if (status == FV_OK && out->temporary && rename(out->temporary, out->path) != 0)
         status = fv_fail(FV_E_IO, "%s: cannot be renamed into place: %s", out->path, strerror(errno));
     if (status == FV_OK) {
         fv_free(out->temporary);

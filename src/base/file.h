@@ -13,7 +13,8 @@ fv_status fv_file_read(const char *path, char **owned, size_t *size);
 fv_status fv_file_map(const char *path, const void **data, size_t *size);
 void fv_file_unmap(const void *data, size_t size);
 
-/* Writes under a temporary name beside `path`, and renames on commit; fv_file_discard removes it.  FV_E_IO. */
+/* Writes under a temporary name beside `path`, and renames on commit; fv_file_discard removes it.  A pipe or device is
+ * written to as it is.  FV_E_IO. */
 typedef struct fv_file_out {
     FILE *stream;
     char *temporary, *path;
