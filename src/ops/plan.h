@@ -1,0 +1,128 @@
+/* How kernels see a plan: tiles of query rows, runs of keys, words of visibility.  Whatever a plan is made of (causal,
+ * windows, sinks, grids, intervals, segments, lifetimes, lists with bit tiles), a kernel reads only these, and what no
+ * row of a tile can see never reaches it, so work is proportional to the plan.
+ *
+ *   fv_plan_open(ctx, plan, batch, heads, share, tile_rows, queries, keys, &view);       once a call
+ *   for item in 0..view.items-1 (in parallel):
+ *       fv_plan_tile_at(&view, item, &tile);                    batch, first head, rows
+ *       fv_plan_runs_begin(&runs, &view, &tile);                `runs` is the caller's, about 8 KB: no allocation
+ *       while (fv_plan_runs_next(&runs, &run))                  ascending keys
+ *           for pieces of up to 64 keys of the run:
+ *               if (!run.whole) fv_plan_bits(&runs, &run, key, count, bits);
+ */
+#ifndef FV_PLAN_H
+#define FV_PLAN_H
+
+#include "ops/ops.h"
+
+enum { FV_TILE = 64 };
+
+/* Checks what a caller put into a plan (NULL is fine) against the sizes of a call: ranges, ascending starts, entries
+ * within the key blocks, bit tiles within the table.  `slots` is the number of o's rows where lists gather queries
+ * (each batch and head must have at most that many).  `heads` query heads.  FV_E_ARGUMENT, FV_E_SHAPE. */
+fv_status fv_plan_check(const fv_plan *plan, int64_t batch, int64_t heads, int64_t queries, int64_t keys,
+                        int64_t slots);
+
+/* Whether every `group` consecutive query heads (of a key-value head, say) see the same pairs. */
+bool fv_plan_heads_share(const fv_plan *plan, int64_t heads, int64_t group);
+
+/* Whether rows of o are slots; and how many slots head h of batch b has. */
+bool fv_plan_gathers(const fv_plan *plan);
+int64_t fv_plan_slots(const fv_plan *plan, int64_t heads, int64_t b, int64_t h);
+
+/* Sinks and window of a head (window 0: no limit). */
+void fv_plan_window(const fv_plan *plan, int64_t heads, int64_t h, int64_t *sink, int64_t *window);
+
+/* Position of key j. */
+static inline int64_t fv_plan_key_position(const fv_plan *plan, int64_t j)
+{
+    return plan->key_position ? plan->key_position[j] : j;
+}
+
+/* The list entry that shows row i key j, for its bias: an index into lists.entry, -1 if there is none. */
+int64_t fv_plan_entry(const fv_plan *plan, int64_t heads, int64_t b, int64_t h, int64_t i, int64_t j);
+
+typedef struct fv_plan_view {
+    const fv_plan *plan; /* never NULL */
+    int64_t batch, heads, share, queries, keys;
+    int64_t tile_rows;
+    int64_t items;         /* tiles over all batches and groups of `share` heads; tiles of a group are consecutive */
+    int64_t classes;       /* ways rows are cut: 1, or one for each (batch, list head) where lists gather queries */
+    int64_t *class_tile;   /* [classes + 1] first cut of a class */
+    int64_t *item_first;   /* [batch * heads / share + 1] first item; NULL if classes == 1 */
+    int64_t *cut_row;      /* [cuts] first row */
+    int32_t *cut_rows;     /* [cuts] */
+    bool positions_ascend; /* key positions ascend, so intervals of them are intervals of keys */
+    bool segments_ascend;  /* the same for key segments */
+    bool by_pair;          /* some part can only be asked key by key */
+    int64_t grid_keys;     /* keys on the grid */
+} fv_plan_view;
+
+/* `share`: query heads taken together (1, or a group for which fv_plan_heads_share holds); tile_rows 1..FV_TILE.
+ * Takes scratch memory.  The plan (NULL: everything is visible) has been checked. */
+fv_status fv_plan_open(fv_ctx *ctx, const fv_plan *plan, int64_t batch, int64_t heads, int64_t share, int64_t tile_rows,
+                       int64_t queries, int64_t keys, fv_plan_view *view);
+
+/* Rows of a tile.  Without gathered queries row and query are the same.  A kernel may also fill in rows of its own
+ * choice, in any order (queries from fv_plan_query). */
+typedef struct fv_plan_tile {
+    int64_t b, h;           /* batch; first of the `share` heads */
+    int rows;               /* 1..tile_rows */
+    int64_t row[FV_TILE];   /* of o and lse */
+    int64_t query[FV_TILE]; /* of q; its position is query + plan->offset */
+} fv_plan_tile;
+
+void fv_plan_tile_at(const fv_plan_view *view, int64_t item, fv_plan_tile *tile);
+int64_t fv_plan_query(const fv_plan *plan, int64_t heads, int64_t b, int64_t h, int64_t row);
+
+typedef struct fv_plan_run {
+    int64_t key, count;
+    uint64_t rows;     /* bit r: row r of the tile may see keys of the run; other rows see none of them */
+    bool whole;        /* every row in `rows` sees every key */
+    const float *bias; /* [FV_TILE] per row, to be added to the logits; NULL: none.  Valid until the next run. */
+} fv_plan_run;
+
+/* Keys from..to-1, wholly visible or not; and where a list group's entries are read. */
+typedef struct fv_plan_span {
+    int64_t from, to;
+    bool whole;
+} fv_plan_span;
+
+typedef struct fv_plan_runs {
+    const fv_plan_view *view;
+    const fv_plan_tile *tile;
+    uint64_t live; /* rows that may see something */
+    /* per row: position, and keys [sink_from, sink_to) and [from, to) that intervals show */
+    int64_t position[FV_TILE], sink_from[FV_TILE], sink_to[FV_TILE], from[FV_TILE], to[FV_TILE];
+    int64_t sink, window;
+    fv_plan_span span[2 * FV_TILE + 4]; /* their union over the rows, cut where all rows see everything */
+    int spans, at_span;
+    /* grid: real coordinates a row sees on each axis; bounding box, and the box every row sees whole */
+    int64_t low[3][FV_TILE], high[3][FV_TILE];
+    int64_t box_low[3], box_high[3], inner_low[3], inner_high[3], line[3];
+    int part;
+    /* lists: one cursor per query group of the tile */
+    int groups;
+    int64_t cursor[FV_TILE], end[FV_TILE];
+    int32_t next[FV_TILE];
+    uint64_t group_rows[FV_TILE];
+    int32_t row_in_group[FV_TILE], bit_tile[FV_TILE];
+    float bias[FV_TILE];
+    bool has_tiles;
+    /* what the lists, the grid or the whole range of keys propose next */
+    bool more;
+    int64_t key, key_end;
+    int64_t block_start; /* of the key block, where bit tiles are read */
+    uint64_t rows;
+    bool whole;
+    fv_plan_span ahead; /* grid: the part after it */
+} fv_plan_runs;
+
+void fv_plan_runs_begin(fv_plan_runs *runs, const fv_plan_view *view, const fv_plan_tile *tile);
+bool fv_plan_runs_next(fv_plan_runs *runs, fv_plan_run *run);
+
+/* bits[r] bit j: row r of the tile sees key + j, for j < count <= 64 keys of the current run; 0 for rows the run has
+ * not. */
+void fv_plan_bits(const fv_plan_runs *runs, const fv_plan_run *run, int64_t key, int count, uint64_t bits[FV_TILE]);
+
+#endif

@@ -1,0 +1,200 @@
+/* Plans: fv_plan_sees against the header's words, runs and bits against both, counts, tiles, and what is refused. */
+#include "support/plans.h"
+
+#include <stdio.h>
+#include <time.h>
+
+#include "ops/plan.h"
+
+struct shape {
+    int64_t B, H, Hkv, N, M;
+};
+
+static struct shape random_shape(fv_random *random, unsigned kinds, fv_plan *plan)
+{
+    struct shape s = {.B = 1 + fv_random_below(random, 2), .Hkv = 1 + fv_random_below(random, 2)};
+
+    s.H = s.Hkv * (1 + fv_random_below(random, 3));
+    s.N = 1 + fv_random_below(random, 150);
+    s.M = 1 + fv_random_below(random, 150);
+    *plan = (fv_plan){0};
+    if (kinds & PLAN_GRID) {
+        int64_t tokens = test_plan_grid(random, &plan->grid);
+        s.N = 1 + fv_random_below(random, tokens);
+        s.M = tokens + fv_random_below(random, 8) - fv_random_below(random, 3);
+        s.M = s.M < 1 ? 1 : s.M;
+    }
+    return s;
+}
+
+/* Every pair of every head comes out of runs and bits exactly as the predicate says, once, with its bias; and rows are
+ * covered once. */
+static void check_runs(fv_ctx *ctx, const fv_plan *plan, struct shape s, int64_t share, int64_t tile_rows)
+{
+    fv_mark mark = fv_scratch_mark(ctx);
+    int64_t rows = test_plan_rows(plan, s.N), expected = 0, pairs;
+    uint8_t *seen;
+    double bias;
+    fv_plan_view view;
+
+    assert_ok(FV_SCRATCH(ctx, seen, s.B * s.H * rows * s.M));
+    memset(seen, 0, (size_t)(s.B * s.H * rows * s.M));
+    assert_ok(fv_plan_open(ctx, plan, s.B, s.H, share, tile_rows, s.N, s.M, &view));
+    for (int64_t item = 0; item < view.items; item++) {
+        fv_plan_tile tile;
+        fv_plan_runs runs;
+        fv_plan_run run;
+        int64_t last = 0;
+        fv_plan_tile_at(&view, item, &tile);
+        assert_in_range(tile.rows, 1, tile_rows);
+        fv_plan_runs_begin(&runs, &view, &tile);
+        while (fv_plan_runs_next(&runs, &run)) {
+            if (run.key < last || run.count < 1 || run.key + run.count > s.M)
+                fail_msg("run %lld + %lld after %lld", (long long)run.key, (long long)run.count, (long long)last);
+            last = run.key + run.count;
+            for (int64_t key = run.key; key < last; key += 64) {
+                uint64_t bits[FV_TILE];
+                int count = (int)fv_min(64, last - key);
+                fv_plan_bits(&runs, &run, key, count, bits);
+                for (int r = 0; r < FV_TILE; r++) {
+                    if (r >= tile.rows && bits[r]) fail_msg("bits beyond the tile");
+                    if (run.whole && run.rows >> r & 1 && bits[r] != (count == 64 ? UINT64_MAX : (1ull << count) - 1))
+                        fail_msg("a whole run has gaps");
+                    for (int n = 0; n < count; n++) {
+                        if (!(bits[r] >> n & 1)) continue;
+                        assert_int_equal(tile.query[r], test_plan_query(plan, s.H, tile.b, tile.h, tile.row[r]));
+                        for (int64_t h = tile.h; h < tile.h + share; h++) {
+                            seen[((tile.b * s.H + h) * rows + tile.row[r]) * s.M + key + n]++;
+                            test_plan_sees(plan, s.H, tile.b, h, tile.row[r], key + n, &bias);
+                            if ((run.bias ? run.bias[r] : 0) != bias) fail_msg("entry bias");
+                        }
+                    }
+                }
+            }
+        }
+    }
+    for (int64_t n = 0; n < s.B * s.H * rows * s.M; n++) {
+        int64_t j = n % s.M, i = n / s.M % rows, h = n / s.M / rows % s.H, b = n / s.M / rows / s.H;
+        bool naive = test_plan_sees(plan, s.H, b, h, i, j, &bias);
+        if (fv_plan_sees(plan, s.H, b, h, i, j) != naive || seen[n] != naive)
+            fail_msg("b %lld h %lld row %lld key %lld: expected %d, fv_plan_sees %d, runs %d", (long long)b,
+                     (long long)h, (long long)i, (long long)j, naive, fv_plan_sees(plan, s.H, b, h, i, j), seen[n]);
+        expected += naive;
+    }
+    assert_ok(fv_plan_pairs(ctx, plan, s.B, s.H, s.N, s.M, &pairs));
+    assert_int_equal(pairs, expected);
+    fv_scratch_release(ctx, mark);
+}
+
+static void random_plans_give_runs_that_agree_with_the_definition(void **state)
+{
+    fv_random random = fv_random_new(test_seed(), 77);
+    fv_ctx *ctx = test_ctx("ref", 2);
+    (void)state;
+
+    for (int round = 0; round < 600; round++) {
+        fv_mark mark = fv_scratch_mark(ctx);
+        unsigned kinds = round < PLAN_KINDS ? 1u << round : test_plan_kinds(&random);
+        fv_plan plan;
+        struct shape s = random_shape(&random, kinds, &plan);
+        test_plan_random(ctx, &random, kinds, s.B, s.H, s.Hkv, s.N, s.M, &plan);
+        assert_ok(fv_plan_check(&plan, s.B, s.H, s.N, s.M, test_plan_rows(&plan, s.N)));
+        int64_t share = fv_plan_heads_share(&plan, s.H, s.H / s.Hkv) ? s.H / s.Hkv : 1;
+        check_runs(ctx, &plan, s, share, round % 2 ? FV_TILE : 1 + fv_random_below(&random, FV_TILE));
+        fv_scratch_release(ctx, mark);
+    }
+    fv_ctx_free(ctx);
+}
+
+/* Starts and ends the sheet of generalised neighbourhood attention lists for small axes. */
+static void grids_have_the_windows_of_the_paper(void **state)
+{
+    static const int64_t starts[9] = {0, 0, 0, 2, 2, 2, 4, 4, 4};
+    static const int64_t causal[8][2] = {{0, 1}, {0, 2}, {0, 3}, {0, 4}, {2, 5}, {2, 6}, {4, 7}, {4, 8}};
+    fv_plan plan = {.grid = {.rank = 1, .dims = {9}, .window = {5}, .stride = {3}}};
+    (void)state;
+
+    for (int64_t i = 0; i < 9; i++)
+        for (int64_t j = 0; j < 9; j++)
+            assert_int_equal(fv_plan_sees(&plan, 1, 0, 0, i, j), j >= starts[i] && j < starts[i] + 5);
+    plan.grid = (fv_grid){.rank = 1, .dims = {8}, .window = {4}, .stride = {2}, .causal = {true}};
+    for (int64_t i = 0; i < 8; i++)
+        for (int64_t j = 0; j < 8; j++)
+            assert_int_equal(fv_plan_sees(&plan, 1, 0, 0, i, j), j >= causal[i][0] && j < causal[i][1]);
+}
+
+/* Counting must not walk over the pairs of a long sequence. */
+static void long_plans_are_counted_from_their_intervals(void **state)
+{
+    int64_t N = 30000, pairs, sum = 0;
+    fv_plan causal = {.causal = true}, window = {.causal = true, .window = {.sink = 4, .window = 1000}};
+    fv_ctx *ctx = test_ctx("ref", 1);
+    clock_t start = clock();
+    (void)state;
+
+    assert_ok(fv_plan_pairs(ctx, &causal, 2, 3, N, N, &pairs));
+    assert_int_equal(pairs, 6 * N * (N + 1) / 2);
+    assert_ok(fv_plan_pairs(ctx, &window, 1, 1, N, N, &pairs));
+    for (int64_t i = 0; i < N; i++)
+        sum += i < 1000 ? i + 1 : 1000 + (i - 999 < 4 ? i - 999 : 4);
+    assert_int_equal(pairs, sum);
+    assert_ok(fv_plan_pairs(ctx, NULL, 2, 3, N, N, &pairs));
+    assert_int_equal(pairs, 6 * N * N);
+    printf("three counts over 30000 x 30000: %.2f ms\n", 1e3 * (double)(clock() - start) / CLOCKS_PER_SEC);
+    assert_true(clock() - start < CLOCKS_PER_SEC); /* 900 million predicate calls take several seconds */
+    fv_ctx_free(ctx);
+}
+
+static void bad_plans_are_refused_in_words(void **state)
+{
+    int64_t row_start[] = {0, 2}, bad_start[] = {0, -1}, query_start[] = {0, 3};
+    int32_t entry[] = {1, 0}, good[] = {0, 1}, tile[] = {0, 9}, index[] = {0, 1, 4}, segment[4] = {0};
+    uint64_t tiles[1] = {0};
+    fv_plan plan = {
+        .lists = {
+            .query_block = 4, .key_block = 2, .groups = 1, .key_blocks = 2, .row_start = row_start, .entry = entry}};
+    fv_plan grid = {.grid = {.rank = 2, .dims = {2, 2}, .window = {2, 2}}}, window = {.window = {.heads = 3}};
+    (void)state;
+
+    assert_fails(fv_plan_check(&plan, 1, 1, 4, 4, 4), FV_E_ARGUMENT, "key block 0 after 1: expected ascending");
+    plan.lists.entry = good;
+    assert_ok(fv_plan_check(&plan, 1, 1, 4, 4, 4));
+    assert_fails(fv_plan_check(&plan, 1, 1, 5, 4, 5), FV_E_SHAPE, "hold 4 queries, but there are 5");
+    plan.lists.key_blocks = 1;
+    assert_fails(fv_plan_check(&plan, 1, 1, 4, 4, 4), FV_E_ARGUMENT, "below 1");
+    plan.lists.key_blocks = 2;
+    plan.lists.row_start = bad_start;
+    assert_fails(fv_plan_check(&plan, 1, 1, 4, 4, 4), FV_E_ARGUMENT, "row_start goes from 0 to -1");
+    plan.lists.row_start = row_start;
+    plan.lists.heads = 2;
+    assert_fails(fv_plan_check(&plan, 1, 3, 4, 4, 4), FV_E_SHAPE, "made for 2 heads, which do not divide 3");
+    plan.lists.heads = 1;
+    plan.lists.tile = tile;
+    assert_fails(fv_plan_check(&plan, 1, 1, 4, 4, 4), FV_E_ARGUMENT, "table is absent");
+    plan.lists.tiles = tiles;
+    assert_fails(fv_plan_check(&plan, 1, 1, 4, 4, 4), FV_E_ARGUMENT, "tiles of 0 words");
+    plan.lists.tile = NULL;
+    plan.lists.query_index = index;
+    assert_fails(fv_plan_check(&plan, 1, 1, 4, 4, 4), FV_E_ARGUMENT, "needs query_start");
+    plan.lists.query_start = query_start;
+    assert_fails(fv_plan_check(&plan, 1, 1, 4, 4, 4), FV_E_ARGUMENT, "query_index[2] is 4: expected 0 to 3");
+    assert_fails(fv_plan_check(&plan, 1, 1, 5, 4, 2), FV_E_SHAPE, "3 slots, but o has 2 rows");
+    assert_fails(fv_plan_check(&grid, 1, 1, 5, 4, 5), FV_E_SHAPE, "do not lie on a grid of 4");
+    grid.grid.stride[1] = 3;
+    assert_fails(fv_plan_check(&grid, 1, 1, 4, 4, 4), FV_E_SHAPE, "expected a stride of 1 to the window (2), got 3");
+    assert_fails(fv_plan_check(&window, 1, 4, 4, 4, 4), FV_E_SHAPE, "made for 3 heads");
+    window = (fv_plan){.query_segment = segment};
+    assert_fails(fv_plan_check(&window, 1, 4, 4, 4, 4), FV_E_ARGUMENT, "given together");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(random_plans_give_runs_that_agree_with_the_definition),
+        cmocka_unit_test(grids_have_the_windows_of_the_paper),
+        cmocka_unit_test(long_plans_are_counted_from_their_intervals),
+        cmocka_unit_test(bad_plans_are_refused_in_words),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
