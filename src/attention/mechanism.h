@@ -14,15 +14,15 @@ enum {
     FV_NEVER_CAUSAL = 1 << 1, /* refuses --causal */
     FV_STATIC_PLAN = 1 << 2,  /* the plan depends on shape and options only */
     FV_BLOCK_CAUSAL = 1 << 3, /* its selection is causal only by block: a change at j moves nothing before j's block */
-    FV_ROWS_SUM_TO_ONE = 1 << 4, /* V constant -> O constant */
-    FV_LINEAR_IN_V = 1 << 5,
-    FV_DECODE_EXACT = 1 << 6, /* chunked prefill == one prefill == decode */
+    FV_ROWS_SUM_TO_ONE = 1 << 4, /* V constant -> O constant, without tensors of its own */
+    FV_LINEAR_IN_V = 1 << 5,     /* without tensors of its own */
+    FV_DECODE_EXACT = 1 << 6,    /* chunked prefill == one prefill == decode */
     FV_DIFFERENTIABLE = 1 << 7,
     FV_SELF_ONLY = 1 << 8,  /* N = M (of the whole sequence; chunks of it are fine) */
     FV_NO_SCALE = 1 << 9,   /* refuses --scale */
     FV_NO_LSE = 1 << 10,    /* has no log-sum-exp */
     FV_NO_MAP = 1 << 11,    /* has no set of pairs: refuses --plan */
-    FV_RECURRENT = 1 << 12, /* in a model it keeps a state instead of keys and values */
+    FV_RECURRENT = 1 << 12, /* when causal, a state takes the place of keys and values */
 };
 
 typedef enum fv_family {
@@ -36,16 +36,17 @@ typedef enum fv_family {
 const char *fv_family_name(fv_family family);
 
 /* A tensor of the mechanism's own.  `shape` is text for people and is checked: names B H Hkv N M D Dv and those of the
- * mechanism's size function, products with '*', alternatives with '|' ("[1|B, 1|H, N, M]"). */
+ * mechanism's size function, products with '*', alternatives with '|' ("[1|B, 1|H, N, M]").  Any other name stands for
+ * one size throughout the call.  Dims N and M follow the queries and keys of a chunk. */
 typedef struct fv_param {
     const char *name, *shape, *help;
-    bool output; /* written on request instead of read */
+    bool output; /* written on request (params_out), besides being read */
 } fv_param;
 
 enum { FV_PARAMS = 12 };
 
 /* A call as mechanisms see it: checked, with sizes spelled out.  Query i stands at position offset + i; k and v hold
- * positions 0..keys-1, so offset = keys - queries. */
+ * positions 0..keys-1, so offset = keys - queries; of a recurrent mechanism's chunk, its own positions only. */
 typedef struct fv_call {
     const void *options;
     fv_tensor q, k, v, o, lse;
@@ -54,7 +55,15 @@ typedef struct fv_call {
     bool decoding;              /* the keys are a prefix of a longer sequence still to come */
     float scale;                /* resolved */
     fv_tensor param[FV_PARAMS]; /* in the order of the descriptor's table; absent ones have no data */
+    fv_tensor param_out[FV_PARAMS];
 } fv_call;
+
+/* A set of pairs: a plan over rows i and columns j that stand for query query_order[i] and key key_order[j] (NULL: for
+ * themselves). */
+typedef struct fv_pairs {
+    fv_plan plan;
+    const int32_t *query_order, *key_order;
+} fv_pairs;
 
 typedef struct fv_mechanism {
     const char *name, *title, *paper; /* paper: "arXiv 2503.03588" */
@@ -70,37 +79,57 @@ typedef struct fv_mechanism {
     fv_status (*check)(const void *options);
     /* Sizes of names in param shapes beyond B H Hkv N M D Dv; -1 for an unknown name. */
     int64_t (*size)(const void *options, const fv_call *call, const char *name);
-    /* Refuses shapes (FV_E_SHAPE) and unserviceable calls (FV_E_USAGE). */
-    fv_status (*accept)(const fv_call *call);
+    /* Refuses shapes (FV_E_SHAPE) and unserviceable calls (FV_E_USAGE); may set call->causal where options imply it. */
+    fv_status (*accept)(fv_call *call);
 
     /* Fills in who sees whom (plan->causal and plan->offset are set); lists come from scratch memory. Content-based
      * ones read call->q and call->k.  `attend` receives what else the softmax needs (bias, sinks, soft-cap): may be
      * left alone. */
     fv_status (*plan)(fv_ctx *ctx, const fv_call *call, fv_plan *plan, fv_attend_args *attend);
-    /* Fills the arguments of a recurrence (q, k, v, o are set; features may replace q and k). */
+    /* Fills the arguments of a recurrence (q, k, v, o are set; features may replace q and k).  Without causality the
+     * framework sums over all keys instead. */
     fv_status (*scan)(fv_ctx *ctx, const fv_call *call, fv_scan_args *scan);
+    /* Width of the state for call->head_dim and params (nothing else of the call is set); NULL: the head dim itself. */
+    int64_t (*state_width)(const fv_call *call);
     /* Composes primitives; writes call->o (and lse if present). */
     fv_status (*forward)(fv_ctx *ctx, const fv_call *call);
-    /* With forward: the plan behind --plan, if any, and what the work is. */
-    fv_status (*map)(fv_ctx *ctx, const fv_call *call, fv_plan *plan);
+    /* With forward: the pairs behind --plan, unless FV_NO_MAP (plan->causal and offset are set), and flops and pairs
+     * where they are not just those. */
+    fv_status (*map)(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs);
     fv_status (*work)(fv_ctx *ctx, const fv_call *call, fv_work *work);
 } fv_mechanism;
 
 /* Every mechanism, NULL-ended (registry.c). */
 extern const fv_mechanism *const fv_mechanisms[];
 const fv_mechanism *fv_mechanism_find(const char *name); /* NULL: none */
+/* The same; FV_E_USAGE offers the nearest name. */
+fv_status fv_mechanism_named(const char *name, const fv_mechanism **mechanism);
+
+/* ---- what mechanisms share --------------------------------------------------------------------------------------- */
+
+/* The logits of a call: its scale. */
+fv_logits fv_call_logits(const fv_call *call);
+
+/* x [B,Hx,..] with each head repeated heads / Hx times, contiguous in scratch memory; x itself if there is nothing to
+ * repeat.  Rank 4, any plain dtype in, f32 out. */
+fv_status fv_repeat_heads(fv_ctx *ctx, const fv_tensor *x, int64_t heads, fv_tensor *out);
+/* x itself if it is f32 and contiguous, otherwise a copy that is, in scratch memory. */
+fv_status fv_plain(fv_ctx *ctx, const fv_tensor *x, fv_tensor *out);
 
 /* ---- for models: the same mechanisms over a cache ---------------------------------------------------------------- */
 
 const fv_mechanism *fv_attention_mechanism(const fv_attention *attention);
 
-/* Fills a call from public arguments and checks it against the descriptor. */
-fv_status fv_call_make(fv_ctx *ctx, const fv_attention *attention, const fv_attention_args *args, fv_call *call);
+/* Fills a call from public arguments and checks it against the descriptor.  k and v may be f32, f16 or bf16. */
+fv_status fv_call_make(const fv_attention *attention, const fv_attention_args *args, fv_call *call);
+/* The same for a chunk of a longer sequence (N = M is not asked for, call->decoding is set). */
+fv_status fv_call_chunk(const fv_attention *attention, const fv_attention_args *args, fv_call *call);
 
-/* Runs one chunk: queries at positions offset.., k and v of positions 0..keys-1 (any dtype attend takes; mechanisms
- * that compute on keys convert).  `state` of a recurrent mechanism: [B,H,F,Dv] and [B,H,F], read and written; absent
- * for others.  With `extra` the caller adds its own logits terms (soft-cap, sinks), NULL for none; a mechanism that
- * cannot take them refuses (FV_E_UNSUPPORTED). */
+/* Runs a call made by fv_call_chunk: queries at positions offset.., k and v of positions 0..keys-1 (any dtype attend
+ * takes; mechanisms that compute on keys convert), of a causal recurrent mechanism those of the chunk only. `state` of
+ * a recurrent mechanism: [B,H,F,Dv] and [B,H,F], read and written; NULL for others.  With `extra` the caller adds its
+ * own terms (logits.softcap, logits.gain, sinks), NULL for none; a mechanism that cannot take them refuses
+ * (FV_E_UNSUPPORTED). */
 typedef struct fv_attention_state {
     fv_tensor s, z; /* zeroed before the first chunk */
 } fv_attention_state;

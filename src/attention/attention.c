@@ -1,0 +1,373 @@
+/* What every mechanism gets from its descriptor: forward, chunks, decode, backward, pairs and work. */
+#include "attention/attention.h"
+
+#include <stdlib.h>
+
+#include "ops/tape.h"
+
+fv_status fv_attention_new(const char *text, fv_attention **attention)
+{
+    fv_spec spec;
+    const fv_mechanism *mechanism;
+    fv_attention *made = NULL;
+    fv_status status;
+
+    *attention = NULL;
+    FV_TRY(fv_spec_parse(&spec, text));
+    FV_TRY(fv_mechanism_named(fv_spec_name(&spec), &mechanism));
+    FV_TRY(FV_ZALLOC(made, 1));
+    made->mechanism = mechanism;
+    FV_TRY_DONE(fv_zalloc(&made->options, 1, mechanism->options_size));
+    FV_TRY_DONE(fv_options_parse(mechanism->options, &spec, made->options));
+    if (mechanism->check) FV_TRY_DONE(mechanism->check(made->options));
+    *attention = made;
+    return FV_OK;
+done:
+    fv_attention_free(made);
+    return status;
+}
+
+void fv_attention_free(fv_attention *attention)
+{
+    if (!attention) return;
+    fv_free(attention->options);
+    fv_free(attention);
+}
+
+const char *fv_attention_name(const fv_attention *attention)
+{
+    return attention->mechanism->name;
+}
+
+const fv_mechanism *fv_attention_mechanism(const fv_attention *attention)
+{
+    return attention->mechanism;
+}
+
+int64_t fv_attention_state_width(const fv_attention *attention, int64_t head_dim)
+{
+    const fv_call call = {.options = attention->options, .head_dim = head_dim};
+
+    return attention->mechanism->traits & FV_RECURRENT ? fv_call_state_width(attention->mechanism, &call) : 0;
+}
+
+int64_t fv_call_state_width(const fv_mechanism *mechanism, const fv_call *call)
+{
+    return mechanism->state_width ? mechanism->state_width(call) : call->head_dim;
+}
+
+/* ---- recurrences ------------------------------------------------------------------------------------------------ */
+
+static fv_status fill_zero(fv_ctx *ctx, const fv_tensor *out)
+{
+    static const float zero;
+    const fv_tensor x = {.data = (void *)&zero, .dtype = FV_F32, .rank = 1, .dims = {1}, .strides = {1}};
+
+    return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = x, .out = *out});
+}
+
+/* s [B,Hk,F,Dv] = k^T v and z [B,Hk,F] = sum of k (unless absent). */
+static fv_status sum_keys(fv_ctx *ctx, const fv_tensor *k, const fv_tensor *v, const fv_tensor *s, const fv_tensor *z)
+{
+    int64_t keys = k->dims[2];
+    fv_tensor row;
+
+    if (keys == 0) {
+        FV_TRY(fill_zero(ctx, s));
+        return fv_present(z) ? fill_zero(ctx, z) : FV_OK;
+    }
+    FV_TRY(fv_gemm(ctx, &(fv_gemm_args){.a = fv_transposed(k), .b = *v, .c = *s}));
+    if (!fv_present(z)) return FV_OK;
+    row = fv_reshaped(z, FV_DIMS(z->dims[0], z->dims[1], 1, z->dims[2]));
+    return fv_pool_rows(ctx, &(fv_pool_args){.kind = FV_POOL_SUM, .x = *k, .out = row, .block = keys});
+}
+
+/* The sums over all keys of a scan, for each query head: grouped values or features count as repeated. */
+static fv_status sum_all(fv_ctx *ctx, const fv_call *call, const fv_scan_args *scan, const fv_tensor *k,
+                         const fv_tensor *v, fv_tensor *s, fv_tensor *z)
+{
+    int64_t B = call->batch, H = call->query_heads, F = scan->k.dims[3], Dv = call->value_dim;
+    fv_tensor wide_k, wide_v;
+
+    FV_TRY(fv_repeat_heads(ctx, k, H, &wide_k));
+    FV_TRY(fv_repeat_heads(ctx, v, H, &wide_v));
+    FV_TRY(fv_tensor_new(ctx, s, FV_F32, FV_DIMS(B, H, F, Dv)));
+    *z = (fv_tensor){0};
+    if (scan->normalise) FV_TRY(fv_tensor_new(ctx, z, FV_F32, FV_DIMS(B, H, F)));
+    return sum_keys(ctx, &wide_k, &wide_v, s, z);
+}
+
+/* Without causality every query reads the same sums: two gemms and a division. */
+static fv_status read_sums(fv_ctx *ctx, const fv_call *call, const fv_scan_args *scan)
+{
+    int64_t B = call->batch, H = call->query_heads, N = call->queries;
+    fv_tensor s, z, column, sum, divisor, floored;
+
+    FV_TRY(sum_all(ctx, call, scan, &scan->k, &scan->v, &s, &z));
+    if (!scan->normalise) return fv_gemm(ctx, &(fv_gemm_args){.a = scan->q, .b = s, .c = call->o});
+    FV_TRY(fv_tensor_new(ctx, &sum, FV_F32, 4, call->o.dims));
+    FV_TRY(fv_tensor_new(ctx, &divisor, FV_F32, FV_DIMS(B, H, N, 1)));
+    FV_TRY(fv_tensor_new(ctx, &floored, FV_F32, FV_DIMS(B, H, N, 1)));
+    column = fv_reshaped(&z, FV_DIMS(B, H, z.dims[2], 1));
+    FV_TRY(fv_gemm(ctx, &(fv_gemm_args){.a = scan->q, .b = s, .c = sum}));
+    FV_TRY(fv_gemm(ctx, &(fv_gemm_args){.a = scan->q, .b = column, .c = divisor}));
+    if (scan->epsilon > 0) /* not both: epsilon is added, floor replaces */
+        FV_TRY(
+            fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = divisor, .out = floored, .beta = scan->epsilon}));
+    else
+        FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_MAX, .x = divisor, .out = floored, .alpha = scan->floor}));
+    return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_DIV, .x = sum, .y = floored, .out = call->o});
+}
+
+/* More keys than queries: the first ones are in the state before the first query.  Fewer: the first queries see none.
+ */
+static fv_status align(fv_ctx *ctx, const fv_call *call, fv_scan_args *scan)
+{
+    int64_t ahead = call->keys - call->queries;
+
+    if (ahead > 0) {
+        fv_tensor k = fv_slice(&scan->k, 2, 0, ahead), v = fv_slice(&scan->v, 2, 0, ahead);
+        FV_TRY(sum_all(ctx, call, scan, &k, &v, &scan->state_in, &scan->z_in));
+        scan->k = fv_slice(&scan->k, 2, ahead, call->queries);
+        scan->v = fv_slice(&scan->v, 2, ahead, call->queries);
+    } else if (ahead < 0) {
+        fv_tensor blind = fv_slice(&scan->o, 2, 0, -ahead);
+        FV_TRY(fill_zero(ctx, &blind));
+        scan->q = fv_slice(&scan->q, 2, -ahead, call->keys);
+        scan->o = fv_slice(&scan->o, 2, -ahead, call->keys);
+    }
+    return FV_OK;
+}
+
+/* state: NULL, or read (unless it is fresh and the call brings its own) and written. */
+static fv_status run_scan(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *given, fv_attention_state *state,
+                          bool fresh)
+{
+    fv_call plain = *given;
+    const fv_call *call = &plain;
+    fv_scan_args scan;
+
+    if (plain.k.dtype != FV_F32) FV_TRY(fv_plain(ctx, &given->k, &plain.k));
+    if (plain.v.dtype != FV_F32) FV_TRY(fv_plain(ctx, &given->v, &plain.v));
+    scan = (fv_scan_args){.q = call->q, .k = call->k, .v = call->v, .o = call->o};
+    FV_TRY(mechanism->scan(ctx, call, &scan));
+    if (!call->causal) return read_sums(ctx, call, &scan);
+    FV_TRY(align(ctx, call, &scan));
+    if (state) {
+        if (!fresh || !fv_present(&scan.state_in)) scan.state_in = state->s;
+        scan.state_out = state->s;
+        if (scan.normalise) {
+            if (!fresh || !fv_present(&scan.z_in)) scan.z_in = state->z;
+            scan.z_out = state->z;
+        }
+    }
+    return scan.q.dims[2] == 0 ? FV_OK : fv_scan(ctx, &scan);
+}
+
+/* ---- running a call --------------------------------------------------------------------------------------------- */
+
+fv_status fv_call_plan(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *call, fv_plan *plan,
+                       fv_attend_args *attend)
+{
+    *plan = (fv_plan){.causal = call->causal, .offset = call->offset};
+    *attend = (fv_attend_args){.q = call->q,
+                               .k = call->k,
+                               .v = call->v,
+                               .o = call->o,
+                               .lse = call->lse,
+                               .plan = plan,
+                               .logits = fv_call_logits(call)};
+    return mechanism->plan(ctx, call, plan, attend);
+}
+
+static fv_status run_plan(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *call, const fv_attend_args *extra)
+{
+    fv_plan plan;
+    fv_attend_args attend;
+
+    FV_TRY(fv_call_plan(ctx, mechanism, call, &plan, &attend));
+    if (extra) {
+        if (extra->logits.softcap > 0) attend.logits.softcap = extra->logits.softcap;
+        if (extra->logits.gain != 0) attend.logits.gain = extra->logits.gain;
+        if (fv_present(&extra->sinks)) attend.sinks = extra->sinks;
+    }
+    return fv_attend(ctx, &attend);
+}
+
+static fv_status run(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *call, fv_attention_state *state,
+                     const fv_attend_args *extra)
+{
+    if (mechanism->plan) return run_plan(ctx, mechanism, call, extra);
+    if (extra && (extra->logits.softcap > 0 || extra->logits.gain != 0 || fv_present(&extra->sinks)))
+        return fv_fail(FV_E_UNSUPPORTED, "%s: takes no soft-cap, gain or sinks from the model", mechanism->name);
+    if (mechanism->scan) return run_scan(ctx, mechanism, call, state, false);
+    return mechanism->forward(ctx, call);
+}
+
+static fv_status forward(fv_ctx *ctx, const fv_attention *attention, const fv_attention_args *args)
+{
+    fv_call call;
+
+    FV_TRY(fv_call_make(attention, args, &call));
+    if (call.queries == 0) return FV_OK;
+    return run(ctx, attention->mechanism, &call, NULL, NULL);
+}
+
+fv_status fv_attention_forward(fv_ctx *ctx, const fv_attention *attention, const fv_attention_args *args)
+{
+    fv_mark mark = fv_scratch_mark(ctx);
+    fv_status status = forward(ctx, attention, args);
+
+    fv_scratch_release(ctx, mark);
+    return status;
+}
+
+fv_status fv_attention_chunk(fv_ctx *ctx, const fv_attention *attention, const fv_call *call, fv_attention_state *state,
+                             const fv_attend_args *extra)
+{
+    fv_mark mark = fv_scratch_mark(ctx);
+    fv_status status = call->queries == 0 ? FV_OK : run(ctx, attention->mechanism, call, state, extra);
+
+    fv_scratch_release(ctx, mark);
+    return status;
+}
+
+/* ---- decode ----------------------------------------------------------------------------------------------------- */
+
+static fv_status new_state(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *call, fv_attention_state *state)
+{
+    int64_t width = fv_call_state_width(mechanism, call);
+
+    FV_TRY(fv_tensor_zeros(ctx, &state->s, FV_F32, FV_DIMS(call->batch, call->query_heads, width, call->value_dim)));
+    return fv_tensor_zeros(ctx, &state->z, FV_F32, FV_DIMS(call->batch, call->query_heads, width));
+}
+
+/* Computes token t of a call; `first` tokens may bring a state of their own. */
+static fv_status step(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *call, int64_t t,
+                      fv_attention_state *state)
+{
+    fv_call token;
+
+    FV_TRY(fv_ctx_check(ctx));
+    fv_call_cut(mechanism, call, t, 1, &token);
+    for (int i = 0; i < fv_param_count(mechanism); i++)
+        token.param_out[i].data = NULL;
+    if (t == 0 && mechanism->accept) FV_TRY(mechanism->accept(&token));
+    if (mechanism->scan) return run_scan(ctx, mechanism, &token, state, t == 0);
+    return run(ctx, mechanism, &token, NULL, NULL);
+}
+
+static fv_status decode(fv_ctx *ctx, const fv_attention *attention, const fv_attention_args *args)
+{
+    const fv_mechanism *mechanism = attention->mechanism;
+    fv_attention_state state;
+    fv_call call;
+
+    FV_TRY(fv_call_make(attention, args, &call));
+    if (!call.causal) return fv_fail(FV_E_USAGE, "%s: decoding needs causal attention", mechanism->name);
+    if (mechanism->scan) FV_TRY(new_state(ctx, mechanism, &call, &state));
+    for (int64_t t = 0; t < call.queries; t++) {
+        fv_mark mark = fv_scratch_mark(ctx);
+        fv_status status = step(ctx, mechanism, &call, t, &state);
+        fv_scratch_release(ctx, mark);
+        FV_TRY(status);
+    }
+    for (int i = 0; mechanism->scan && i < fv_param_count(mechanism); i++)
+        if (fv_present(&call.param_out[i]))
+            FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = state.s, .out = call.param_out[i]}));
+    return FV_OK;
+}
+
+fv_status fv_attention_decode(fv_ctx *ctx, const fv_attention *attention, const fv_attention_args *args)
+{
+    fv_mark mark = fv_scratch_mark(ctx);
+    fv_status status = decode(ctx, attention, args);
+
+    fv_scratch_release(ctx, mark);
+    return status;
+}
+
+/* ---- backward --------------------------------------------------------------------------------------------------- */
+
+/* A copy of its own for the tape to watch, so that gradients of tensors that share memory stay apart. */
+static fv_status watch(fv_ctx *ctx, fv_tensor *t)
+{
+    fv_tensor copy;
+
+    FV_TRY(fv_tensor_new(ctx, &copy, FV_F32, t->rank, t->dims));
+    FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = *t, .out = copy}));
+    *t = copy;
+    return fv_tape_watch(ctx, t);
+}
+
+static fv_status hand_out(fv_ctx *ctx, const char *owner, const char *name, const fv_tensor *leaf, const fv_tensor *out)
+{
+    fv_tensor gradient;
+
+    if (!fv_present(out)) return FV_OK;
+    if (!fv_tensor_same_shape(leaf, out))
+        return fv_fail(FV_E_SHAPE, "%s: gradient of %s: expected %s, got %s", owner, name, fv_shape_text(leaf),
+                       fv_shape_text(out));
+    if (!fv_tape_gradient(ctx, leaf, &gradient)) return fill_zero(ctx, out);
+    return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = gradient, .out = *out});
+}
+
+static fv_status record(fv_ctx *ctx, const fv_attention *attention, fv_attention_args *args, fv_named_tensor *params)
+{
+    FV_TRY(watch(ctx, &args->q));
+    FV_TRY(watch(ctx, &args->k));
+    FV_TRY(watch(ctx, &args->v));
+    for (int i = 0; i < args->params; i++)
+        FV_TRY(watch(ctx, &params[i].tensor));
+    return forward(ctx, attention, args);
+}
+
+static fv_status hand_out_all(fv_ctx *ctx, const char *owner, const fv_attention_args *args,
+                              const fv_attention_grads *grads)
+{
+    FV_TRY(hand_out(ctx, owner, "q", &args->q, &grads->d_q));
+    FV_TRY(hand_out(ctx, owner, "k", &args->k, &grads->d_k));
+    FV_TRY(hand_out(ctx, owner, "v", &args->v, &grads->d_v));
+    for (int g = 0; g < grads->params; g++) {
+        int i = 0;
+        while (i < args->params && strcmp(args->param[i].name, grads->d_param[g].name) != 0)
+            i++;
+        if (i == args->params)
+            return fv_fail(FV_E_USAGE, "%s: gradient of param '%s', which is not given", owner, grads->d_param[g].name);
+        FV_TRY(hand_out(ctx, owner, args->param[i].name, &args->param[i].tensor, &grads->d_param[g].tensor));
+    }
+    return FV_OK;
+}
+
+static fv_status backward(fv_ctx *ctx, const fv_attention *attention, fv_attention_args *args,
+                          const fv_attention_grads *grads)
+{
+    fv_named_tensor *params;
+
+    FV_TRY(FV_SCRATCH(ctx, params, args->params));
+    if (args->params) memcpy(params, args->param, (size_t)args->params * sizeof *params);
+    args->param = params;
+    FV_TRY(record(ctx, attention, args, params));
+    FV_TRY(fv_tape_seed(ctx, &args->o, &grads->d_o));
+    FV_TRY(fv_tape_backward(ctx));
+    return hand_out_all(ctx, attention->mechanism->name, args, grads);
+}
+
+fv_status fv_attention_backward(fv_ctx *ctx, const fv_attention *attention, const fv_attention_args *args,
+                                const fv_attention_grads *grads)
+{
+    const fv_mechanism *mechanism = attention->mechanism;
+    fv_attention_args own = *args;
+    fv_call call;
+    fv_status status;
+
+    if (!(mechanism->traits & FV_DIFFERENTIABLE)) return fv_fail(FV_E_USAGE, "%s: has no gradients", mechanism->name);
+    FV_TRY(fv_call_make(attention, args, &call));
+    if (!fv_present(&grads->d_o) || grads->d_o.dtype != FV_F32 || !fv_tensor_same_shape(&grads->d_o, &args->o))
+        return fv_fail(FV_E_SHAPE, "%s: gradient of o: expected f32 %s, got %s", mechanism->name,
+                       fv_shape_text(&args->o), fv_shape_text(&grads->d_o));
+    FV_TRY(fv_tape_begin(ctx));
+    status = backward(ctx, attention, &own, grads);
+    fv_tape_end(ctx);
+    return status;
+}

@@ -1,0 +1,27 @@
+/* Between the files of the framework. */
+#ifndef FV_ATTENTION_INTERNAL_H
+#define FV_ATTENTION_INTERNAL_H
+
+#include "attention/mechanism.h"
+
+struct fv_attention {
+    const fv_mechanism *mechanism;
+    void *options;
+};
+
+int fv_param_count(const fv_mechanism *mechanism);
+
+/* The place of a param in the descriptor's table; FV_E_USAGE with the nearest name. */
+fv_status fv_param_find(const fv_mechanism *mechanism, const char *name, int *index);
+
+/* The part of a causal call that computes queries from .. from+count-1, as a chunk of the sequence: keys end with the
+ * last of them (of a recurrent mechanism they are the chunk's own). */
+void fv_call_cut(const fv_mechanism *mechanism, const fv_call *call, int64_t from, int64_t count, fv_call *part);
+
+int64_t fv_call_state_width(const fv_mechanism *mechanism, const fv_call *call);
+
+/* The plan of a mechanism that has one, and what goes with it into attend. */
+fv_status fv_call_plan(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *call, fv_plan *plan,
+                       fv_attend_args *attend);
+
+#endif

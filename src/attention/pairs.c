@@ -1,0 +1,138 @@
+/* Which pairs a mechanism computes, as a map and as numbers. */
+#include "attention/attention.h"
+
+enum { MAP_LIMIT = 1 << 26 };
+
+static fv_status make_pairs(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *call, fv_pairs *pairs)
+{
+    fv_attend_args attend;
+
+    *pairs = (fv_pairs){.plan = {.causal = call->causal, .offset = call->offset}};
+    if (mechanism->plan) return fv_call_plan(ctx, mechanism, call, &pairs->plan, &attend);
+    if (mechanism->map) return mechanism->map(ctx, call, pairs);
+    return fv_fail(FV_E_USAGE, "%s: has no set of query-key pairs", mechanism->name);
+}
+
+/* ---- the map ---------------------------------------------------------------------------------------------------- */
+
+struct map_work {
+    const fv_pairs *pairs;
+    int64_t heads, rows, columns, map_heads;
+    uint8_t *map;
+};
+
+static void map_row(void *user, int64_t index, int thread)
+{
+    const struct map_work *work = user;
+    const fv_pairs *pairs = work->pairs;
+    int64_t i = index % work->rows, plane = index / work->rows;
+    int64_t query = pairs->query_order ? pairs->query_order[i] : i;
+    int64_t h = plane % work->map_heads, b = plane / work->map_heads;
+    uint8_t *row = work->map + (plane * work->rows + query) * work->columns;
+
+    (void)thread;
+    for (int64_t j = 0; j < work->columns; j++)
+        row[pairs->key_order ? pairs->key_order[j] : j] = fv_plan_sees(&pairs->plan, work->heads, b, h, i, j);
+}
+
+static fv_status make_map(fv_ctx *ctx, const fv_attention *attention, const fv_attention_args *args, fv_tensor *map,
+                          void **owned)
+{
+    fv_call call;
+    fv_pairs pairs;
+    int64_t dims[4], plane;
+
+    FV_TRY(fv_call_make(attention, args, &call));
+    if (call.queries * call.keys > MAP_LIMIT)
+        return fv_fail(FV_E_SHAPE, "%s: map of pairs: expected at most %d, got %lld x %lld", attention->mechanism->name,
+                       MAP_LIMIT, (long long)call.queries, (long long)call.keys);
+    FV_TRY(make_pairs(ctx, attention->mechanism, &call, &pairs));
+    dims[0] = pairs.plan.lists.row_start && pairs.plan.lists.batch_stride ? call.batch : 1;
+    dims[1] = (pairs.plan.lists.row_start && pairs.plan.lists.head_stride) || pairs.plan.window.heads > 1
+                  ? call.query_heads
+                  : 1;
+    dims[2] = call.queries;
+    dims[3] = call.keys;
+    plane = dims[2] * dims[3];
+    if (!fv_mul_i64(dims[0] * dims[1], plane, &plane))
+        return fv_fail(FV_E_MEMORY, "%s: map of pairs: too large", attention->mechanism->name);
+    FV_TRY(fv_zalloc(owned, plane, 1));
+    fv_run(ctx, dims[0] * dims[1] * dims[2], map_row,
+           &(struct map_work){.pairs = &pairs,
+                              .heads = call.query_heads,
+                              .rows = dims[2],
+                              .columns = dims[3],
+                              .map_heads = dims[1],
+                              .map = *owned});
+    return fv_tensor_wrap(map, *owned, FV_U8, 4, dims);
+}
+
+fv_status fv_attention_map(fv_ctx *ctx, const fv_attention *attention, const fv_attention_args *args, fv_tensor *map,
+                           void **owned)
+{
+    fv_mark mark = fv_scratch_mark(ctx);
+    fv_status status;
+
+    *owned = NULL;
+    status = make_map(ctx, attention, args, map, owned);
+    fv_scratch_release(ctx, mark);
+    return status;
+}
+
+void fv_release(void *owned)
+{
+    fv_free(owned);
+}
+
+/* ---- work ------------------------------------------------------------------------------------------------------- */
+
+static double tensor_bytes(const fv_tensor *t)
+{
+    return fv_present(t) ? (double)fv_tensor_count(t) * (double)fv_dtype_size(t->dtype) : 0;
+}
+
+static double dense_pairs(const fv_call *call)
+{
+    double N = (double)call->queries, M = (double)call->keys, heads = (double)(call->batch * call->query_heads);
+    double first = M - N + 1; /* keys of query 0 */
+
+    if (!call->causal) return heads * N * M;
+    return heads * (first >= 0 ? N * (first + M) / 2 : M * (M + 1) / 2);
+}
+
+static fv_status measure(fv_ctx *ctx, const fv_attention *attention, const fv_attention_args *args, fv_work *work)
+{
+    const fv_mechanism *mechanism = attention->mechanism;
+    fv_call call;
+    fv_pairs pairs;
+    double dense;
+
+    FV_TRY(fv_call_make(attention, args, &call));
+    *work = (fv_work){.bytes = tensor_bytes(&call.q) + tensor_bytes(&call.k) + tensor_bytes(&call.v) +
+                               tensor_bytes(&call.o) + tensor_bytes(&call.lse)};
+    for (int i = 0; i < fv_param_count(mechanism); i++)
+        work->bytes += tensor_bytes(&call.param[i]);
+    if (mechanism->work) {
+        FV_TRY(mechanism->work(ctx, &call, work));
+    } else if (mechanism->scan) {
+        int64_t width = fv_call_state_width(mechanism, &call);
+        work->flops = 2.0 * (double)(call.queries + call.keys) * (double)(call.batch * call.query_heads) *
+                      (double)width * (double)call.value_dim;
+    } else {
+        FV_TRY(make_pairs(ctx, mechanism, &call, &pairs));
+        FV_TRY(fv_plan_pairs(ctx, &pairs.plan, call.batch, call.query_heads, call.queries, call.keys, &work->pairs));
+        work->flops = 2.0 * (double)work->pairs * (double)(call.head_dim + call.value_dim);
+    }
+    dense = dense_pairs(&call);
+    work->density = dense > 0 ? (double)work->pairs / dense : 0;
+    return FV_OK;
+}
+
+fv_status fv_attention_work(fv_ctx *ctx, const fv_attention *attention, const fv_attention_args *args, fv_work *work)
+{
+    fv_mark mark = fv_scratch_mark(ctx);
+    fv_status status = measure(ctx, attention, args, work);
+
+    fv_scratch_release(ctx, mark);
+    return status;
+}
