@@ -1,0 +1,353 @@
+/* Rows of every stored type: to f32, and multiplied with activations while their blocks are in registers.
+ *
+ * A group is 32 elements of a block.  unpack_TYPE gives its integers as floats q and its scale; an element is
+ * scale * q + low, where types without a minimum have low = 0.  All products scale * q are exact in f32, so that the
+ * rows agree bit for bit with the plain loops in ops/blocks.c whether or not the compiler fuses multiply and add. */
+enum { GROUP = 32, VECTORS = GROUP / W };
+
+struct group {
+    vf q[VECTORS];
+    float scale[2]; /* of the first and second 16 elements */
+    float low;
+};
+
+typedef void unpack_fn(const uint8_t *block, int part, struct group *g);
+
+/* 16 bytes: low nibbles are the first half of the group, high nibbles the second. */
+INLINE void nibbles(const uint8_t *p, vi q[VECTORS])
+{
+    UNROLL for (int v = 0; v < VECTORS / 2; v++) {
+        vi byte = load_u8(p + v * W);
+        q[v] = byte & 15;
+        q[v + VECTORS / 2] = byte >> 4;
+    }
+}
+
+/* Bit i of `bits` as 16 in lane i. */
+INLINE void fifth_bits(const uint8_t *p, vi q[VECTORS])
+{
+    uint32_t bits;
+    vi lane;
+
+    memcpy(&bits, p, sizeof bits);
+    UNROLL for (int i = 0; i < W; i++)
+        lane[i] = i;
+    UNROLL for (int v = 0; v < VECTORS; v++)
+        q[v] |= ((splat_i((int32_t)(bits >> (v * W))) >> lane) & 1) << 4;
+}
+
+INLINE void set_group(struct group *g, const vi q[VECTORS], int bias, float scale, float low)
+{
+    UNROLL for (int v = 0; v < VECTORS; v++)
+        g->q[v] = to_float(q[v] - bias);
+    g->scale[0] = g->scale[1] = scale;
+    g->low = low;
+}
+
+INLINE void unpack_q4_0(const uint8_t *block, int part, struct group *g)
+{
+    vi q[VECTORS];
+
+    (void)part;
+    nibbles(block + 2, q);
+    set_group(g, q, 8, half(block), 0);
+}
+
+INLINE void unpack_q4_1(const uint8_t *block, int part, struct group *g)
+{
+    vi q[VECTORS];
+
+    (void)part;
+    nibbles(block + 4, q);
+    set_group(g, q, 0, half(block), half(block + 2));
+}
+
+INLINE void unpack_q5_0(const uint8_t *block, int part, struct group *g)
+{
+    vi q[VECTORS];
+
+    (void)part;
+    nibbles(block + 6, q);
+    fifth_bits(block + 2, q);
+    set_group(g, q, 16, half(block), 0);
+}
+
+INLINE void unpack_q5_1(const uint8_t *block, int part, struct group *g)
+{
+    vi q[VECTORS];
+
+    (void)part;
+    nibbles(block + 8, q);
+    fifth_bits(block + 4, q);
+    set_group(g, q, 0, half(block), half(block + 2));
+}
+
+INLINE void unpack_q8_0(const uint8_t *block, int part, struct group *g)
+{
+    vi q[VECTORS];
+
+    (void)part;
+    UNROLL for (int v = 0; v < VECTORS; v++)
+        q[v] = load_i8((const int8_t *)block + 2 + v * W);
+    set_group(g, q, 0, half(block), 0);
+}
+
+INLINE void unpack_iq4_nl(const uint8_t *block, int part, struct group *g)
+{
+    static const int8_t value[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+    int8_t list[GROUP];
+    vi q[VECTORS];
+
+    (void)part;
+    for (int i = 0; i < GROUP / 2; i++) {
+        list[i] = value[block[2 + i] & 15];
+        list[i + GROUP / 2] = value[block[2 + i] >> 4];
+    }
+    UNROLL for (int v = 0; v < VECTORS; v++)
+        q[v] = load_i8(list + v * W);
+    set_group(g, q, 0, half(block), 0);
+}
+
+/* Scale and minimum of a group of a K block: 6 bits each, the upper two of the last four groups in the first bytes. */
+INLINE void six_bits(const uint8_t *p, int part, int *scale, int *minimum)
+{
+    if (part < 4) {
+        *scale = p[part] & 63;
+        *minimum = p[part + 4] & 63;
+    } else {
+        *scale = (p[part + 4] & 15) | (p[part - 4] >> 6) << 4;
+        *minimum = p[part + 4] >> 4 | (p[part] >> 6) << 4;
+    }
+}
+
+INLINE void unpack_q4_k(const uint8_t *block, int part, struct group *g)
+{
+    int scale, minimum, shift = part & 1 ? 4 : 0;
+    vi q[VECTORS];
+
+    six_bits(block + 4, part, &scale, &minimum);
+    UNROLL for (int v = 0; v < VECTORS; v++)
+        q[v] = load_u8(block + 16 + part / 2 * 32 + v * W) >> shift & 15;
+    set_group(g, q, 0, half(block) * (float)scale, -(half(block + 2) * (float)minimum));
+}
+
+INLINE void unpack_q5_k(const uint8_t *block, int part, struct group *g)
+{
+    int scale, minimum, shift = part & 1 ? 4 : 0;
+    vi q[VECTORS];
+
+    six_bits(block + 4, part, &scale, &minimum);
+    UNROLL for (int v = 0; v < VECTORS; v++)
+        q[v] = (load_u8(block + 48 + part / 2 * 32 + v * W) >> shift & 15) |
+               (load_u8(block + 16 + v * W) >> part & 1) << 4;
+    set_group(g, q, 0, half(block) * (float)scale, -(half(block + 2) * (float)minimum));
+}
+
+INLINE void unpack_q6_k(const uint8_t *block, int part, struct group *g)
+{
+    int side = part / 4, quarter = part & 3, shift = quarter & 2 ? 4 : 0;
+    const uint8_t *low = block + side * 64 + (quarter & 1) * 32, *high = block + 128 + side * 32;
+    const int8_t *scale = (const int8_t *)block + 192 + part * 2;
+    float d = half(block + 208);
+    vi q[VECTORS];
+
+    UNROLL for (int v = 0; v < VECTORS; v++)
+        q[v] = (load_u8(low + v * W) >> shift & 15) | (load_u8(high + v * W) >> (2 * quarter) & 3) << 4;
+    set_group(g, q, 32, d * (float)scale[0], 0);
+    g->scale[1] = d * (float)scale[1];
+}
+
+INLINE void load_groups(unpack_fn *unpack, const int bytes, const int parts, const bool low, const void *row,
+                        int64_t from, int64_t count, float *out)
+{
+    const uint8_t *block = (const uint8_t *)row + from / (parts * GROUP) * bytes;
+    struct group g;
+
+    for (; count > 0; count -= parts * GROUP, block += bytes)
+        UNROLL for (int part = 0; part < parts; part++) {
+            unpack(block, part, &g);
+            UNROLL for (int v = 0; v < VECTORS; v++) {
+                vf value = g.q[v] * splat(g.scale[v * 2 / VECTORS]);
+                store(out, low ? value + splat(g.low) : value);
+                out += W;
+            }
+        }
+}
+
+/* M rows of x, R rows of weights at once: x is loaded once for R, a weight unpacked once for M. */
+INLINE void dot_groups(unpack_fn *unpack, const int bytes, const int parts, const bool low, const bool halves,
+                       const int M, const int R, int64_t k, const float *x, int64_t x_row, const uint8_t *w,
+                       int64_t w_row_bytes, float *out, int64_t out_row)
+{
+    vf s[2][FV_DOT_ROWS];
+    struct group g;
+
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int i = 0; i < M; i++)
+            s[r][i] = splat(0);
+    for (int64_t n = 0; n < k / (parts * GROUP); n++)
+        for (int part = 0; part < parts; part++) {
+            const float *from = x + (n * parts + part) * GROUP;
+            UNROLL for (int r = 0; r < R; r++) {
+                unpack(w + r * w_row_bytes + n * bytes, part, &g);
+                UNROLL for (int i = 0; i < M; i++) {
+                    vf dot = splat(0), all = splat(0);
+                    UNROLL for (int v = 0; v < VECTORS; v++) {
+                        vf xv = load(from + i * x_row + v * W);
+                        if (halves && v == VECTORS / 2) {
+                            s[r][i] = dot * splat(g.scale[0]) + s[r][i];
+                            dot = g.q[v] * xv;
+                        } else {
+                            dot = v ? g.q[v] * xv + dot : g.q[v] * xv;
+                        }
+                        if (low) all = v ? all + xv : xv;
+                    }
+                    s[r][i] = dot * splat(g.scale[1]) + s[r][i];
+                    if (low) s[r][i] = all * splat(g.low) + s[r][i];
+                }
+            }
+        }
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int i = 0; i < M; i++)
+            out[i * out_row + r] = sum(s[r][i]);
+}
+
+#define DOT_M(type, bytes, parts, low, halves, M)                                                                      \
+    for (; rows >= 2; rows -= 2, w += 2 * w_row_bytes, out += 2)                                                       \
+        dot_groups(unpack_##type, bytes, parts, low, halves, M, 2, k, x, x_row, w, w_row_bytes, out, out_row);         \
+    if (rows) dot_groups(unpack_##type, bytes, parts, low, halves, M, 1, k, x, x_row, w, w_row_bytes, out, out_row);
+#define BLOCK_TYPE(type, bytes, parts, low, halves)                                                                    \
+    static void row_##type(const void *row, int64_t from, int64_t count, float *out)                                  \
+    {                                                                                                                  \
+        load_groups(unpack_##type, bytes, parts, low, row, from, count, out);                                          \
+    }                                                                                                                  \
+    static void dot_##type(int m, int64_t k, const float *x, int64_t x_row, const void *weights, int64_t w_row_bytes,  \
+                           int64_t rows, float *out, int64_t out_row)                                                  \
+    {                                                                                                                  \
+        const uint8_t *w = weights;                                                                                    \
+        switch (m) {                                                                                                   \
+        case 1: DOT_M(type, bytes, parts, low, halves, 1) break;                                                       \
+        case 2: DOT_M(type, bytes, parts, low, halves, 2) break;                                                       \
+        case 3: DOT_M(type, bytes, parts, low, halves, 3) break;                                                       \
+        default: DOT_M(type, bytes, parts, low, halves, 4) break;                                                      \
+        }                                                                                                              \
+    }
+
+BLOCK_TYPE(q4_0, 18, 1, false, false)
+BLOCK_TYPE(q4_1, 20, 1, true, false)
+BLOCK_TYPE(q5_0, 22, 1, false, false)
+BLOCK_TYPE(q5_1, 24, 1, true, false)
+BLOCK_TYPE(q8_0, 34, 1, false, false)
+BLOCK_TYPE(iq4_nl, 18, 1, false, false)
+BLOCK_TYPE(q4_k, 144, 8, true, false)
+BLOCK_TYPE(q5_k, 176, 8, true, false)
+BLOCK_TYPE(q6_k, 210, 8, false, true)
+
+/* ---- plain types ----------------------------------------------------------------------------------------------- */
+
+typedef vf read_fn(const void *row, int64_t index);
+
+INLINE vf read_f32(const void *row, int64_t index)
+{
+    return load((const float *)row + index);
+}
+
+INLINE vf read_f16(const void *row, int64_t index)
+{
+    return load_f16((const uint16_t *)row + index);
+}
+
+INLINE vf read_bf16(const void *row, int64_t index)
+{
+    return load_bf16((const uint16_t *)row + index);
+}
+
+INLINE void load_plain(read_fn *read, fv_dtype dtype, const void *row, int64_t from, int64_t count, float *out)
+{
+    int64_t i = 0;
+
+    for (; i + W <= count; i += W)
+        store(out + i, read(row, from + i));
+    for (; i < count; i++)
+        out[i] = (float)fv_load(dtype, row, from + i);
+}
+
+/* Four sums a row, so that additions do not wait for each other. */
+INLINE void dot_plain(read_fn *read, fv_dtype dtype, const int M, int64_t k, const float *x, int64_t x_row,
+                      const void *w, float *out, int64_t out_row)
+{
+    vf s[FV_DOT_ROWS][4];
+    float tail[FV_DOT_ROWS];
+    int64_t p = 0;
+
+    UNROLL for (int i = 0; i < M; i++)
+        s[i][0] = s[i][1] = s[i][2] = s[i][3] = splat(tail[i] = 0);
+    for (; p + 4 * W <= k; p += 4 * W)
+        UNROLL for (int u = 0; u < 4; u++) {
+            vf weight = read(w, p + u * W);
+            UNROLL for (int i = 0; i < M; i++)
+                s[i][u] = weight * load(x + i * x_row + p + u * W) + s[i][u];
+        }
+    for (; p + W <= k; p += W) {
+        vf weight = read(w, p);
+        UNROLL for (int i = 0; i < M; i++)
+            s[i][0] = weight * load(x + i * x_row + p) + s[i][0];
+    }
+    for (; p < k; p++) {
+        float weight = (float)fv_load(dtype, w, p);
+        UNROLL for (int i = 0; i < M; i++)
+            tail[i] += weight * x[i * x_row + p];
+    }
+    UNROLL for (int i = 0; i < M; i++)
+        out[i * out_row] = sum((s[i][0] + s[i][1]) + (s[i][2] + s[i][3])) + tail[i];
+}
+
+#define PLAIN_TYPE(type, dtype)                                                                                        \
+    static void row_##type(const void *row, int64_t from, int64_t count, float *out)                                  \
+    {                                                                                                                  \
+        load_plain(read_##type, dtype, row, from, count, out);                                                         \
+    }                                                                                                                  \
+    static void dot_##type(int m, int64_t k, const float *x, int64_t x_row, const void *weights, int64_t w_row_bytes,  \
+                           int64_t rows, float *out, int64_t out_row)                                                  \
+    {                                                                                                                  \
+        const uint8_t *w = weights;                                                                                    \
+        for (; rows > 0; rows--, w += w_row_bytes, out++)                                                              \
+            switch (m) {                                                                                               \
+            case 1: dot_plain(read_##type, dtype, 1, k, x, x_row, w, out, out_row); break;                             \
+            case 2: dot_plain(read_##type, dtype, 2, k, x, x_row, w, out, out_row); break;                             \
+            case 3: dot_plain(read_##type, dtype, 3, k, x, x_row, w, out, out_row); break;                             \
+            default: dot_plain(read_##type, dtype, 4, k, x, x_row, w, out, out_row); break;                            \
+            }                                                                                                          \
+    }
+
+PLAIN_TYPE(f32, FV_F32)
+PLAIN_TYPE(f16, FV_F16)
+PLAIN_TYPE(bf16, FV_BF16)
+
+static fv_load_fn *const load_table[FV_DTYPE_COUNT] = {
+    [FV_F32] = row_f32,   [FV_F16] = row_f16, [FV_BF16] = row_bf16, [FV_Q4_0] = row_q4_0,
+    [FV_Q4_1] = row_q4_1, [FV_Q5_0] = row_q5_0,   [FV_Q5_1] = row_q5_1,     [FV_Q8_0] = row_q8_0,
+    [FV_Q4_K] = row_q4_k, [FV_Q5_K] = row_q5_k,   [FV_Q6_K] = row_q6_k,     [FV_IQ4_NL] = row_iq4_nl,
+};
+
+static fv_dot_fn *const dot_table[FV_DTYPE_COUNT] = {
+    [FV_F32] = dot_f32,   [FV_F16] = dot_f16,   [FV_BF16] = dot_bf16, [FV_Q4_0] = dot_q4_0,
+    [FV_Q4_1] = dot_q4_1, [FV_Q5_0] = dot_q5_0, [FV_Q5_1] = dot_q5_1, [FV_Q8_0] = dot_q8_0,
+    [FV_Q4_K] = dot_q4_k, [FV_Q5_K] = dot_q5_k, [FV_Q6_K] = dot_q6_k, [FV_IQ4_NL] = dot_iq4_nl,
+};
+
+static void to_bf16(const float *in, int64_t count, uint16_t *out)
+{
+    for (int64_t i = 0; i < count; i++)
+        out[i] = fv_f32_to_bf16(in[i]);
+}
+
+static void to_f16(const float *in, int64_t count, uint16_t *out)
+{
+    int64_t i = 0;
+
+    for (; i + W <= count; i += W)
+        store_f16(out + i, load(in + i));
+    for (; i < count; i++)
+        out[i] = fv_f32_to_f16(in[i]);
+}

@@ -1,0 +1,55 @@
+/* The leaves of the CPU backend: what is written once as a template over the vector width (kernels_tmpl.c) and
+ * compiled once per instruction set.  Drivers (gemm.c, attend.c, ...) are compiled once and call through this table. */
+#ifndef FV_KERNELS_H
+#define FV_KERNELS_H
+
+#include "base/tensor.h"
+
+enum {
+    FV_KEY_TILE = 64,      /* keys of an attention tile: one visibility word */
+    FV_DOT_ROWS = 4,       /* activation rows a weight is applied to while it is in registers */
+    FV_MAX_TILE_ROWS = 16, /* bounds for tile_rows and tile_columns of any instruction set */
+    FV_MAX_TILE_COLUMNS = 64,
+};
+
+/* c[rows x tile_columns] (+)= a b:  a(i, p) = a[i * a_row + p * a_step], b(p, j) = b[p * b_row + j]; 1 <= rows <=
+ * tile_rows.  The sum of an element runs over p in ascending order, whatever `rows` is. */
+typedef void fv_tile_fn(int rows, int64_t k, const float *a, int64_t a_row, int64_t a_step, const float *b,
+                        int64_t b_row, float *c, int64_t c_row, bool add);
+
+/* out[i * out_row + r] = x_i . w_r for `rows` rows of weights and m <= FV_DOT_ROWS rows of x. */
+typedef void fv_dot_fn(int m, int64_t k, const float *x, int64_t x_row, const void *w, int64_t w_row_bytes,
+                       int64_t rows, float *out, int64_t out_row);
+
+/* out[i] = element `from` + i of a row; `from` and `count` are whole blocks. */
+typedef void fv_load_fn(const void *row, int64_t from, int64_t count, float *out);
+
+struct fv_kernels {
+    const char *name; /* of the backend: "cpu-avx512" */
+    int width;        /* floats in a vector */
+    int tile_rows, tile_columns;
+    fv_tile_fn *tile;
+    /* The same over pairs of bf16 in the place of floats (k counts pairs); NULL if there is none. */
+    fv_tile_fn *tile_bf16;
+    /* out[p * out_row + r] = in[r * in_row + p], r < rows <= width, p < count.  May write width - rows floats past a
+     * row of out, so rows of out are written in ascending order and the buffer has FV_MAX_TILE_COLUMNS to spare. */
+    void (*transpose)(const float *in, int64_t in_row, int rows, int64_t count, float *out, int64_t out_row);
+    void (*to_bf16)(const float *in, int64_t count, uint16_t *out); /* to nearest even */
+    void (*to_f16)(const float *in, int64_t count, uint16_t *out);
+    fv_load_fn *const *load; /* [FV_DTYPE_COUNT], NULL where there is none */
+    fv_dot_fn *const *dot;   /* [FV_DTYPE_COUNT] */
+};
+
+extern const struct fv_kernels fv_kernels_c, fv_kernels_avx2, fv_kernels_avx512;
+
+/* The kernels for the context's instruction set. */
+const struct fv_kernels *fv_kernels_of(const fv_ctx *ctx);
+
+/* Row elements [from, from + count) of any dtype with stride 1, to f32. */
+void fv_kernels_load(const struct fv_kernels *kernels, fv_dtype dtype, const void *row, int64_t from, int64_t count,
+                     float *out);
+
+/* Runs items on the pool, or in place if `work` (about one per flop or byte) would not pay for waking threads. */
+void fv_cpu_run(fv_ctx *ctx, int64_t count, double work, fv_item_fn *item, void *user);
+
+#endif

@@ -1,0 +1,159 @@
+/* The micro-kernel, and what brings operands into its layout. */
+#if W == 16
+#define TILE_ROWS 14 /* 28 of 32 registers accumulate */
+#elif W == 8
+#define TILE_ROWS 6 /* 12 of 16 */
+#else
+#define TILE_ROWS 4 /* at most W: a panel is packed by one transposition */
+#endif
+#define TILE_VECTORS 2
+#define TILE_COLUMNS (TILE_VECTORS * W)
+
+typedef vf multiply_add_fn(vf a, vf b, vf c);
+
+INLINE vf multiply_add(vf a, vf b, vf c)
+{
+    return a * b + c;
+}
+
+/* Bound: 2 rows * TILE_COLUMNS * k flops; loads are half of what the ports could do. */
+INLINE void tile_of(const int rows, multiply_add_fn *step, int64_t k, const float *a, int64_t a_row, int64_t a_step,
+                    const float *b, int64_t b_row, float *c, int64_t c_row, bool add)
+{
+    vf s[TILE_ROWS][TILE_VECTORS];
+
+    UNROLL for (int i = 0; i < rows; i++)
+        UNROLL for (int v = 0; v < TILE_VECTORS; v++)
+            s[i][v] = splat(0);
+    for (int64_t p = 0; p < k; p++, a += a_step, b += b_row) {
+        vf column[TILE_VECTORS];
+        UNROLL for (int v = 0; v < TILE_VECTORS; v++)
+            column[v] = load(b + v * W);
+        UNROLL for (int i = 0; i < rows; i++) {
+            vf x = splat(a[i * a_row]);
+            UNROLL for (int v = 0; v < TILE_VECTORS; v++)
+                s[i][v] = step(x, column[v], s[i][v]);
+        }
+    }
+    UNROLL for (int i = 0; i < rows; i++)
+        UNROLL for (int v = 0; v < TILE_VECTORS; v++) {
+            float *to = c + i * c_row + v * W;
+            store(to, add ? load(to) + s[i][v] : s[i][v]);
+        }
+}
+
+/* a packed: the rows of a step lie side by side; or a row of FV_KEY_TILE steps each, as attention's weights do: both
+ * strides are then constants to the compiler.  Any other layout goes through plain strides. */
+#define TILE_CASE(n, step)                                                                                             \
+    case n:                                                                                                            \
+        if (a_row == 1 && a_step == n)                                                                                 \
+            tile_of(n, step, k, a, 1, n, b, b_row, c, c_row, add);                                                     \
+        else if (a_row == FV_KEY_TILE && a_step == 1)                                                                  \
+            tile_of(n, step, k, a, FV_KEY_TILE, 1, b, b_row, c, c_row, add);                                           \
+        else                                                                                                           \
+            tile_of(n, step, k, a, a_row, a_step, b, b_row, c, c_row, add);                                            \
+        break;
+#if TILE_ROWS == 14
+#define TILE_MORE(step)                                                                                                \
+    TILE_CASE(5, step) TILE_CASE(6, step) TILE_CASE(7, step) TILE_CASE(8, step) TILE_CASE(9, step)                     \
+    TILE_CASE(10, step) TILE_CASE(11, step) TILE_CASE(12, step) TILE_CASE(13, step) TILE_CASE(14, step)
+#elif TILE_ROWS == 6
+#define TILE_MORE(step) TILE_CASE(5, step) TILE_CASE(6, step)
+#else
+#define TILE_MORE(step)
+#endif
+#define TILE(name, step)                                                                                               \
+    static void name(int rows, int64_t k, const float *a, int64_t a_row, int64_t a_step, const float *b,               \
+                     int64_t b_row, float *c, int64_t c_row, bool add)                                                 \
+    {                                                                                                                  \
+        switch (rows) {                                                                                                \
+            TILE_CASE(1, step)                                                                                         \
+            TILE_CASE(2, step)                                                                                         \
+            TILE_CASE(3, step)                                                                                         \
+            TILE_CASE(4, step)                                                                                         \
+            TILE_MORE(step)                                                                                            \
+        }                                                                                                              \
+    }
+
+TILE(tile_f32, multiply_add)
+
+#if defined(__AVX512BF16__)
+INLINE vf multiply_add_pairs(vf a, vf b, vf c)
+{
+    return (vf)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b);
+}
+
+TILE(tile_pairs, multiply_add_pairs)
+#endif
+
+/* ---- transposing ----------------------------------------------------------------------------------------------- */
+
+/* Exchanges the blocks of `d` lanes off the diagonal of rows i and i + d; log2 W such stages transpose. */
+#define SWAP(i, d, low, high)                                                                                          \
+    do {                                                                                                               \
+        vf swap_a_ = x[i], swap_b_ = x[(i) + (d)];                                                                     \
+        x[i] = __builtin_shufflevector(swap_a_, swap_b_, low);                                                         \
+        x[(i) + (d)] = __builtin_shufflevector(swap_a_, swap_b_, high);                                                \
+    } while (0)
+#define LIST(...) __VA_ARGS__
+#define STAGE(d, low, high)                                                                                            \
+    UNROLL for (int i = 0; i < W; i++) if (!(i & (d))) SWAP(i, d, LIST(low), LIST(high))
+
+INLINE void transpose_square(vf x[W])
+{
+#if W == 16
+#define S1L 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30
+#define S1H 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31
+#define S2L 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29
+#define S2H 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31
+#define S4L 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27
+#define S4H 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31
+#define S8L 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23
+#define S8H 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31
+    STAGE(8, LIST(S8L), LIST(S8H));
+    STAGE(4, LIST(S4L), LIST(S4H));
+    STAGE(2, LIST(S2L), LIST(S2H));
+    STAGE(1, LIST(S1L), LIST(S1H));
+#elif W == 8
+#define S1L 0, 8, 2, 10, 4, 12, 6, 14
+#define S1H 1, 9, 3, 11, 5, 13, 7, 15
+#define S2L 0, 1, 8, 9, 4, 5, 12, 13
+#define S2H 2, 3, 10, 11, 6, 7, 14, 15
+#define S4L 0, 1, 2, 3, 8, 9, 10, 11
+#define S4H 4, 5, 6, 7, 12, 13, 14, 15
+    STAGE(4, LIST(S4L), LIST(S4H));
+    STAGE(2, LIST(S2L), LIST(S2H));
+    STAGE(1, LIST(S1L), LIST(S1H));
+#else
+#define S1L 0, 4, 2, 6
+#define S1H 1, 5, 3, 7
+#define S2L 0, 1, 4, 5
+#define S2H 2, 3, 6, 7
+    STAGE(2, LIST(S2L), LIST(S2H));
+    STAGE(1, LIST(S1L), LIST(S1H));
+#endif
+}
+
+static void transpose(const float *in, int64_t in_row, int rows, int64_t count, float *out, int64_t out_row)
+{
+    vf x[W];
+
+    for (int64_t p = 0; p < count; p += W) {
+        int64_t part = count - p;
+        if (rows == W && part >= W) {
+            UNROLL for (int r = 0; r < W; r++)
+                x[r] = load(in + r * in_row + p);
+        } else {
+            for (int r = 0; r < W; r++)
+                x[r] = r >= rows ? splat(0) : part >= W ? load(in + r * in_row + p) : load_part(in + r * in_row + p, part, 0);
+        }
+        transpose_square(x);
+        if (part >= W) {
+            UNROLL for (int r = 0; r < W; r++)
+                store(out + (p + r) * out_row, x[r]);
+        } else {
+            for (int r = 0; r < part; r++)
+                store(out + (p + r) * out_row, x[r]);
+        }
+    }
+}
