@@ -52,6 +52,34 @@ void fv_text_free(fv_text *text)
     *text = (fv_text){0};
 }
 
+int fv_utf8_length(const char *bytes, size_t count)
+{
+    const unsigned char *b = (const unsigned char *)bytes;
+
+    if (count == 0) return 0;
+    if (b[0] < 0x80) return 1;
+    int length = b[0] >= 0xC2 && b[0] < 0xE0   ? 2
+                 : b[0] >= 0xE0 && b[0] < 0xF0 ? 3
+                 : b[0] >= 0xF0 && b[0] < 0xF5 ? 4
+                                               : 0;
+    if (length == 0 || (size_t)length > count) return 0;
+    for (int i = 1; i < length; i++)
+        if ((b[i] & 0xC0) != 0x80) return 0;
+    /* The second byte decides: overlong forms, surrogates, numbers past the end. */
+    if ((b[0] == 0xE0 && b[1] < 0xA0) || (b[0] == 0xED && b[1] > 0x9F)) return 0;
+    if ((b[0] == 0xF0 && b[1] < 0x90) || (b[0] == 0xF4 && b[1] > 0x8F)) return 0;
+    return length;
+}
+
+size_t fv_utf8_valid(const char *bytes, size_t count)
+{
+    size_t at = 0;
+
+    for (int length; at < count && (length = fv_utf8_length(bytes + at, count - at)) > 0;)
+        at += (size_t)length;
+    return at;
+}
+
 int fv_edit_distance(const char *a, const char *b)
 {
     enum { LONGEST = 63 };

@@ -16,6 +16,11 @@ fv_status fv_text_status(const fv_text *text);
 const char *fv_text_get(const fv_text *text); /* "" when empty */
 void fv_text_free(fv_text *text);
 
+/* Bytes of the well-formed UTF-8 character at `bytes` (1 to 4), or 0: cut short, overlong, a surrogate, above U+10FFFF.
+ * fv_utf8_valid: how many leading bytes are whole, well-formed characters. */
+int fv_utf8_length(const char *bytes, size_t count);
+size_t fv_utf8_valid(const char *bytes, size_t count);
+
 /* Edit distance, for "did you mean"; the cost of long words is capped. */
 int fv_edit_distance(const char *a, const char *b);
 
