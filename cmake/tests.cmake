@@ -5,6 +5,8 @@ file(GLOB support_sources CONFIGURE_DEPENDS tests/support/*.c tests/sheets/*.c)
 add_library(fovea_test_support OBJECT ${support_sources})
 target_link_libraries(fovea_test_support PUBLIC fovea_static PkgConfig::CMOCKA)
 target_include_directories(fovea_test_support PUBLIC ${PROJECT_SOURCE_DIR}/tests)
+target_compile_definitions(fovea_test_support PUBLIC FOVEA_SOURCE_DIR="${PROJECT_SOURCE_DIR}"
+                           FOVEA_BINARY_DIR="${PROJECT_BINARY_DIR}")
 
 file(GLOB test_sources CONFIGURE_DEPENDS tests/*/test_*.c)
 foreach(source ${test_sources})
@@ -13,7 +15,6 @@ foreach(source ${test_sources})
     target_link_libraries(${name} PRIVATE fovea_test_support)
     # Tests replace the allocator to make it fail on demand.
     target_link_options(${name} PRIVATE -Wl,--wrap=aligned_alloc,--wrap=realloc)
-    target_compile_definitions(${name} PRIVATE FOVEA_SOURCE_DIR="${PROJECT_SOURCE_DIR}" FOVEA_BINARY_DIR="${PROJECT_BINARY_DIR}")
     add_test(NAME ${name} COMMAND ${name})
     set_tests_properties(${name} PROPERTIES TIMEOUT 900 ENVIRONMENT "CMOCKA_MESSAGE_OUTPUT=STDOUT")
 endforeach()
