@@ -22,6 +22,12 @@ static void fill(void)
         *table = fv_backend_ref;
         table->name = kernels[isa] ? kernels[isa]->name : fv_kernels_c.name;
         table->gemm = fv_cpu_gemm;
+        table->map = fv_cpu_map;
+        table->norm = fv_cpu_norm;
+        table->rope = fv_cpu_rope;
+        table->softmax = fv_cpu_softmax;
+        table->pool = fv_cpu_pool;
+        table->dequantize = fv_cpu_dequantize;
     }
 }
 

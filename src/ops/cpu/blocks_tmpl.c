@@ -338,7 +338,16 @@ static fv_dot_fn *const dot_table[FV_DTYPE_COUNT] = {
 
 static void to_bf16(const float *in, int64_t count, uint16_t *out)
 {
-    for (int64_t i = 0; i < count; i++)
+    typedef uint16_t half_vector __attribute__((vector_size(2 * W), aligned(2), may_alias));
+    int64_t i = 0;
+
+    for (; i + W <= count; i += W) {
+        vf x = load(in + i);
+        vi bits = (vi)x, odd = bits >> 16 & 1, quiet = x != x;
+        vi rounded = ((bits + 0x7fff + odd) & ~quiet) | ((bits | 0x400000) & quiet);
+        *(half_vector *)(out + i) = __builtin_convertvector(rounded >> 16 & 0xffff, half_vector);
+    }
+    for (; i < count; i++)
         out[i] = fv_f32_to_bf16(in[i]);
 }
 

@@ -6,4 +6,11 @@
 
 fv_status fv_cpu_gemm(fv_ctx *ctx, const fv_gemm_args *args);
 
+fv_status fv_cpu_map(fv_ctx *ctx, const fv_map_args *args);
+fv_status fv_cpu_norm(fv_ctx *ctx, const fv_norm_args *args);
+fv_status fv_cpu_rope(fv_ctx *ctx, const fv_rope_args *args);
+fv_status fv_cpu_softmax(fv_ctx *ctx, const fv_softmax_args *args);
+fv_status fv_cpu_pool(fv_ctx *ctx, const fv_pool_args *args);
+fv_status fv_cpu_dequantize(fv_ctx *ctx, const fv_dequantize_args *args);
+
 #endif

@@ -3,7 +3,7 @@
 #ifndef FV_KERNELS_H
 #define FV_KERNELS_H
 
-#include "base/tensor.h"
+#include "ops/ops.h"
 
 enum {
     FV_KEY_TILE = 64,      /* keys of an attention tile: one visibility word */
@@ -38,6 +38,18 @@ struct fv_kernels {
     void (*to_f16)(const float *in, int64_t count, uint16_t *out);
     fv_load_fn *const *load; /* [FV_DTYPE_COUNT], NULL where there is none */
     fv_dot_fn *const *dot;   /* [FV_DTYPE_COUNT] */
+    /* Rows of n floats.  y_step 0 repeats y[0]; y NULL stands for alpha.  false: no fast way for this op. */
+    bool (*map)(fv_map op, int64_t n, const float *x, const float *y, int64_t y_step, float alpha, float beta,
+                float *out);
+    float (*sum)(int64_t n, const float *x);
+    float (*square)(int64_t n, const float *x, float mean); /* sum of (x - mean)^2 */
+    /* out = (x - mean) * scale * weight + bias; weight and bias may be NULL */
+    void (*affine)(int64_t n, const float *x, float mean, float scale, const float *weight, const float *bias,
+                   float *out);
+    float (*largest)(int64_t n, const float *x);
+    float (*exp)(int64_t n, const float *x, float scale, float shift, float *out); /* exp(scale x - shift), its sum */
+    /* turns pairs (x[c], x[half + c]) */
+    void (*rotate)(int64_t half, const float *x, const float *cosine, const float *sine, float *out);
 };
 
 extern const struct fv_kernels fv_kernels_c, fv_kernels_avx2, fv_kernels_avx512;

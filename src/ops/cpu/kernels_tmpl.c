@@ -5,6 +5,7 @@
 #include "ops/cpu/vector_tmpl.c"
 #include "ops/cpu/tile_tmpl.c"
 #include "ops/cpu/blocks_tmpl.c"
+#include "ops/cpu/math_tmpl.c"
 
 const struct fv_kernels KERNELS = {
     .name = KERNELS_NAME,
@@ -20,4 +21,11 @@ const struct fv_kernels KERNELS = {
     .to_f16 = to_f16,
     .load = load_table,
     .dot = dot_table,
+    .map = map_row,
+    .sum = sum_row,
+    .square = square_row,
+    .affine = affine_row,
+    .largest = largest_row,
+    .exp = exp_row,
+    .rotate = rotate_row,
 };
