@@ -180,28 +180,32 @@ fv_status fv_call_plan(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call
     return mechanism->plan(ctx, call, plan, attend);
 }
 
-static fv_status run_plan(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *call, const fv_attend_args *extra)
+static fv_status run_plan(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *call, const fv_tensor *sinks)
 {
     fv_plan plan;
     fv_attend_args attend;
 
     FV_TRY(fv_call_plan(ctx, mechanism, call, &plan, &attend));
-    if (extra) {
-        if (extra->logits.softcap > 0) attend.logits.softcap = extra->logits.softcap;
-        if (extra->logits.gain != 0) attend.logits.gain = extra->logits.gain;
-        if (fv_present(&extra->sinks)) attend.sinks = extra->sinks;
-    }
+    if (sinks && fv_present(sinks)) attend.sinks = *sinks;
     return fv_attend(ctx, &attend);
 }
 
-static fv_status run(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *call, fv_attention_state *state,
+static fv_status run(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *given, fv_attention_state *state,
                      const fv_attend_args *extra)
 {
-    if (mechanism->plan) return run_plan(ctx, mechanism, call, extra);
-    if (extra && (extra->logits.softcap > 0 || extra->logits.gain != 0 || fv_present(&extra->sinks)))
-        return fv_fail(FV_E_UNSUPPORTED, "%s: takes no soft-cap, gain or sinks from the model", mechanism->name);
-    if (mechanism->scan) return run_scan(ctx, mechanism, call, state, false);
-    return mechanism->forward(ctx, call);
+    fv_call call = *given;
+
+    if (extra) {
+        bool terms = extra->logits.softcap > 0 || extra->logits.gain != 0;
+        if ((terms && mechanism->scan) || (fv_present(&extra->sinks) && !mechanism->plan))
+            return fv_fail(FV_E_UNSUPPORTED, "%s: cannot take the %s of this model", mechanism->name,
+                           terms ? "soft-cap" : "sinks");
+        call.softcap = extra->logits.softcap;
+        call.gain = extra->logits.gain;
+    }
+    if (mechanism->plan) return run_plan(ctx, mechanism, &call, extra ? &extra->sinks : NULL);
+    if (mechanism->scan) return run_scan(ctx, mechanism, &call, state, false);
+    return mechanism->forward(ctx, &call);
 }
 
 static fv_status forward(fv_ctx *ctx, const fv_attention *attention, const fv_attention_args *args)

@@ -317,5 +317,6 @@ void fv_call_cut(const fv_mechanism *mechanism, const fv_call *call, int64_t fro
 
 fv_logits fv_call_logits(const fv_call *call)
 {
-    return (fv_logits){.scale = call->scale, .zero_scale = call->scale == 0};
+    return (fv_logits){
+        .scale = call->scale, .zero_scale = call->scale == 0, .softcap = call->softcap, .gain = call->gain};
 }

@@ -54,6 +54,7 @@ typedef struct fv_call {
     bool causal;
     bool decoding;              /* the keys are a prefix of a longer sequence still to come */
     float scale;                /* resolved */
+    float softcap, gain;        /* a model's own terms of the logits, 0: none */
     fv_tensor param[FV_PARAMS]; /* in the order of the descriptor's table; absent ones have no data */
     fv_tensor param_out[FV_PARAMS];
 } fv_call;
@@ -107,14 +108,24 @@ fv_status fv_mechanism_named(const char *name, const fv_mechanism **mechanism);
 
 /* ---- what mechanisms share --------------------------------------------------------------------------------------- */
 
-/* The logits of a call: its scale. */
+/* The logits of a call: its scale, soft-cap and gain. */
 fv_logits fv_call_logits(const fv_call *call);
 
 /* x [B,Hx,..] with each head repeated heads / Hx times, contiguous in scratch memory; x itself if there is nothing to
  * repeat.  Rank 4, any plain dtype in, f32 out. */
 fv_status fv_repeat_heads(fv_ctx *ctx, const fv_tensor *x, int64_t heads, fv_tensor *out);
+/* x [B,H,N,D] as [B,groups,H/groups,N,D]. */
+fv_tensor fv_grouped(const fv_tensor *x, int64_t groups);
 /* x itself if it is f32 and contiguous, otherwise a copy that is, in scratch memory. */
 fv_status fv_plain(fv_ctx *ctx, const fv_tensor *x, fv_tensor *out);
+
+/* o += depthwise convolution of v on a row-major grid of height x width = N = M (zero padding): o = part + conv(v),
+ * weight [H*Dv,kernel,kernel], bias [H*Dv] or absent. */
+fv_status fv_add_local(fv_ctx *ctx, const fv_call *call, const fv_tensor *part, const fv_tensor *weight,
+                       const fv_tensor *bias, int64_t height, int64_t width);
+/* Stops the tape from recording (selection is constant to it) and lets it go on. */
+struct fv_tape *fv_tape_pause(fv_ctx *ctx);
+void fv_tape_resume(fv_ctx *ctx, struct fv_tape *tape);
 
 /* ---- for models: the same mechanisms over a cache ---------------------------------------------------------------- */
 

@@ -5,9 +5,14 @@
 
 extern const fv_mechanism fv_mechanism_dense;
 extern const fv_mechanism fv_mechanism_sinkwin;
+extern const fv_mechanism fv_mechanism_gna;
 extern const fv_mechanism fv_mechanism_power;
 extern const fv_mechanism fv_mechanism_lightning2;
 extern const fv_mechanism fv_mechanism_hedgehog;
+extern const fv_mechanism fv_mechanism_bra;
+extern const fv_mechanism fv_mechanism_nsa;
+extern const fv_mechanism fv_mechanism_agent;
+extern const fv_mechanism fv_mechanism_moba;
 
 const fv_mechanism *const fv_mechanisms[] = {
     &fv_mechanism_dense,      &fv_mechanism_sinkwin,  &fv_mechanism_power,

@@ -23,3 +23,47 @@ fv_status fv_plain(fv_ctx *ctx, const fv_tensor *x, fv_tensor *out)
     FV_TRY(fv_tensor_new(ctx, out, FV_F32, x->rank, x->dims));
     return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = *x, .out = *out});
 }
+
+fv_tensor fv_grouped(const fv_tensor *x, int64_t groups)
+{
+    int64_t group = x->dims[1] / groups;
+
+    return fv_view(x, FV_DIMS(x->dims[0], groups, group, x->dims[2], x->dims[3]),
+                   (const int64_t[]){x->strides[0], x->strides[1] * group, x->strides[1], x->strides[2], x->strides[3]},
+                   0);
+}
+
+fv_status fv_add_local(fv_ctx *ctx, const fv_call *call, const fv_tensor *part, const fv_tensor *weight,
+                       const fv_tensor *bias, int64_t height, int64_t width)
+{
+    int64_t B = call->batch, H = call->query_heads, N = call->queries, Dv = call->value_dim, kernel = weight->dims[1];
+    fv_tensor v, image, local, w, columns;
+
+    FV_TRY(fv_repeat_heads(ctx, &call->v, H, &v));
+    FV_TRY(fv_plain(ctx, weight, &w));
+    FV_TRY(fv_tensor_new(ctx, &image, FV_F32, FV_DIMS(B, H, Dv, N)));
+    FV_TRY(fv_tensor_new(ctx, &local, FV_F32, FV_DIMS(B, H * Dv, height, width)));
+    FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = fv_transposed(&v), .out = image}));
+    FV_TRY(fv_conv2d(ctx, &(fv_conv2d_args){.x = fv_reshaped(&image, FV_DIMS(B, H * Dv, height, width)),
+                                            .weight = fv_reshaped(&w, FV_DIMS(H * Dv, 1, kernel, kernel)),
+                                            .bias = *bias,
+                                            .out = local,
+                                            .padding = kernel / 2,
+                                            .groups = H * Dv}));
+    columns = fv_reshaped(&local, FV_DIMS(B, H, Dv, N));
+    return fv_map_apply(ctx,
+                        &(fv_map_args){.op = FV_MAP_ADD, .x = *part, .y = fv_transposed(&columns), .out = call->o});
+}
+
+struct fv_tape *fv_tape_pause(fv_ctx *ctx)
+{
+    struct fv_tape *tape = ctx->tape;
+
+    ctx->tape = NULL;
+    return tape;
+}
+
+void fv_tape_resume(fv_ctx *ctx, struct fv_tape *tape)
+{
+    ctx->tape = tape;
+}

@@ -26,7 +26,7 @@ static fv_status plan(fv_ctx *ctx, const fv_call *call, fv_plan *plan_, fv_atten
 
     (void)ctx;
     plan_->window.window = o->window;
-    attend->logits.softcap = (float)o->softcap;
+    if (o->softcap > 0) attend->logits.softcap = (float)o->softcap;
     attend->logits.bias = call->param[BIAS];
     attend->sinks = call->param[SINKS];
     return FV_OK;

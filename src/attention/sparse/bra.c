@@ -1,0 +1,204 @@
+/* Bi-level routing attention: regions of a grid choose the regions they read by their mean queries and keys.
+ * BiFormer, arXiv 2303.08810. */
+#include "attention/mechanism.h"
+
+struct bra {
+    fv_tuple grid;
+    int64_t regions, top;
+    double route_scale;
+};
+
+enum { LEPE_WEIGHT, LEPE_BIAS };
+
+static const fv_option options[] = {
+    FV_TUPLE(struct bra, grid, NULL, 1, INT32_MAX, "rows x columns of the tokens"),
+    FV_INT(struct bra, regions, 7, 1, 1 << 15, "regions per side; the last ones may be smaller, or not there"),
+    FV_INT(struct bra, top, 4, 1, 1 << 30, "regions each region reads"),
+    FV_FLOAT(struct bra, route_scale, 1, 1e-30, 1e30, "factor of the routing scores"),
+    FV_OPTIONS_END,
+};
+
+static const fv_param params[] = {
+    {"lepe_weight", "[H*Dv, 5, 5]", "depthwise convolution of v on the grid (none)", false},
+    {"lepe_bias", "[H*Dv]", "its bias (0)", false},
+    {0},
+};
+
+static fv_status check(const void *values)
+{
+    const struct bra *o = values;
+
+    if (o->grid.count == 2) return FV_OK;
+    return fv_fail(FV_E_USAGE, "bra: option 'grid': expected rows x columns, got %d items", o->grid.count);
+}
+
+static fv_status accept(fv_call *call)
+{
+    const int64_t *grid = ((const struct bra *)call->options)->grid.items;
+
+    if (fv_present(&call->param[LEPE_BIAS]) && !fv_present(&call->param[LEPE_WEIGHT]))
+        return fv_fail(FV_E_USAGE, "bra: param 'lepe_bias' needs 'lepe_weight'");
+    if (grid[0] * grid[1] == call->queries) return FV_OK;
+    return fv_fail(FV_E_SHAPE, "bra: option 'grid': %lldx%lld has %lld cells, but there are %lld tokens",
+                   (long long)grid[0], (long long)grid[1], (long long)(grid[0] * grid[1]), (long long)call->queries);
+}
+
+/* ---- regions ---------------------------------------------------------------------------------------------------- */
+
+/* Tokens ordered by region, row by row within each. */
+struct layout {
+    int64_t regions, largest; /* that have cells; cells of a whole region */
+    int64_t *start;           /* [regions + 1] places */
+    fv_tensor order, place;   /* [1,1,N] i32: the token at a place, the place of a token */
+};
+
+static fv_status lay_out(fv_ctx *ctx, const fv_call *call, struct layout *l)
+{
+    const struct bra *o = call->options;
+    int64_t height = fv_ceil_div(o->grid.items[0], o->regions), width = fv_ceil_div(o->grid.items[1], o->regions);
+    int64_t across = fv_ceil_div(o->grid.items[1], width), N = call->queries, *unused;
+    int32_t *region;
+
+    l->regions = across * fv_ceil_div(o->grid.items[0], height);
+    l->largest = height * width;
+    FV_TRY(FV_SCRATCH(ctx, region, N));
+    FV_TRY(FV_SCRATCH(ctx, unused, N + 1));
+    FV_TRY(FV_SCRATCH(ctx, l->start, l->regions + 1));
+    FV_TRY(fv_tensor_new(ctx, &l->order, FV_I32, FV_DIMS(1, 1, N)));
+    FV_TRY(fv_tensor_new(ctx, &l->place, FV_I32, FV_DIMS(1, 1, N)));
+    for (int64_t t = 0; t < N; t++)
+        region[t] = (int32_t)(t / o->grid.items[1] / height * across + t % o->grid.items[1] / width);
+    FV_TRY(fv_sort_by_key(ctx, region, 1, N, l->regions, l->order.data, l->start));
+    return fv_sort_by_key(ctx, l->order.data, 1, N, N, l->place.data, unused); /* the inverse permutation */
+}
+
+/* Mean rows of each region over all channels: x [B,Hx,N,D] by place -> [B,regions,H*D]. */
+static fv_status describe(fv_ctx *ctx, const fv_call *call, const struct layout *l, const fv_tensor *x, fv_tensor *out)
+{
+    int64_t B = call->batch, H = call->query_heads, D = call->head_dim;
+    fv_tensor means, wide;
+
+    FV_TRY(fv_tensor_new(ctx, &means, FV_F32, FV_DIMS(B, x->dims[1], l->regions, D)));
+    FV_TRY(fv_pool_rows(ctx, &(fv_pool_args){.x = *x, .out = means, .start = l->start}));
+    FV_TRY(fv_repeat_heads(ctx, &means, H, &wide));
+    FV_TRY(fv_tensor_new(ctx, out, FV_F32, FV_DIMS(B, l->regions, H, D)));
+    FV_TRY(fv_map_apply(
+        ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = fv_permuted(&wide, (const int[]){0, 2, 1, 3}), .out = *out}));
+    *out = fv_reshaped(out, FV_DIMS(B, l->regions, H * D));
+    return FV_OK;
+}
+
+/* The regions that each region reads, as lists shared by all heads. */
+static fv_status route(fv_ctx *ctx, const fv_call *call, const struct layout *l, const fv_tensor *q, const fv_tensor *k,
+                       fv_plan *plan)
+{
+    const struct bra *o = call->options;
+    int64_t B = call->batch, R = l->regions, top = fv_min(o->top, R), *row_start;
+    fv_tensor queries, keys, scores, index;
+
+    FV_TRY(FV_SCRATCH(ctx, row_start, B * R + 1));
+    FV_TRY(fv_tensor_new(ctx, &index, FV_I32, FV_DIMS(B, R, top)));
+    FV_TRY(fv_tensor_new(ctx, &scores, FV_F32, FV_DIMS(B, R, R)));
+    FV_TRY(describe(ctx, call, l, q, &queries));
+    FV_TRY(describe(ctx, call, l, k, &keys));
+    FV_TRY(fv_gemm(
+        ctx, &(fv_gemm_args){.a = queries, .b = fv_transposed(&keys), .c = scores, .alpha = (float)o->route_scale}));
+    FV_TRY(fv_select(ctx, &(fv_select_args){.scores = scores, .index = index}));
+    for (int64_t r = 0; r <= B * R; r++)
+        row_start[r] = r * top;
+    plan->lists = (fv_lists){.query_block = l->largest,
+                             .key_block = l->largest,
+                             .groups = R,
+                             .key_blocks = R,
+                             .query_start = l->start,
+                             .key_start = l->start,
+                             .batch_stride = R,
+                             .heads = 1,
+                             .row_start = row_start,
+                             .entry = index.data};
+    return FV_OK;
+}
+
+static fv_status route_unrecorded(fv_ctx *ctx, const fv_call *call, const struct layout *l, const fv_tensor *q,
+                                  const fv_tensor *k, fv_plan *plan)
+{
+    struct fv_tape *tape = fv_tape_pause(ctx);
+    fv_status status = route(ctx, call, l, q, k, plan);
+
+    fv_tape_resume(ctx, tape);
+    return status;
+}
+
+/* Rows of x [B,Hx,N,C] in the order of `index`. */
+static fv_status arrange(fv_ctx *ctx, const fv_tensor *x, const fv_tensor *index, fv_tensor *out)
+{
+    fv_tensor plain;
+
+    FV_TRY(fv_plain(ctx, x, &plain));
+    FV_TRY(fv_tensor_new(ctx, out, FV_F32, 4, x->dims));
+    return fv_gather(ctx, &(fv_gather_args){.x = plain, .index = *index, .out = *out});
+}
+
+/* ---- the whole -------------------------------------------------------------------------------------------------- */
+
+static fv_status forward(fv_ctx *ctx, const fv_call *call)
+{
+    const struct bra *o = call->options;
+    struct layout l;
+    fv_plan plan = {0};
+    fv_attend_args attend = {.plan = &plan, .logits = fv_call_logits(call)};
+    fv_tensor out = call->o;
+
+    FV_TRY(lay_out(ctx, call, &l));
+    FV_TRY(arrange(ctx, &call->q, &l.order, &attend.q));
+    FV_TRY(arrange(ctx, &call->k, &l.order, &attend.k));
+    FV_TRY(arrange(ctx, &call->v, &l.order, &attend.v));
+    FV_TRY(route_unrecorded(ctx, call, &l, &attend.q, &attend.k, &plan));
+    FV_TRY(fv_tensor_new(ctx, &attend.o, FV_F32, 4, call->o.dims));
+    FV_TRY(fv_tensor_new(ctx, &attend.lse, FV_F32, 3, call->o.dims));
+    FV_TRY(fv_attend(ctx, &attend));
+    if (fv_present(&call->lse)) {
+        fv_tensor from = fv_reshaped(&attend.lse, FV_DIMS(call->batch, call->query_heads, call->queries, 1));
+        fv_tensor to =
+            fv_view(&call->lse, 4, from.dims,
+                    (const int64_t[]){call->lse.strides[0], call->lse.strides[1], call->lse.strides[2], 1}, 0);
+        FV_TRY(fv_gather(ctx, &(fv_gather_args){.x = from, .index = l.place, .out = to}));
+    }
+    if (fv_present(&call->param[LEPE_WEIGHT])) FV_TRY(fv_tensor_new(ctx, &out, FV_F32, 4, call->o.dims));
+    FV_TRY(fv_gather(ctx, &(fv_gather_args){.x = attend.o, .index = l.place, .out = out}));
+    if (!fv_present(&call->param[LEPE_WEIGHT])) return FV_OK;
+    return fv_add_local(ctx, call, &out, &call->param[LEPE_WEIGHT], &call->param[LEPE_BIAS], o->grid.items[0],
+                        o->grid.items[1]);
+}
+
+static fv_status map(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs)
+{
+    struct layout l;
+    fv_tensor q, k;
+
+    FV_TRY(lay_out(ctx, call, &l));
+    FV_TRY(arrange(ctx, &call->q, &l.order, &q));
+    FV_TRY(arrange(ctx, &call->k, &l.order, &k));
+    pairs->query_order = pairs->key_order = l.order.data;
+    return route_unrecorded(ctx, call, &l, &q, &k, &pairs->plan);
+}
+
+const fv_mechanism fv_mechanism_bra = {
+    .name = "bra",
+    .title = "Bi-level routing attention",
+    .paper = "arXiv 2303.08810",
+    .sheet = 91,
+    .family = FV_CONTENT_SPARSE,
+    .traits = FV_NEVER_CAUSAL | FV_SELF_ONLY | FV_ROWS_SUM_TO_ONE | FV_LINEAR_IN_V | FV_DIFFERENTIABLE,
+    .formula =
+        "region r reads the top regions s by route_scale mean(q in r).mean(k in s) over all channels; softmax over "
+        "their tokens; plus a depthwise convolution of v",
+    .cost = "each query reads top * N / regions^2 keys; routing costs 2 regions^4 H D flops",
+    .options = options,
+    .options_size = sizeof(struct bra),
+    .params = params,
+    .check = check,
+    .accept = accept,
+    .forward = forward,
+    .map = map,
+};

@@ -1,0 +1,374 @@
+/* Native sparse attention: a gated sum of attention over compressed keys, over selected blocks and over a window.
+ * arXiv 2502.11089; the schedule that turns the selected branch round is that of arXiv 2508.18224. */
+#include "attention/choice.h"
+
+struct nsa {
+    int compress;
+    int64_t compress_block, compress_stride, block, top, init, local, window;
+    int schedule;
+    double rope_base;
+};
+
+enum { COMPRESS_LINEAR, COMPRESS_MEAN };
+enum { SCHEDULE_AUTO, SCHEDULE_NSA, SCHEDULE_FSA };
+enum { COMPRESS_K, COMPRESS_V, COMPRESS_POSITION, GATE };
+
+/* Weights of compressed keys held at once, and the widest group the turned schedule is for. */
+#define WEIGHTS ((int64_t)4 << 20)
+enum { FSA_GROUP = 8 };
+
+static const char *const compressions[] = {"linear", "mean", NULL};
+static const char *const schedules[] = {"auto", "nsa", "fsa", NULL};
+
+static const fv_option options[] = {
+    FV_ENUM(struct nsa, compress, "linear", compressions, "how a compressed key is made; linear without weights: mean"),
+    FV_INT(struct nsa, compress_block, 32, 1, 65536, "tokens in a compressed key"),
+    FV_INT(struct nsa, compress_stride, 16, 1, 65536, "tokens from one compressed key to the next"),
+    FV_INT(struct nsa, block, 64, 1, 1 << 20, "tokens in a selected block"),
+    FV_INT(struct nsa, top, 16, 1, 1 << 20, "blocks a query reads, first and local ones included"),
+    FV_INT(struct nsa, init, 1, 0, 1 << 20, "first blocks, always read"),
+    FV_INT(struct nsa, local, 2, 1, 1 << 20, "blocks up to the query's own, always read"),
+    FV_INT(struct nsa, window, 512, 1, INT32_MAX, "latest tokens of the window branch, the query's own included"),
+    FV_ENUM(struct nsa, schedule, "auto", schedules, "of the selected branch; fsa turns the loops round; same result"),
+    FV_FLOAT(struct nsa, rope_base, 0, 0, 1e12, "rotate q and k inside, compressing before; 0: they come as used"),
+    FV_OPTIONS_END,
+};
+
+static const fv_param params[] = {
+    {"compress_k", "[Hkv, compress_block*D, D]", "makes compressed keys (mean of the block)", false},
+    {"compress_v", "[Hkv, compress_block*Dv, Dv]", "makes compressed values (mean of the block)", false},
+    {"compress_position", "[Hkv, compress_block, D]", "added to keys before compression (0)", false},
+    {"gate", "[B, H, N, 3]", "logits of the gates: compressed, selected, window (0)", false},
+    {0},
+};
+
+static int64_t size(const void *values, const fv_call *call, const char *name)
+{
+    (void)call;
+    return strcmp(name, "compress_block") == 0 ? ((const struct nsa *)values)->compress_block : -1;
+}
+
+static fv_status check(const void *values)
+{
+    const struct nsa *o = values;
+
+    if (o->compress_block % o->compress_stride != 0 || o->block % o->compress_stride != 0)
+        return fv_fail(
+            FV_E_USAGE,
+            "nsa: options 'compress_block' and 'block': expected multiples of compress_stride %lld, got %lld and %lld",
+            (long long)o->compress_stride, (long long)o->compress_block, (long long)o->block);
+    if (o->top < o->init + o->local)
+        return fv_fail(FV_E_USAGE, "nsa: option 'top': expected at least init + local = %lld, got %lld",
+                       (long long)(o->init + o->local), (long long)o->top);
+    return FV_OK;
+}
+
+static fv_status accept(fv_call *call)
+{
+    const struct nsa *o = call->options;
+
+    if (o->compress == COMPRESS_MEAN && (fv_present(&call->param[COMPRESS_K]) || fv_present(&call->param[COMPRESS_V])))
+        return fv_fail(FV_E_USAGE, "nsa: params 'compress_k' and 'compress_v' need compress=linear, got mean");
+    if (o->rope_base > 0 && call->head_dim % 2 != 0)
+        return fv_fail(FV_E_SHAPE, "nsa: rope_base: expected an even head dim, got %lld", (long long)call->head_dim);
+    return FV_OK;
+}
+
+/* ---- compression ------------------------------------------------------------------------------------------------ */
+
+/* What the branches read. */
+struct operands {
+    fv_tensor q, k, compressed_k, compressed_v;
+    int64_t compressed;    /* keys */
+    int32_t *first, *last; /* positions of each compressed key's first and last member */
+};
+
+/* out [B,Hkv,C,D]: each compressed row is W^T (rows + position), flattened. */
+static fv_status compress_linear(fv_ctx *ctx, const struct nsa *o, const fv_tensor *x, const fv_tensor *weight,
+                                 const fv_tensor *position, const struct operands *p, const fv_tensor *out)
+{
+    int64_t B = x->dims[0], heads = x->dims[1], D = x->dims[3], block = o->compress_block, C = p->compressed;
+    fv_tensor index, rows, sums;
+
+    FV_TRY(fv_tensor_new(ctx, &index, FV_I32, FV_DIMS(1, 1, C * block)));
+    for (int64_t r = 0; r < C * block; r++)
+        ((int32_t *)index.data)[r] = (int32_t)(p->first[r / block] + r % block);
+    FV_TRY(fv_tensor_new(ctx, &rows, FV_F32, FV_DIMS(B, heads, C * block, D)));
+    FV_TRY(fv_gather(ctx, &(fv_gather_args){.x = *x, .index = index, .out = rows}));
+    rows = fv_reshaped(&rows, FV_DIMS(B, heads, C, block, D));
+    if (fv_present(position)) {
+        fv_tensor each =
+            fv_view(position, FV_DIMS(heads, 1, block, D),
+                    (const int64_t[]){position->strides[0], 0, position->strides[1], position->strides[2]}, 0);
+        FV_TRY(fv_tensor_new(ctx, &sums, FV_F32, 5, rows.dims));
+        FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_ADD, .x = rows, .y = each, .out = sums}));
+        rows = sums;
+    }
+    return fv_gemm(ctx,
+                   &(fv_gemm_args){.a = fv_reshaped(&rows, FV_DIMS(B, heads, C, block * D)), .b = *weight, .c = *out});
+}
+
+/* out [B,Hkv,C,D]: the mean of each block's rows plus that of position. */
+static fv_status compress_mean(fv_ctx *ctx, const struct nsa *o, const fv_tensor *x, const fv_tensor *position,
+                               const struct operands *p, const fv_tensor *out)
+{
+    fv_tensor means = *out, shift;
+    fv_tensor whole = fv_slice(x, 2, 0, (p->compressed - 1) * o->compress_stride + o->compress_block);
+
+    if (fv_present(position)) FV_TRY(fv_tensor_new(ctx, &means, FV_F32, 4, out->dims));
+    FV_TRY(fv_pool_rows(
+        ctx, &(fv_pool_args){.x = whole, .out = means, .block = o->compress_block, .stride = o->compress_stride}));
+    if (!fv_present(position)) return FV_OK;
+    FV_TRY(fv_tensor_new(ctx, &shift, FV_F32, FV_DIMS(position->dims[0], 1, position->dims[2])));
+    FV_TRY(fv_pool_rows(ctx, &(fv_pool_args){.x = *position, .out = shift, .block = o->compress_block}));
+    return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_ADD, .x = means, .y = shift, .out = *out});
+}
+
+static fv_status compress(fv_ctx *ctx, const struct nsa *o, const fv_tensor *x, const fv_tensor *weight,
+                          const fv_tensor *position, const struct operands *p, fv_tensor *out)
+{
+    FV_TRY(fv_tensor_new(ctx, out, FV_F32, FV_DIMS(x->dims[0], x->dims[1], p->compressed, x->dims[3])));
+    if (p->compressed == 0) return FV_OK;
+    if (fv_present(weight)) return compress_linear(ctx, o, x, weight, position, p, out);
+    return compress_mean(ctx, o, x, position, p, out);
+}
+
+static fv_status rotate(fv_ctx *ctx, const struct nsa *o, const int32_t *position, int64_t offset, fv_tensor *x)
+{
+    fv_tensor out;
+
+    if (o->rope_base == 0) return FV_OK;
+    FV_TRY(fv_tensor_new(ctx, &out, FV_F32, 4, x->dims));
+    FV_TRY(fv_rope(ctx, &(fv_rope_args){
+                            .x = *x, .out = out, .position = position, .offset = offset, .base = (float)o->rope_base}));
+    *x = out;
+    return FV_OK;
+}
+
+/* Keys are compressed before rotation and then stand at the position of their first member. */
+static fv_status prepare(fv_ctx *ctx, const fv_call *call, struct operands *p)
+{
+    const struct nsa *o = call->options;
+    const fv_tensor *param = call->param;
+    fv_tensor k, v;
+
+    p->compressed = call->keys < o->compress_block ? 0 : (call->keys - o->compress_block) / o->compress_stride + 1;
+    FV_TRY(FV_SCRATCH(ctx, p->first, p->compressed));
+    FV_TRY(FV_SCRATCH(ctx, p->last, p->compressed));
+    for (int64_t j = 0; j < p->compressed; j++) {
+        p->first[j] = (int32_t)(j * o->compress_stride);
+        p->last[j] = (int32_t)(j * o->compress_stride + o->compress_block - 1);
+    }
+    FV_TRY(fv_plain(ctx, &call->k, &k));
+    FV_TRY(fv_plain(ctx, &call->v, &v));
+    FV_TRY(compress(ctx, o, &k, &param[COMPRESS_K], &param[COMPRESS_POSITION], p, &p->compressed_k));
+    FV_TRY(compress(ctx, o, &v, &param[COMPRESS_V], &(fv_tensor){0}, p, &p->compressed_v));
+    p->q = call->q;
+    p->k = o->rope_base == 0 ? call->k : k;
+    FV_TRY(rotate(ctx, o, NULL, call->offset, &p->q));
+    FV_TRY(rotate(ctx, o, NULL, 0, &p->k));
+    return p->compressed ? rotate(ctx, o, p->first, 0, &p->compressed_k) : FV_OK;
+}
+
+/* ---- the compressed branch, and the choice by its weights ------------------------------------------------------- */
+
+/* Scratch memory of a stretch of queries.  The weights stand behind `pad` columns of zeros, so that the importance of
+ * a block, the sum of the weights of the compressed keys that share a stride with it, each counted as often as it
+ * shares one, is a sum over windows of `overlap` columns followed by a sum over `strides` of those. */
+struct stretch {
+    int64_t overlap, strides, blocks, pad, width;
+    fv_tensor weights; /* [B,H,n,width] */
+};
+
+static fv_status new_stretch(fv_ctx *ctx, const fv_call *call, int64_t *step, struct stretch *s)
+{
+    const struct nsa *o = call->options;
+
+    s->overlap = o->compress_block / o->compress_stride;
+    s->strides = o->block / o->compress_stride;
+    s->blocks = fv_ceil_div(call->keys, o->block);
+    s->pad = s->overlap - 1;
+    s->width = s->blocks * s->strides + s->pad;
+    *step = fv_clamp(WEIGHTS / (call->batch * call->query_heads * s->width), 16, call->queries);
+    return fv_tensor_zeros(ctx, &s->weights, FV_F32, FV_DIMS(call->batch, call->query_heads, *step, s->width));
+}
+
+/* Weights of a stretch, summed over the group and over what each block shares: the block scores, and the choice. */
+static fv_status choose(fv_ctx *ctx, const fv_call *call, const struct stretch *s, int64_t from, int64_t count,
+                        fv_choice *choice)
+{
+    int64_t B = call->batch, Hkv = call->key_heads;
+    fv_tensor weights = fv_slice(&s->weights, 2, 0, count), grouped = fv_grouped(&weights, Hkv), sums, strides, scores,
+              row;
+
+    FV_TRY(fv_tensor_new(ctx, &sums, FV_F32, FV_DIMS(B, Hkv, count, s->width)));
+    FV_TRY(fv_tensor_new(ctx, &strides, FV_F32, FV_DIMS(B, Hkv, s->blocks * s->strides, count)));
+    FV_TRY(fv_tensor_new(ctx, &scores, FV_F32, FV_DIMS(B, Hkv, s->blocks, count)));
+    row = fv_reshaped(&sums, FV_DIMS(B, Hkv, count, 1, s->width));
+    FV_TRY(fv_pool_rows(ctx, &(fv_pool_args){.kind = FV_POOL_SUM,
+                                             .x = fv_permuted(&grouped, (const int[]){0, 1, 3, 2, 4}),
+                                             .out = row,
+                                             .block = grouped.dims[2]}));
+    FV_TRY(fv_pool_rows(
+        ctx, &(fv_pool_args){
+                 .kind = FV_POOL_SUM, .x = fv_transposed(&sums), .out = strides, .block = s->overlap, .stride = 1}));
+    FV_TRY(fv_pool_rows(ctx, &(fv_pool_args){.kind = FV_POOL_SUM, .x = strides, .out = scores, .block = s->strides}));
+    scores = fv_transposed(&scores);
+    return fv_choose(ctx, call, choice, from, &scores);
+}
+
+static fv_status choose_unrecorded(fv_ctx *ctx, const fv_call *call, const struct stretch *s, int64_t from,
+                                   int64_t count, fv_choice *choice)
+{
+    struct fv_tape *tape = fv_tape_pause(ctx);
+    fv_mark mark = fv_scratch_mark(ctx);
+    fv_status status = choose(ctx, call, s, from, count, choice);
+
+    fv_scratch_release(ctx, mark);
+    fv_tape_resume(ctx, tape);
+    return status;
+}
+
+/* Branch 1 into o; its weights choose the blocks. */
+static fv_status attend_compressed(fv_ctx *ctx, const fv_call *call, const struct operands *p, const fv_tensor *o_out,
+                                   fv_choice *choice)
+{
+    const struct nsa *o = call->options;
+    int64_t between = fv_max(fv_ceil_div(call->keys, o->block) - o->init - o->local, 0), step;
+    struct stretch s;
+
+    *choice = (fv_choice){.block = o->block, .init = o->init, .local = o->local, .heads = call->key_heads};
+    FV_TRY(fv_choice_new(ctx, call, fv_min(o->top - o->init - o->local, between), choice));
+    FV_TRY(new_stretch(ctx, call, &step, &s));
+    for (int64_t from = 0; from < call->queries; from += step) {
+        int64_t count = fv_min(step, call->queries - from);
+        fv_plan plan = {.causal = true, .offset = call->offset + from, .key_position = p->last};
+        fv_attend_args attend = {.q = fv_slice(&p->q, 2, from, count),
+                                 .k = p->compressed_k,
+                                 .v = p->compressed_v,
+                                 .o = fv_slice(o_out, 2, from, count),
+                                 .plan = &plan,
+                                 .logits = fv_call_logits(call)};
+        if (choice->index.dims[3] > 0) {
+            attend.weights = fv_slice(&s.weights, 2, 0, count);
+            attend.weights = fv_slice(&attend.weights, 3, s.pad, p->compressed);
+        }
+        if (p->compressed > 0) FV_TRY(fv_attend(ctx, &attend));
+        if (choice->index.dims[3] > 0) FV_TRY(choose_unrecorded(ctx, call, &s, from, count, choice));
+    }
+    return FV_OK;
+}
+
+/* ---- the whole -------------------------------------------------------------------------------------------------- */
+
+static bool by_block(const fv_call *call)
+{
+    const struct nsa *o = call->options;
+
+    if (o->schedule != SCHEDULE_AUTO) return o->schedule == SCHEDULE_FSA;
+    return call->queries > 1 && call->query_heads / call->key_heads <= FSA_GROUP;
+}
+
+/* o = sum of sigmoid(gate) * branch. */
+static fv_status gate(fv_ctx *ctx, const fv_call *call, const fv_tensor *branches)
+{
+    static const float half = 0.5f;
+    const fv_tensor *logits = &call->param[GATE];
+    fv_merge_args merge = {.parts = 3, .o = call->o};
+    fv_tensor gates;
+
+    if (fv_present(logits)) {
+        FV_TRY(fv_tensor_new(ctx, &gates, FV_F32, 4, logits->dims));
+        FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_SIGMOID, .x = *logits, .out = gates}));
+    } else {
+        gates = (fv_tensor){.data = (void *)&half,
+                            .dtype = FV_F32,
+                            .rank = 4,
+                            .dims = {call->batch, call->query_heads, call->queries, 3}};
+    }
+    for (int b = 0; b < 3; b++) {
+        merge.o_part[b] = branches[b];
+        merge.weight[b] = fv_view(&gates, 3, gates.dims, gates.strides, b * gates.strides[3]);
+    }
+    return fv_merge(ctx, &merge);
+}
+
+static fv_status forward(fv_ctx *ctx, const fv_call *call)
+{
+    const struct nsa *o = call->options;
+    struct operands p;
+    fv_tensor branch[3];
+    fv_choice choice;
+    fv_plan window = {.causal = true, .offset = call->offset, .window = {.window = o->window}};
+
+    FV_TRY(prepare(ctx, call, &p));
+    for (int b = 0; b < 3; b++)
+        FV_TRY(fv_tensor_zeros(ctx, &branch[b], FV_F32, 4, call->o.dims));
+    FV_TRY(attend_compressed(ctx, call, &p, &branch[0], &choice));
+    FV_TRY(fv_choice_attend(ctx, call, &choice, by_block(call), &p.q, &p.k, &branch[1], &(fv_tensor){0}));
+    FV_TRY(fv_attend(
+        ctx, &(fv_attend_args){
+                 .q = p.q, .k = p.k, .v = call->v, .o = branch[2], .plan = &window, .logits = fv_call_logits(call)}));
+    return gate(ctx, call, branch);
+}
+
+/* --plan is the selected branch. */
+static fv_status map(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs)
+{
+    struct operands p;
+    fv_tensor o;
+    fv_choice choice;
+
+    FV_TRY(prepare(ctx, call, &p));
+    FV_TRY(fv_tensor_new(ctx, &o, FV_F32, 4, call->o.dims));
+    FV_TRY(attend_compressed(ctx, call, &p, &o, &choice));
+    return fv_choice_plan(ctx, call, &choice, &pairs->plan);
+}
+
+static fv_status work(fv_ctx *ctx, const fv_call *call, fv_work *work_)
+{
+    const struct nsa *o = call->options;
+    int64_t B = call->batch, H = call->query_heads, pairs[3], compressed, C;
+    struct operands p;
+    fv_pairs selected = {.plan = {.causal = true, .offset = call->offset}};
+    fv_plan window = {.causal = true, .offset = call->offset, .window = {.window = o->window}}, whole = window;
+
+    FV_TRY(map(ctx, call, &selected));
+    FV_TRY(prepare(ctx, call, &p));
+    whole.window.window = 0;
+    whole.key_position = p.last;
+    C = p.compressed;
+    FV_TRY(fv_plan_pairs(ctx, &whole, B, H, call->queries, C, &pairs[0]));
+    FV_TRY(fv_plan_pairs(ctx, &selected.plan, B, H, call->queries, call->keys, &pairs[1]));
+    FV_TRY(fv_plan_pairs(ctx, &window, B, H, call->queries, call->keys, &pairs[2]));
+    work_->pairs = pairs[0] + pairs[1] + pairs[2];
+    compressed = B * call->key_heads * C * o->compress_block;
+    work_->flops = 2.0 * (double)work_->pairs * (double)(call->head_dim + call->value_dim);
+    work_->flops += (double)compressed * (double)call->head_dim *
+                    (fv_present(&call->param[COMPRESS_K]) ? 2.0 * (double)call->head_dim : 1.0);
+    work_->flops += (double)compressed * (double)call->value_dim *
+                    (fv_present(&call->param[COMPRESS_V]) ? 2.0 * (double)call->value_dim : 1.0);
+    return FV_OK;
+}
+
+const fv_mechanism fv_mechanism_nsa = {
+    .name = "nsa",
+    .title = "Native sparse attention",
+    .paper = "arXiv 2502.11089, 2508.18224",
+    .sheet = 99,
+    .family = FV_CONTENT_SPARSE,
+    .traits = FV_CAUSAL | FV_SELF_ONLY | FV_LINEAR_IN_V | FV_DECODE_EXACT | FV_DIFFERENTIABLE | FV_NO_LSE,
+    .formula =
+        "o = g1 softmax over compressed keys + g2 softmax over the top blocks by the weights of the first, summed "
+        "over a group + g3 softmax over the window; g = sigmoid(gate)",
+    .cost = "each query reads N / compress_stride compressed keys, top * block selected and window local ones",
+    .options = options,
+    .options_size = sizeof(struct nsa),
+    .params = params,
+    .check = check,
+    .size = size,
+    .accept = accept,
+    .forward = forward,
+    .map = map,
+    .work = work,
+};
