@@ -1,5 +1,6 @@
 /* Choosing a backend when a context is made. */
 #include "ops/backend.h"
+#include "ops/tape.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -59,6 +60,7 @@ fv_status fv_ctx_new(const fv_ctx_options *options, fv_ctx **ctx)
 
 void fv_ctx_free(fv_ctx *ctx)
 {
+    if (ctx) fv_tape_end(ctx);
     fv_ctx_end(ctx);
 }
 

@@ -63,12 +63,11 @@ typedef struct fv_rope_args {
     int64_t offset, rotary;
     float base, magnitude;
     fv_tensor frequency;
-    bool interleaved, inverse; /* inverse turns back: the backward pass */
+    bool interleaved, inverse; /* inverse turns back (and multiplies too): the backward pass */
 } fv_rope_args;
 fv_status fv_rope(fv_ctx *ctx, const fv_rope_args *args);
 
-/* Softmax of scale * x over the last dim (transpose the view for columns). temperature: per row, [..,1] or absent.
- * Scale 0 means 1.  Rows of -inf give 0. */
+/* Softmax of scale * x over the last dim (transpose the view for columns).  Scale 0 means 1.  Rows of -inf give 0. */
 typedef struct fv_softmax_args {
     fv_tensor x, out;
     float scale;
@@ -79,7 +78,8 @@ fv_status fv_softmax(fv_ctx *ctx, const fv_softmax_args *args);
  *   blocks: start = m * stride, end = min(start + block, N); M <= ceil(N / stride); a ragged last cell counts its true
  *   length.   starts given: rows start[m] .. start[m+1].
  *   grid: rows are a row-major gh x gw grid pooled to oh x ow cells, adaptive: cell i covers floor(i gh/oh) ..
- *   ceil((i+1) gh/oh) - 1; M = oh ow. */
+ *   ceil((i+1) gh/oh) - 1; M = oh ow.
+ * A cell without rows gives 0. */
 typedef enum fv_pool_kind { FV_POOL_MEAN = 0, FV_POOL_MAX, FV_POOL_SUM } fv_pool_kind;
 typedef struct fv_pool_args {
     fv_pool_kind kind;
@@ -98,8 +98,8 @@ typedef struct fv_conv2d_args {
 } fv_conv2d_args;
 fv_status fv_conv2d(fv_ctx *ctx, const fv_conv2d_args *args);
 
-/* Selection per row of scores [..,n] f32: the k largest, or all >= threshold, among the first valid[row] (NULL: n);
- * ties to the lower index; -inf scores are never selected; +inf ones always come first.  index [..,k] i32, ascending by
+/* Selection per row of scores [..,n] f32: the k largest, or the k largest of those >= threshold, among the first
+ * valid[row] (NULL: n); ties to the lower index; -inf and NaN scores are never selected; +inf ones always come first.  index [..,k] i32, ascending by
  * index (or by falling score with by_score), -1 behind the last; count [..] i32 optional.  No gradient. */
 typedef struct fv_select_args {
     fv_tensor scores, index, count;
@@ -117,8 +117,10 @@ fv_status fv_select(fv_ctx *ctx, const fv_select_args *args);
 fv_status fv_sort_by_key(fv_ctx *ctx, const int32_t *keys, int64_t count, int64_t n, int64_t bound, int32_t *order,
                          int64_t *start);
 
-/* out[..,r,:] = x[..,index[r],:] (index -1: zeros); leading dims of index broadcast. scatter adds instead:
- * out[..,index[r],:] += x[..,r,:]. x [..,N,C], index [..|1,R] i32, out [..,R,C]. */
+/* out[..,r,:] = x[..,index[r],:] (index -1: zeros); leading dims of x and index repeat to out's (of a scatter: to
+ * x's).  x [..,N,C], index [..|1,R] i32, out [..,R,C]; any plain type that stays the same, or a cast between floating
+ * ones.  scatter adds instead (index -1: left out): out[..,index[r],:] += x[..,r,:], x [..,R,C], out [..,N,C], f32.
+ * FV_E_ARGUMENT for an index out of range. */
 typedef struct fv_gather_args {
     fv_tensor x, index, out;
     bool scatter;

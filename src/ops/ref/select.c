@@ -1,0 +1,123 @@
+/* Radix selection: the k-th largest key is found digit by digit, then one walk in index order takes what is above it
+ * and the first of those that equal it. */
+#include <math.h>
+
+#include "ops/check.h"
+#include "ops/ref/ref.h"
+
+struct job {
+    const fv_select_args *select;
+    uint32_t *keys;   /* [threads, n] */
+    uint64_t *ranked; /* [threads, most] */
+    int64_t most;     /* min(k, n) with by_score, otherwise 0 */
+};
+
+/* Unsigned integers in the order of the scores; 0: not to be selected. */
+static uint32_t key_of(float score)
+{
+    uint32_t bits;
+
+    if (!(score > -INFINITY)) return 0;
+    score += 0.0f; /* -0 equals 0 */
+    memcpy(&bits, &score, sizeof bits);
+    return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+
+/* The k-th largest of keys and, in *equal, how many that equal it belong to the k largest.  0 < k <= selectable. */
+static uint32_t kth_largest(const uint32_t *keys, int64_t n, int64_t k, int64_t *equal)
+{
+    uint32_t prefix = 0, mask = 0;
+
+    for (int shift = 24; shift >= 0; shift -= 8) {
+        uint32_t histogram[256] = {0};
+        int digit = 255;
+        for (int64_t i = 0; i < n; i++)
+            if ((keys[i] & mask) == prefix) histogram[keys[i] >> shift & 255]++;
+        for (; histogram[digit] < k; digit--)
+            k -= histogram[digit];
+        prefix |= (uint32_t)digit << shift;
+        mask |= 255u << shift;
+    }
+    *equal = k;
+    return prefix;
+}
+
+static void sift(uint64_t *heap, int64_t at, int64_t count)
+{
+    uint64_t moved = heap[at];
+
+    for (int64_t child = 2 * at + 1; child < count; child = 2 * at + 1) {
+        child += child + 1 < count && heap[child + 1] < heap[child];
+        if (heap[child] >= moved) break;
+        heap[at] = heap[child];
+        at = child;
+    }
+    heap[at] = moved;
+}
+
+/* Heap sort, largest first. */
+static void sort_falling(uint64_t *items, int64_t count)
+{
+    for (int64_t i = count / 2 - 1; i >= 0; i--)
+        sift(items, i, count);
+    for (int64_t left = count - 1; left > 0; left--) {
+        uint64_t smallest = items[0];
+        items[0] = items[left];
+        items[left] = smallest;
+        sift(items, 0, left);
+    }
+}
+
+static void select_row(void *user, int64_t row, int thread)
+{
+    const struct job *job = user;
+    const fv_select_args *s = job->select;
+    int last = s->scores.rank - 1;
+    int64_t n = s->scores.dims[last], stride = s->scores.strides[last], k = s->index.dims[last], able = 0, taken = 0;
+    const float *scores = (const float *)s->scores.data + fv_lead_offset(&s->scores, last, row);
+    int32_t *index = (int32_t *)s->index.data + fv_lead_offset(&s->index, last, row);
+    uint32_t *keys = job->keys + thread * n, least = 1;
+    uint64_t *ranked = job->ranked + thread * job->most;
+    int64_t equal = 0, step = s->index.strides[last];
+
+    if (s->valid) n = fv_clamp(s->valid[row], 0, n);
+    for (int64_t i = 0; i < n; i++) {
+        keys[i] = key_of(scores[i * stride]);
+        if (s->use_threshold && !(scores[i * stride] >= s->threshold)) keys[i] = 0;
+        able += keys[i] != 0;
+    }
+    if (able > k && k > 0) /* the walk below takes all from `least` on, and `equal` of those that equal it */
+        least = kth_largest(keys, n, k, &equal);
+    else if (k > 0)
+        equal = able;
+    for (int64_t i = 0; i < n && taken < fv_min(able, k); i++) {
+        if (keys[i] < least || (keys[i] == least && equal-- <= 0)) continue;
+        if (s->by_score)
+            ranked[taken] = (uint64_t)keys[i] << 32 | (UINT32_MAX - (uint32_t)i);
+        else
+            index[taken * step] = (int32_t)i;
+        taken++;
+    }
+    if (s->by_score) {
+        sort_falling(ranked, taken);
+        for (int64_t i = 0; i < taken; i++)
+            index[i * step] = (int32_t)(UINT32_MAX - (uint32_t)ranked[i]);
+    }
+    for (int64_t i = taken; i < k; i++)
+        index[i * step] = -1;
+    if (fv_present(&s->count)) ((int32_t *)s->count.data)[fv_lead_offset(&s->count, last, row)] = (int32_t)taken;
+}
+
+fv_status fv_ref_select(fv_ctx *ctx, const fv_select_args *args)
+{
+    int last = args->scores.rank - 1;
+    int64_t n = args->scores.dims[last], threads = fv_ctx_threads(ctx);
+    struct job job = {.select = args, .most = args->by_score ? fv_min(n, args->index.dims[last]) : 0};
+    fv_mark mark = fv_scratch_mark(ctx);
+
+    FV_TRY(FV_SCRATCH(ctx, job.keys, threads * n));
+    FV_TRY(FV_SCRATCH(ctx, job.ranked, threads * job.most));
+    fv_run(ctx, fv_lead_count(&args->scores, last), select_row, &job);
+    fv_scratch_release(ctx, mark);
+    return FV_OK;
+}
