@@ -1,5 +1,6 @@
 /* Rows of any data type as f32. */
 #include "ops/backend.h"
+#include "ops/blocks.h"
 #include "ops/check.h"
 
 fv_status fv_dequantize_rows(fv_ctx *ctx, const fv_dequantize_args *args)
@@ -9,6 +10,8 @@ fv_status fv_dequantize_rows(fv_ctx *ctx, const fv_dequantize_args *args)
 
     FV_TRY(fv_check_rank("dequantize", "x", x, FV_TYPES_PLAIN | FV_TYPES_BLOCKS, 2, 2));
     FV_TRY(fv_check("dequantize", "out", &args->out, FV_TYPE(FV_F32), FV_DIMS(FV_ANY, x->dims[1])));
+    if (fv_type_in(x->dtype, FV_TYPES_BLOCKS) && !fv_blocks_supported(x->dtype))
+        return fv_fail(FV_E_UNSUPPORTED, "dequantize: x: blocks of %s are not supported", fv_dtype_name(x->dtype));
     block = fv_dtype_block(x->dtype);
     if (block > 1 && (x->dims[1] % block != 0 || x->strides[0] % block != 0 || (x->dims[1] > 1 && x->strides[1] != 1)))
         return fv_fail(FV_E_SHAPE, "dequantize: x: expected rows of whole %s blocks of %lld, got shape %s",

@@ -1,6 +1,7 @@
 /* Matrix products: checks, the shapes backends see, and the backward pass as two products. */
 #include "ops/accumulate.h"
 #include "ops/backend.h"
+#include "ops/blocks.h"
 #include "ops/check.h"
 #include "ops/tape.h"
 
@@ -11,6 +12,8 @@ static fv_status check_blocks(const fv_tensor *b)
     bool whole = k % block == 0 && (k == 1 || b->strides[b->rank - 2] == 1);
 
     if (block == 1) return FV_OK;
+    if (!fv_blocks_supported(b->dtype))
+        return fv_fail(FV_E_UNSUPPORTED, "gemm: b: blocks of %s are not supported", fv_dtype_name(b->dtype));
     for (int d = 0; d < b->rank; d++)
         if (d != b->rank - 2) whole = whole && b->strides[d] % block == 0;
     if (whole) return FV_OK;

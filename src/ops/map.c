@@ -147,9 +147,7 @@ static fv_status backward(fv_ctx *ctx, const void *args)
     float one = m->alpha == 0 ? 1 : m->alpha;
 
     switch (m->op) { /* where the slope is a constant */
-    case FV_MAP_COPY:
-        fv_add_into(ctx, &x, &out, one);
-        return FV_OK;
+    case FV_MAP_COPY: fv_add_into(ctx, &x, &out, one); return FV_OK;
     case FV_MAP_ADD:
     case FV_MAP_SUB:
         if (fv_present(&x)) fv_add_into(ctx, &x, &out, 1);

@@ -99,8 +99,9 @@ typedef struct fv_conv2d_args {
 fv_status fv_conv2d(fv_ctx *ctx, const fv_conv2d_args *args);
 
 /* Selection per row of scores [..,n] f32: the k largest, or the k largest of those >= threshold, among the first
- * valid[row] (NULL: n); ties to the lower index; -inf and NaN scores are never selected; +inf ones always come first.  index [..,k] i32, ascending by
- * index (or by falling score with by_score), -1 behind the last; count [..] i32 optional.  No gradient. */
+ * valid[row] (NULL: n); ties to the lower index; -inf and NaN scores are never selected; +inf ones always come first.
+ * index [..,k] i32, ascending by index (or by falling score with by_score), -1 behind the last; count [..] i32
+ * optional.  No gradient. */
 typedef struct fv_select_args {
     fv_tensor scores, index, count;
     bool use_threshold, by_score;

@@ -25,7 +25,8 @@ static fv_status check_grid(const fv_pool_args *p, int64_t rows, int64_t cells)
         from == rows && to == cells && p->out_height > 0 && p->out_width > 0 &&
         fv_mul_i64(p->out_height + 1, p->grid_height, &reach) && fv_mul_i64(p->out_width + 1, p->grid_width, &reach))
         return FV_OK;
-    return fv_fail(FV_E_SHAPE, "pool: a grid of %lld x %lld pooled to %lld x %lld does not fit %lld rows and %lld cells",
+    return fv_fail(FV_E_SHAPE,
+                   "pool: a grid of %lld x %lld pooled to %lld x %lld does not fit %lld rows and %lld cells",
                    (long long)p->grid_height, (long long)p->grid_width, (long long)p->out_height,
                    (long long)p->out_width, (long long)rows, (long long)cells);
 }

@@ -2,4 +2,14 @@
 
 const fv_backend fv_backend_ref = {
     .name = "ref",
+    .gemm = fv_ref_gemm,
+    .map = fv_ref_map,
+    .norm = fv_ref_norm,
+    .rope = fv_ref_rope,
+    .softmax = fv_ref_softmax,
+    .pool = fv_ref_pool,
+    .select = fv_ref_select,
+    .gather = fv_ref_gather,
+    .cumsum = fv_ref_cumsum,
+    .dequantize = fv_ref_dequantize,
 };

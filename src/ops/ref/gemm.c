@@ -1,3 +1,4 @@
+#include "ops/blocks.h"
 #include "ops/check.h"
 #include "ops/ref/ref.h"
 
@@ -16,9 +17,13 @@ static void gemm_column(void *user, int64_t index, int thread)
     int64_t ia = fv_lead_offset(&g->a, lead, index / n), ib = fv_lead_offset(&g->b, lead, index / n);
     float *c = (float *)g->c.data + fv_lead_offset(&g->c, lead, index / n) + j * g->c.strides[last];
     float *row = job->scratch + (int64_t)thread * 2 * k, *column = row + k;
+    int64_t block = fv_dtype_block(g->b.dtype);
     double bias = fv_present(&g->bias) ? fv_load(g->bias.dtype, g->bias.data, j * g->bias.strides[0]) : 0;
 
-    fv_load_row(g->b.dtype, g->b.data, ib + j * g->b.strides[last], g->b.strides[lead], column, k);
+    if (block > 1)
+        fv_blocks_load(g->b.dtype, g->b.data, (ib + j * g->b.strides[last]) / block, k / block, column);
+    else
+        fv_load_row(g->b.dtype, g->b.data, ib + j * g->b.strides[last], g->b.strides[lead], column, k);
     for (int64_t i = 0; i < m; i++) {
         float *out = c + i * g->c.strides[lead];
         double sum = 0;

@@ -15,9 +15,8 @@ static void rope_row(void *user, int64_t index, int thread)
     (void)thread;
     for (int64_t c = 0; c < half; c++) {
         int64_t first = r->interleaved ? 2 * c : c, second = r->interleaved ? 2 * c + 1 : c + half;
-        double frequency = fv_present(&r->frequency)
-                               ? ((const float *)r->frequency.data)[c * r->frequency.strides[0]]
-                               : pow(r->base, -2.0 * (double)c / (double)r->rotary);
+        double frequency = fv_present(&r->frequency) ? ((const float *)r->frequency.data)[c * r->frequency.strides[0]]
+                                                     : pow(r->base, -2.0 * (double)c / (double)r->rotary);
         double cosine = r->magnitude * cos(position * frequency), sine = r->magnitude * sin(position * frequency);
         double a = x[first * xs], b = x[second * xs];
         if (r->inverse) sine = -sine;
