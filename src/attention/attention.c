@@ -5,26 +5,33 @@
 
 #include "ops/tape.h"
 
-fv_status fv_attention_new(const char *text, fv_attention **attention)
+fv_status fv_attention_from(const fv_spec *spec, fv_attention **attention)
 {
-    fv_spec spec;
     const fv_mechanism *mechanism;
     fv_attention *made = NULL;
     fv_status status;
 
     *attention = NULL;
-    FV_TRY(fv_spec_parse(&spec, text));
-    FV_TRY(fv_mechanism_named(fv_spec_name(&spec), &mechanism));
+    FV_TRY(fv_mechanism_named(fv_spec_name(spec), &mechanism));
     FV_TRY(FV_ZALLOC(made, 1));
     made->mechanism = mechanism;
     FV_TRY_DONE(fv_zalloc(&made->options, 1, mechanism->options_size));
-    FV_TRY_DONE(fv_options_parse(mechanism->options, &spec, made->options));
+    FV_TRY_DONE(fv_options_parse(mechanism->options, spec, made->options));
     if (mechanism->check) FV_TRY_DONE(mechanism->check(made->options));
     *attention = made;
     return FV_OK;
 done:
     fv_attention_free(made);
     return status;
+}
+
+fv_status fv_attention_new(const char *text, fv_attention **attention)
+{
+    fv_spec spec;
+
+    *attention = NULL;
+    FV_TRY(fv_spec_parse(&spec, text));
+    return fv_attention_from(&spec, attention);
 }
 
 void fv_attention_free(fv_attention *attention)
@@ -184,9 +191,14 @@ static fv_status run_plan(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_c
 {
     fv_plan plan;
     fv_attend_args attend;
+    int64_t pairs = 0;
 
     FV_TRY(fv_call_plan(ctx, mechanism, call, &plan, &attend));
     if (sinks && fv_present(sinks)) attend.sinks = *sinks;
+    if (call->pairs) {
+        FV_TRY(fv_plan_pairs(ctx, &plan, call->batch, call->query_heads, call->queries, call->keys, &pairs));
+        *call->pairs += (double)pairs;
+    }
     return fv_attend(ctx, &attend);
 }
 
@@ -205,6 +217,11 @@ static fv_status run(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *
     }
     if (mechanism->plan) return run_plan(ctx, mechanism, &call, extra ? &extra->sinks : NULL);
     if (mechanism->scan) return run_scan(ctx, mechanism, &call, state, false);
+    if (call.pairs) {
+        fv_work work;
+        FV_TRY(fv_call_measure(ctx, mechanism, &call, &work));
+        *call.pairs += (double)work.pairs;
+    }
     return mechanism->forward(ctx, &call);
 }
 

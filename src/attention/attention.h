@@ -24,4 +24,7 @@ int64_t fv_call_state_width(const fv_mechanism *mechanism, const fv_call *call);
 fv_status fv_call_plan(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *call, fv_plan *plan,
                        fv_attend_args *attend);
 
+/* Work of a call; scratch memory. */
+fv_status fv_call_measure(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *call, fv_work *work);
+
 #endif

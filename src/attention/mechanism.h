@@ -57,6 +57,7 @@ typedef struct fv_call {
     float softcap, gain;        /* a model's own terms of the logits, 0: none */
     fv_tensor param[FV_PARAMS]; /* in the order of the descriptor's table; absent ones have no data */
     fv_tensor param_out[FV_PARAMS];
+    double *pairs; /* the query-key pairs a chunk computes are added to it; NULL: nobody counts */
 } fv_call;
 
 /* A set of pairs: a plan over rows i and columns j that stand for query query_order[i] and key key_order[j] (NULL: for
@@ -130,6 +131,8 @@ void fv_tape_resume(fv_ctx *ctx, struct fv_tape *tape);
 /* ---- for models: the same mechanisms over a cache ---------------------------------------------------------------- */
 
 const fv_mechanism *fv_attention_mechanism(const fv_attention *attention);
+/* fv_attention_new from a SPEC that was parsed (one of a layer plan). */
+fv_status fv_attention_from(const fv_spec *spec, fv_attention **attention);
 
 /* Fills a call from public arguments and checks it against the descriptor.  k and v may be f32, f16 or bf16. */
 fv_status fv_call_make(const fv_attention *attention, const fv_attention_args *args, fv_call *call);

@@ -100,30 +100,27 @@ static double dense_pairs(const fv_call *call)
     return heads * (first >= 0 ? N * (first + M) / 2 : M * (M + 1) / 2);
 }
 
-static fv_status measure(fv_ctx *ctx, const fv_attention *attention, const fv_attention_args *args, fv_work *work)
+fv_status fv_call_measure(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *call, fv_work *work)
 {
-    const fv_mechanism *mechanism = attention->mechanism;
-    fv_call call;
     fv_pairs pairs;
     double dense;
 
-    FV_TRY(fv_call_make(attention, args, &call));
-    *work = (fv_work){.bytes = tensor_bytes(&call.q) + tensor_bytes(&call.k) + tensor_bytes(&call.v) +
-                               tensor_bytes(&call.o) + tensor_bytes(&call.lse)};
+    *work = (fv_work){.bytes = tensor_bytes(&call->q) + tensor_bytes(&call->k) + tensor_bytes(&call->v) +
+                               tensor_bytes(&call->o) + tensor_bytes(&call->lse)};
     for (int i = 0; i < fv_param_count(mechanism); i++)
-        work->bytes += tensor_bytes(&call.param[i]);
+        work->bytes += tensor_bytes(&call->param[i]);
     if (mechanism->work) {
-        FV_TRY(mechanism->work(ctx, &call, work));
+        FV_TRY(mechanism->work(ctx, call, work));
     } else if (mechanism->scan) {
-        int64_t width = fv_call_state_width(mechanism, &call);
-        work->flops = 2.0 * (double)(call.queries + call.keys) * (double)(call.batch * call.query_heads) *
-                      (double)width * (double)call.value_dim;
+        int64_t width = fv_call_state_width(mechanism, call);
+        work->flops = 2.0 * (double)(call->queries + call->keys) * (double)(call->batch * call->query_heads) *
+                      (double)width * (double)call->value_dim;
     } else {
-        FV_TRY(make_pairs(ctx, mechanism, &call, &pairs));
-        FV_TRY(fv_plan_pairs(ctx, &pairs.plan, call.batch, call.query_heads, call.queries, call.keys, &work->pairs));
-        work->flops = 2.0 * (double)work->pairs * (double)(call.head_dim + call.value_dim);
+        FV_TRY(make_pairs(ctx, mechanism, call, &pairs));
+        FV_TRY(fv_plan_pairs(ctx, &pairs.plan, call->batch, call->query_heads, call->queries, call->keys, &work->pairs));
+        work->flops = 2.0 * (double)work->pairs * (double)(call->head_dim + call->value_dim);
     }
-    dense = dense_pairs(&call);
+    dense = dense_pairs(call);
     work->density = dense > 0 ? (double)work->pairs / dense : 0;
     return FV_OK;
 }
@@ -131,8 +128,10 @@ static fv_status measure(fv_ctx *ctx, const fv_attention *attention, const fv_at
 fv_status fv_attention_work(fv_ctx *ctx, const fv_attention *attention, const fv_attention_args *args, fv_work *work)
 {
     fv_mark mark = fv_scratch_mark(ctx);
-    fv_status status = measure(ctx, attention, args, work);
+    fv_call call;
+    fv_status status = fv_call_make(attention, args, &call);
 
+    if (status == FV_OK) status = fv_call_measure(ctx, attention->mechanism, &call, work);
     fv_scratch_release(ctx, mark);
     return status;
 }

@@ -1,0 +1,67 @@
+/* Opening a model: the file, its numbers, its weights. */
+#include "models/model.h"
+
+static fv_status copy_text(fv_gguf_text text, char **copy)
+{
+    FV_TRY(FV_ALLOC(*copy, text.length + 1));
+    if (text.length) memcpy(*copy, text.data, (size_t)text.length);
+    (*copy)[text.length] = 0;
+    return FV_OK;
+}
+
+static fv_status open_model(const char *path, fv_model *model)
+{
+    fv_gguf_text architecture = {0}, name = {0};
+
+    FV_TRY(fv_arena_new(&model->memory));
+    FV_TRY(fv_gguf_open(path, &model->file));
+    FV_TRY(fv_gguf_require(model->file, "general.architecture"));
+    FV_TRY(fv_gguf_string(model->file, "general.architecture", &architecture));
+    FV_TRY(fv_gguf_string(model->file, "general.name", &name));
+    FV_TRY(copy_text(name, &model->name));
+    FV_TRY(fv_architecture_find(path, architecture.data, architecture.length, &model->architecture));
+    FV_TRY(fv_model_read_sizes(model));
+    return fv_model_read_weights(model);
+}
+
+fv_status fv_model_open(const char *path, fv_model **model)
+{
+    fv_model *m;
+
+    *model = NULL;
+    FV_TRY(FV_ZALLOC(m, 1));
+    fv_status status = open_model(path, m);
+    if (status == FV_OK)
+        *model = m;
+    else
+        fv_model_close(m);
+    return status;
+}
+
+void fv_model_close(fv_model *model)
+{
+    if (!model) return;
+    fv_free(model->layers);
+    fv_free(model->name);
+    fv_arena_free(model->memory);
+    fv_gguf_close(model->file);
+    fv_free(model);
+}
+
+void fv_model_describe(const fv_model *model, fv_model_info *info)
+{
+    const fv_sizes *s = &model->sizes;
+
+    *info = (fv_model_info){.architecture = model->architecture->name,
+                            .name = model->name,
+                            .layers = s->layers,
+                            .query_heads = s->query_heads,
+                            .key_heads = s->key_heads,
+                            .head_dim = s->key_dim,
+                            .width = s->width,
+                            .vocabulary = s->vocabulary,
+                            .context = s->context,
+                            .parameters = model->parameters,
+                            .weight_bytes = model->weight_bytes,
+                            .has_chat_template = fv_gguf_has(model->file, "tokenizer.chat_template")};
+}

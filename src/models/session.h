@@ -1,0 +1,37 @@
+/* A session: what one stream of tokens has left in the layers. */
+#ifndef FV_SESSION_H
+#define FV_SESSION_H
+
+#include "attention/mechanism.h"
+#include "models/cache.h"
+#include "models/model.h"
+
+typedef struct fv_session_layer {
+    fv_attention *attention;
+    bool no_scale;            /* the mechanism has none */
+    fv_cache cache;           /* of keys and values, or */
+    fv_attention_state state; /* of a recurrent mechanism, in `memory` */
+    void *memory;
+    size_t state_bytes;
+} fv_session_layer;
+
+struct fv_session {
+    fv_ctx *ctx;
+    const fv_model *model;
+    fv_precision precision;
+    int64_t context, chunk, length;
+    bool recurrent; /* some layer keeps a state */
+    bool broken;    /* a state was left half way */
+    double pairs, dense_pairs;
+    size_t peak_bytes;
+    fv_session_layer *layers;
+};
+
+/* Runs `count` tokens, at positions length.., through all layers; x [count, width] receives the hidden rows (before the
+ * last norm).  Does not move session->length.  Scratch memory. */
+fv_status fv_forward_chunk(fv_session *session, const int32_t *ids, int64_t count, fv_tensor *x);
+
+/* logits [rows, vocabulary] of hidden rows x [rows, width]. */
+fv_status fv_forward_logits(fv_session *session, const fv_tensor *x, float *logits);
+
+#endif
