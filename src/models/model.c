@@ -1,5 +1,6 @@
 /* Opening a model: the file, its numbers, its weights. */
 #include "models/model.h"
+#include "models/tokenizer.h"
 
 static fv_status copy_text(fv_gguf_text text, char **copy)
 {
@@ -7,6 +8,17 @@ static fv_status copy_text(fv_gguf_text text, char **copy)
     if (text.length) memcpy(*copy, text.data, (size_t)text.length);
     (*copy)[text.length] = 0;
     return FV_OK;
+}
+
+/* A file without a tokenizer takes ids only.  Ids and rows of the embedding must be the same set. */
+static fv_status read_tokenizer(fv_model *model)
+{
+    if (!fv_gguf_has(model->file, "tokenizer.ggml.model")) return FV_OK;
+    FV_TRY(fv_tokenizer_new(model->file, &model->tokenizer));
+    if (fv_tokenizer_count(model->tokenizer) == model->sizes.vocabulary) return FV_OK;
+    return fv_fail(FV_E_FORMAT, "%s: tensor 'token_embd.weight' has %lld rows, but the tokenizer has %lld pieces",
+                   fv_gguf_name(model->file), (long long)model->sizes.vocabulary,
+                   (long long)fv_tokenizer_count(model->tokenizer));
 }
 
 static fv_status open_model(const char *path, fv_model *model)
@@ -21,7 +33,8 @@ static fv_status open_model(const char *path, fv_model *model)
     FV_TRY(copy_text(name, &model->name));
     FV_TRY(fv_architecture_find(path, architecture.data, architecture.length, &model->architecture));
     FV_TRY(fv_model_read_sizes(model));
-    return fv_model_read_weights(model);
+    FV_TRY(fv_model_read_weights(model));
+    return read_tokenizer(model);
 }
 
 fv_status fv_model_open(const char *path, fv_model **model)
@@ -41,6 +54,7 @@ fv_status fv_model_open(const char *path, fv_model **model)
 void fv_model_close(fv_model *model)
 {
     if (!model) return;
+    fv_tokenizer_free(model->tokenizer);
     fv_free(model->layers);
     fv_free(model->name);
     fv_arena_free(model->memory);

@@ -7,7 +7,6 @@
 #include "models/gguf.h"
 
 struct fv_tokenizer;
-struct fv_chat;
 
 typedef struct fv_sizes {
     int64_t layers, width, hidden, query_heads, key_heads, key_dim, value_dim, vocabulary, context, rotary;
@@ -47,7 +46,6 @@ struct fv_model {
     size_t weight_bytes;
     char *name;
     struct fv_tokenizer *tokenizer; /* NULL: the file has none */
-    struct fv_chat *chat;
 };
 
 /* Reads sizes from the file's keys. */
