@@ -122,6 +122,7 @@ FV_API fv_status fv_attend(fv_ctx *ctx, const fv_attend_args *args);
 typedef struct fv_attend_grads {
     fv_tensor d_o, d_lse;
     fv_tensor d_q, d_k, d_v, d_bias, d_sinks, d_temperature;
+    fv_tensor d_offset_bias, d_row_bias, d_column_bias;
 } fv_attend_grads;
 FV_API fv_status fv_attend_backward(fv_ctx *ctx, const fv_attend_args *args, const fv_attend_grads *grads);
 

@@ -12,4 +12,5 @@ const fv_backend fv_backend_ref = {
     .gather = fv_ref_gather,
     .cumsum = fv_ref_cumsum,
     .dequantize = fv_ref_dequantize,
+    .attend = fv_ref_attend,
 };
