@@ -4,6 +4,7 @@
 #include "ops/backend.h"
 #include "ops/check.h"
 #include "ops/logits.h"
+#include "ops/tape.h"
 
 #define F32 FV_TYPE(FV_F32)
 
@@ -123,11 +124,46 @@ fv_status fv_attend_backward(fv_ctx *ctx, const fv_attend_args *args, const fv_a
     return backward(ctx, &a, grads);
 }
 
+static fv_status walk_back(fv_ctx *ctx, const void *data)
+{
+    const fv_attend_args *a = data;
+    fv_attend_grads g = {
+        .d_o = fv_tape_shadow(ctx, &a->o),
+        .d_lse = fv_tape_shadow(ctx, &a->lse),
+        .d_q = fv_tape_shadow(ctx, &a->q),
+        .d_k = fv_tape_shadow(ctx, &a->k),
+        .d_v = fv_tape_shadow(ctx, &a->v),
+        .d_bias = fv_tape_shadow(ctx, &a->logits.bias),
+        .d_sinks = fv_tape_shadow(ctx, &a->sinks),
+        .d_temperature = fv_tape_shadow(ctx, &a->logits.temperature),
+        .d_offset_bias = fv_tape_shadow(ctx, &a->logits.offset_bias),
+        .d_row_bias = fv_tape_shadow(ctx, &a->logits.row_bias),
+        .d_column_bias = fv_tape_shadow(ctx, &a->logits.column_bias),
+    };
+
+    return fv_present(&g.d_o) ? backward(ctx, a, &g) : FV_OK;
+}
+
+/* The plan and the head map may lie on the caller's stack, so the tape keeps copies. */
+static fv_status record(fv_ctx *ctx, fv_attend_args *a)
+{
+    const fv_logits *l = &a->logits;
+
+    FV_TRY(fv_plan_keep(ctx, a->plan, &a->plan));
+    FV_TRY(fv_heads_keep(ctx, a->key_head, a->q.dims[1], &a->key_head));
+    return FV_TAPE_RECORD(ctx, walk_back, a, 9, &a->q, &a->k, &a->v, &a->sinks, &l->bias, &l->temperature,
+                          &l->offset_bias, &l->row_bias, &l->column_bias, &a->o, &a->lse);
+}
+
 fv_status fv_attend(fv_ctx *ctx, const fv_attend_args *args)
 {
     fv_attend_args a;
 
     FV_TRY(prepare(args, &a));
+    if (ctx->recording && !fv_present(&a.lse) && !fv_present(&a.lse_in) && !fv_present(&a.lse_in_key))
+        FV_TRY(fv_tensor_new(ctx, &a.lse, FV_F32, 3, a.o.dims));
+    FV_TRY(fv_check_apart(ctx, "attend", &a.q, &a.o));
     if (fv_plan_gathers(a.plan)) clear_spare_rows(&a);
-    return ctx->backend->attend(ctx, &a);
+    FV_TRY(ctx->backend->attend(ctx, &a));
+    return ctx->recording ? record(ctx, &a) : FV_OK;
 }
