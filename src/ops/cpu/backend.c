@@ -23,6 +23,7 @@ static void fill(void)
         table->name = kernels[isa] ? kernels[isa]->name : fv_kernels_c.name;
         table->gemm = fv_cpu_gemm;
         table->map = fv_cpu_map;
+        table->attend = fv_cpu_attend;
         table->norm = fv_cpu_norm;
         table->rope = fv_cpu_rope;
         table->softmax = fv_cpu_softmax;

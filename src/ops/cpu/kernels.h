@@ -50,6 +50,10 @@ struct fv_kernels {
     float (*exp)(int64_t n, const float *x, float scale, float shift, float *out); /* exp(scale x - shift), its sum */
     /* turns pairs (x[c], x[half + c]) */
     void (*rotate)(int64_t half, const float *x, const float *cosine, const float *sine, float *out);
+    /* s [rows, FV_KEY_TILE] becomes exp(s - maximum), 0 where bits[r % tokens] hides a key; maximum, total [rows] and o
+     * [rows, o_row] (o_row a multiple of width) are brought up to date. */
+    void (*online_softmax)(int rows, int tokens, const uint64_t *bits, float *s, float *maximum, float *total, float *o,
+                           int64_t o_row);
 };
 
 extern const struct fv_kernels fv_kernels_c, fv_kernels_avx2, fv_kernels_avx512;

@@ -6,6 +6,7 @@
 #include "ops/cpu/tile_tmpl.c"
 #include "ops/cpu/blocks_tmpl.c"
 #include "ops/cpu/math_tmpl.c"
+#include "ops/cpu/attend_tmpl.c"
 
 const struct fv_kernels KERNELS = {
     .name = KERNELS_NAME,
@@ -28,4 +29,5 @@ const struct fv_kernels KERNELS = {
     .largest = largest_row,
     .exp = exp_row,
     .rotate = rotate_row,
+    .online_softmax = online_softmax,
 };

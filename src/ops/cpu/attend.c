@@ -1,0 +1,184 @@
+/* Softmax attention over a plan: tiles of up to ROWS rows (all query heads of a key-value head) stream over tiles of
+ * FV_KEY_TILE keys with a running maximum, both products by the micro-kernel.  Bound by flops: 2 pairs (D + Dv).
+ *
+ * Where there are few tiles (decode) the keys are cut into pieces of a size that depends on the shape alone, and the
+ * pieces are merged by log-sum-exp in their order, so that results do not depend on the number of threads.
+ *
+ * The rare by-products and given normalisers are left to the reference backend. */
+#include <math.h>
+
+#include "ops/cpu/cpu.h"
+#include "ops/cpu/tiles.h"
+
+enum { FEW_ITEMS = 32, PIECE_KEYS = 512 };
+
+/* Unnormalised result of the rows of an item over a piece of the keys. */
+struct part {
+    float *o; /* [rows, width] */
+    float *maximum, *total;
+};
+
+struct attend {
+    const fv_attend_args *args;
+    const fv_plan_view *view;
+    fv_tiles_source source;
+    fv_tiles *tiles;     /* per thread */
+    float **values;      /* per thread: rows of v on their way */
+    struct part *part;   /* per item and piece, or per thread where there is one piece */
+    int64_t rows, width; /* of a part; width is Dv rounded up to whole micro-tiles */
+    int64_t pieces;
+};
+
+struct visit {
+    const struct attend *attend;
+    struct part part;
+    float *values;
+};
+
+static void add_tile(void *user, fv_tiles *t)
+{
+    const struct visit *visit = user;
+    const struct attend *a = visit->attend;
+    const struct fv_kernels *kernels = a->source.kernels;
+    int64_t row;
+    const float *v = fv_tiles_rows(t, &a->args->v, a->width, visit->values, &row);
+
+    kernels->online_softmax(t->rows, t->tile.rows, t->bits, t->logits, visit->part.maximum, visit->part.total,
+                            visit->part.o, a->width);
+    for (int r = 0; r < t->rows; r += kernels->tile_rows) {
+        int rows = (int)fv_min(kernels->tile_rows, t->rows - r);
+        if (!fv_tiles_any(t, r, rows)) continue;
+        for (int64_t d = 0; d < a->width; d += kernels->tile_columns)
+            kernels->tile(rows, t->count, t->logits + r * FV_KEY_TILE, FV_KEY_TILE, 1, v + d, row,
+                          visit->part.o + r * a->width + d, a->width, true);
+    }
+}
+
+/* Writes o and lse of an item from its first part. */
+static void write_rows(const struct attend *a, const fv_plan_tile *tile, const struct part *part)
+{
+    const fv_tensor *o = &a->args->o, *lse = &a->args->lse;
+
+    for (int64_t r = 0; r < tile->rows * a->view->share; r++) {
+        int64_t h = tile->h + r / tile->rows, row = tile->row[r % tile->rows];
+        float total = part->total[r], scale = total > 0 ? 1 / total : 0;
+        a->source.kernels->map(FV_MAP_COPY, o->dims[3], part->o + r * a->width, NULL, 0, scale, 0,
+                               fv_at(o, tile->b, h, row, 0));
+        if (fv_present(lse))
+            *(float *)fv_at(lse, tile->b, h, row, 0) = total > 0 ? part->maximum[r] + logf(total) : -INFINITY;
+    }
+}
+
+static void begin_part(const struct attend *a, const fv_plan_tile *tile, const struct part *part, bool first)
+{
+    const fv_tensor *sinks = &a->args->sinks;
+
+    memset(part->o, 0, (size_t)(a->rows * a->width) * sizeof *part->o);
+    for (int64_t r = 0; r < tile->rows * a->view->share; r++) {
+        part->maximum[r] = -INFINITY;
+        if (first && fv_present(sinks))
+            part->maximum[r] = ((const float *)sinks->data)[(tile->h + r / tile->rows) * sinks->strides[0]];
+        part->total[r] = part->maximum[r] > -INFINITY ? 1 : 0;
+    }
+}
+
+static void attend_item(void *user, int64_t index, int thread)
+{
+    const struct attend *a = user;
+    /* tiles of a causal plan grow towards the end: big ones first */
+    int64_t item = a->view->items - 1 - index / a->pieces, piece = index % a->pieces;
+    int64_t from = piece * PIECE_KEYS, to = a->pieces > 1 ? from + PIECE_KEYS : a->view->keys;
+    struct visit visit = {a, a->part[a->pieces > 1 ? item * a->pieces + piece : thread], a->values[thread]};
+    fv_tiles *tiles = &a->tiles[thread];
+
+    fv_plan_tile_at(a->view, item, &tiles->tile);
+    begin_part(a, &tiles->tile, &visit.part, piece == 0);
+    fv_tiles_walk(tiles, item, from, to, add_tile, &visit);
+    if (a->pieces == 1) write_rows(a, &tiles->tile, &visit.part);
+}
+
+static void merge_item(void *user, int64_t item, int thread)
+{
+    const struct attend *a = user;
+    struct part *parts = a->part + item * a->pieces;
+    fv_plan_tile tile;
+
+    (void)thread;
+    fv_plan_tile_at(a->view, item, &tile);
+    for (int64_t r = 0; r < tile.rows * a->view->share; r++) {
+        float top = -INFINITY, total = 0, *o = parts[0].o + r * a->width;
+        for (int64_t p = 0; p < a->pieces; p++)
+            top = fmaxf(top, parts[p].maximum[r]);
+        for (int64_t p = 0; p < a->pieces; p++) {
+            float factor = parts[p].total[r] > 0 ? expf(parts[p].maximum[r] - top) : 0;
+            total += factor * parts[p].total[r];
+            if (p == 0)
+                a->source.kernels->map(FV_MAP_COPY, a->width, o, NULL, 0, factor, 0, o);
+            else if (factor > 0)
+                a->source.kernels->map(FV_MAP_ADD, a->width, o, parts[p].o + r * a->width, 1, factor, 0, o);
+        }
+        parts[0].maximum[r] = top;
+        parts[0].total[r] = total;
+    }
+    write_rows(a, &tile, &parts[0]);
+}
+
+static fv_status take_memory(fv_ctx *ctx, struct attend *a)
+{
+    int64_t threads = fv_ctx_threads(ctx), parts = a->pieces > 1 ? a->view->items * a->pieces : threads;
+
+    FV_TRY(FV_SCRATCH(ctx, a->tiles, threads));
+    FV_TRY(FV_SCRATCH(ctx, a->values, threads));
+    FV_TRY(FV_SCRATCH(ctx, a->part, parts));
+    for (int64_t t = 0; t < threads; t++) {
+        FV_TRY(fv_tiles_new(ctx, &a->source, a->width, &a->tiles[t]));
+        FV_TRY(FV_SCRATCH(ctx, a->values[t], FV_KEY_TILE * a->width));
+        memset(a->values[t], 0, (size_t)(FV_KEY_TILE * a->width) * sizeof(float));
+    }
+    for (int64_t p = 0; p < parts; p++) {
+        FV_TRY(FV_SCRATCH(ctx, a->part[p].o, a->rows * a->width));
+        FV_TRY(FV_SCRATCH(ctx, a->part[p].maximum, a->rows));
+        FV_TRY(FV_SCRATCH(ctx, a->part[p].total, a->rows));
+    }
+    return FV_OK;
+}
+
+static bool rows_lie_together(const fv_tensor *t)
+{
+    return t->strides[3] == 1 || t->dims[3] == 1;
+}
+
+static bool is_fast(const fv_attend_args *args)
+{
+    return rows_lie_together(&args->q) && rows_lie_together(&args->k) && rows_lie_together(&args->v) &&
+           rows_lie_together(&args->o) && !fv_present(&args->lse_in) && !fv_present(&args->lse_in_key) &&
+           !fv_present(&args->row_max) && !fv_present(&args->arg_max) && !fv_present(&args->weights);
+}
+
+fv_status fv_cpu_attend(fv_ctx *ctx, const fv_attend_args *args)
+{
+    const fv_logits *l = &args->logits;
+    int64_t B = args->q.dims[0], H = args->q.dims[1], N = args->q.dims[2], M = args->k.dims[2], tile_rows, share;
+    fv_mark mark = fv_arena_mark(ctx->arena); /* nothing of this call outlives it, tape or not */
+    fv_plan_view view;
+    struct attend a = {.args = args, .view = &view};
+    fv_status status;
+
+    if (!is_fast(args)) return fv_backend_ref.attend(ctx, args);
+    share = fv_tiles_share(args->plan, H, args->k.dims[1], args->key_head, &tile_rows);
+    FV_TRY_DONE(fv_plan_open(ctx, args->plan, B, H, share, tile_rows, N, M, &view));
+    a.source = (fv_tiles_source){fv_kernels_of(ctx), args->q, args->k, l, args->key_head, &view, false};
+    a.source.transforms = l->gain != 0 || l->softcap > 0 || fv_present(&l->bias) || fv_present(&l->offset_bias) ||
+                          fv_present(&l->row_bias);
+    a.rows = share * fv_min(tile_rows, fv_max(N, 1));
+    a.width = fv_round_up(args->v.dims[3], a.source.kernels->tile_columns);
+    a.pieces = view.items < FEW_ITEMS && M > PIECE_KEYS ? fv_ceil_div(M, PIECE_KEYS) : 1;
+    if (fv_plan_gathers(args->plan)) a.rows = share * tile_rows;
+    FV_TRY_DONE(take_memory(ctx, &a));
+    fv_run(ctx, view.items * a.pieces, attend_item, &a);
+    if (a.pieces > 1) fv_run(ctx, view.items, merge_item, &a);
+    status = fv_ctx_check(ctx);
+done:
+    fv_arena_release(ctx->arena, mark);
+    return status;
+}
