@@ -216,12 +216,230 @@ static void products_do_not_depend_on_threads(void **state)
     }
 }
 
+/* ---- rows ------------------------------------------------------------------------------------------------------ */
+
+static void check_exp(fv_ctx *ctx)
+{
+    const struct fv_kernels *kernels = fv_kernels_of(ctx);
+    double worst = 0;
+
+    for (double from = -87.2; from < 88; from += 0.37) {
+        float x[37], got[37];
+        for (int i = 0; i < 37; i++)
+            x[i] = (float)(from + i * 0.01);
+        kernels->map(FV_MAP_EXP, 37, x, NULL, 0, 0, 0, got);
+        for (int i = 0; i < 37; i++) {
+            double exact = exp(fmin((double)x[i], 88)), ulp = exact * 0x1p-23; /* at most one unit in the last place */
+            worst = fmax(worst, fabs(got[i] - exact) / ulp);
+        }
+    }
+    if (worst > 2) fail_msg("%s: exp: expected within 2 ulp, got %.3g", kernels->name, worst);
+    float edge[] = {-INFINITY, -1000, 1000, INFINITY, NAN}, got[5];
+    kernels->map(FV_MAP_EXP, 5, edge, NULL, 0, 0, 0, got);
+    assert_true(got[0] == 0 && got[1] == 0 && got[2] == got[3] && got[2] > 1e38f && isnan(got[4]));
+}
+
+static void exp_is_within_two_ulp(void **state)
+{
+    (void)state;
+    each_isa(check_exp);
+}
+
+static double *doubles_of(fv_ctx *ctx, const fv_tensor *t)
+{
+    double *out;
+
+    assert_true(fv_tensor_contiguous(t));
+    assert_ok(FV_SCRATCH(ctx, out, fv_tensor_count(t)));
+    for (int64_t i = 0; i < fv_tensor_count(t); i++)
+        out[i] = fv_load(t->dtype, t->data, i);
+    return out;
+}
+
+/* out of the CPU backend against that of the reference backend. */
+static void check_rows(fv_ctx *ctx)
+{
+    static const fv_map ops[] = {FV_MAP_COPY, FV_MAP_ADD, FV_MAP_SUB, FV_MAP_MUL, FV_MAP_DIV, FV_MAP_MAX, FV_MAP_EXP,
+                                 FV_MAP_LOG, FV_MAP_SQRT, FV_MAP_TANH, FV_MAP_SIGMOID, FV_MAP_SILU, FV_MAP_GELU,
+                                 FV_MAP_GELU_TANH, FV_MAP_RELU, FV_MAP_ELU1, FV_MAP_SOFTCAP};
+    fv_mark mark = fv_scratch_mark(ctx);
+    fv_tensor x = test_random(ctx, 3, FV_DIMS(3, 5, 7, 34)), y = test_random(ctx, 1, FV_DIMS(5, 1, 34));
+    fv_tensor column = test_random(ctx, 1, FV_DIMS(5, 7, 1)), got, expected;
+    fv_tensor weight = test_random(ctx, 1, FV_DIMS(34)), shift = test_random(ctx, 1, FV_DIMS(34));
+
+    assert_ok(fv_tensor_new(ctx, &got, FV_F32, 4, x.dims));
+    assert_ok(fv_tensor_new(ctx, &expected, FV_F32, 4, x.dims));
+    for (size_t n = 0; n < sizeof ops / sizeof *ops; n++)
+        for (int other = 0; other < 2; other++) {
+            bool two = ops[n] >= FV_MAP_ADD && ops[n] <= FV_MAP_MAX;
+            fv_map_args m = {.op = ops[n], .x = x, .out = got, .alpha = 1.5f, .beta = 0.25f};
+            if (two) m.y = fv_broadcast(other ? &column : &y, 4, x.dims);
+            assert_ok(ctx->backend->map(ctx, &m));
+            m.out = expected;
+            assert_ok(fv_backend_ref.map(ctx, &m));
+            if (ops[n] != FV_MAP_LOG && ops[n] != FV_MAP_SQRT) /* NaN of negative numbers */
+                test_close("map", &got, doubles_of(ctx, &expected), 1e-6);
+        }
+    for (int layer = 0; layer < 2; layer++) {
+        fv_norm_args n = {.layer = layer, .x = x, .weight = weight, .out = got, .epsilon = 1e-5f};
+        if (layer) n.bias = shift;
+        assert_ok(ctx->backend->norm(ctx, &n));
+        n.out = expected;
+        assert_ok(fv_backend_ref.norm(ctx, &n));
+        test_close("norm", &got, doubles_of(ctx, &expected), 1e-5);
+    }
+    fv_softmax_args s = {.x = x, .out = got, .scale = 0.7f};
+    assert_ok(ctx->backend->softmax(ctx, &s));
+    s.out = expected;
+    assert_ok(fv_backend_ref.softmax(ctx, &s));
+    test_close("softmax", &got, doubles_of(ctx, &expected), 1e-6);
+    fv_rope_args r = {.x = x, .out = got, .offset = 1000, .rotary = 30, .base = 10000, .magnitude = 1};
+    assert_ok(ctx->backend->rope(ctx, &r));
+    r.out = expected;
+    assert_ok(fv_backend_ref.rope(ctx, &r));
+    test_close("rope", &got, doubles_of(ctx, &expected), 1e-6);
+    for (int kind = 0; kind < 3; kind++) {
+        fv_pool_args p = {.kind = (fv_pool_kind)kind, .x = x, .block = 3, .stride = 2};
+        fv_tensor pooled, plain;
+        assert_ok(fv_tensor_new(ctx, &pooled, FV_F32, FV_DIMS(3, 5, 4, 34)));
+        assert_ok(fv_tensor_new(ctx, &plain, FV_F32, FV_DIMS(3, 5, 4, 34)));
+        p.out = pooled;
+        assert_ok(ctx->backend->pool(ctx, &p));
+        p.out = plain;
+        assert_ok(fv_backend_ref.pool(ctx, &p));
+        test_close("pool", &pooled, doubles_of(ctx, &plain), 1e-6);
+    }
+    fv_scratch_release(ctx, mark);
+}
+
+static void rows_agree_with_the_reference(void **state)
+{
+    (void)state;
+    each_isa(check_rows);
+}
+
+/* ---- attend ---------------------------------------------------------------------------------------------------- */
+
+struct attend_case {
+    int64_t B, H, Hkv, N, M, D, Dv;
+    fv_dtype k, v;
+    fv_plan plan;
+    float softcap, gain;
+    bool bias, sinks;
+};
+
+static fv_tensor random_keys(fv_ctx *ctx, fv_dtype dtype, int64_t B, int64_t H, int64_t M, int64_t D)
+{
+    fv_tensor rows = random_rows(ctx, dtype, B * H * M, D);
+
+    return fv_reshaped(&rows, FV_DIMS(B, H, M, D));
+}
+
+/* One row by its definition; the bound is eps times the length of its sums, on outputs that are means of v. */
+static void check_attend_row(fv_ctx *ctx, const struct attend_case *c, const fv_attend_args *a, int64_t b, int64_t h,
+                             int64_t i)
+{
+    int64_t hk = h / (c->H / c->Hkv);
+    double total = 0, top = -INFINITY, logit[2048], o[300] = {0}, scale = 1 / sqrt((double)c->D);
+    fv_plan open = {0};
+
+    if (c->sinks) top = ((float *)a->sinks.data)[h];
+    for (int64_t j = 0; j < c->M; j++) {
+        logit[j] = -INFINITY;
+        if (!fv_plan_sees(a->plan ? a->plan : &open, c->H, b, h, i, j)) continue;
+        double s = 0;
+        for (int64_t d = 0; d < c->D; d++)
+            s += (double)*(float *)fv_at(&a->q, b, h, i, d) *
+                 fv_load(c->k, a->k.data, ((b * c->Hkv + hk) * c->M + j) * c->D + d);
+        s *= scale;
+        s += c->gain * fabs(s);
+        if (c->softcap > 0) s = c->softcap * tanh(s / c->softcap);
+        if (c->bias) s += *(float *)fv_at(&a->logits.bias, b, h, i, j);
+        logit[j] = s;
+        top = fmax(top, s);
+    }
+    if (c->sinks) total = exp(((float *)a->sinks.data)[h] - top);
+    for (int64_t j = 0; j < c->M; j++) {
+        if (logit[j] == -INFINITY) continue;
+        total += exp(logit[j] - top);
+        for (int64_t d = 0; d < c->Dv; d++)
+            o[d] += exp(logit[j] - top) * fv_load(c->v, a->v.data, ((b * c->Hkv + hk) * c->M + j) * c->Dv + d);
+    }
+    double lse = total > 0 ? top + log(total) : -INFINITY, got = *(float *)fv_at(&a->lse, b, h, i, 0);
+    if (!(got == lse || fabs(got - lse) < 2e-5 * fmax(1, fabs(lse))))
+        fail_msg("%s: lse[%lld,%lld,%lld] of %lldx%lldx%lld: expected %.9g, got %.9g", fv_ctx_backend(ctx),
+                 (long long)b, (long long)h, (long long)i, (long long)c->N, (long long)c->M, (long long)c->D, lse, got);
+    for (int64_t d = 0; d < c->Dv; d++) {
+        double expected = total > 0 ? o[d] / total : 0, value = *(float *)fv_at(&a->o, b, h, i, d);
+        if (!(fabs(value - expected) < 2e-5))
+            fail_msg("%s: o[%lld,%lld,%lld,%lld] of %lldx%lldx%lld: expected %.9g, got %.9g", fv_ctx_backend(ctx),
+                     (long long)b, (long long)h, (long long)i, (long long)d, (long long)c->N, (long long)c->M,
+                     (long long)c->D, expected, value);
+    }
+}
+
+static void check_attend_case(fv_ctx *ctx, const struct attend_case *c)
+{
+    fv_mark mark = fv_scratch_mark(ctx);
+    fv_attend_args a = {.q = test_random(ctx, 1, FV_DIMS(c->B, c->H, c->N, c->D)), .plan = &c->plan};
+
+    a.k = random_keys(ctx, c->k, c->B, c->Hkv, c->M, c->D);
+    a.v = random_keys(ctx, c->v, c->B, c->Hkv, c->M, c->Dv);
+    a.logits = (fv_logits){.scale = (float)(1 / sqrt((double)c->D)), .softcap = c->softcap, .gain = c->gain};
+    if (c->bias) {
+        fv_tensor bias = test_random(ctx, 1, FV_DIMS(c->H, 1, c->M));
+        a.logits.bias = fv_broadcast(&bias, FV_DIMS(c->B, c->H, c->N, c->M));
+    }
+    if (c->sinks) a.sinks = test_random(ctx, 1, FV_DIMS(c->H));
+    assert_ok(fv_tensor_new(ctx, &a.o, FV_F32, FV_DIMS(c->B, c->H, c->N, c->Dv)));
+    assert_ok(fv_tensor_new(ctx, &a.lse, FV_F32, FV_DIMS(c->B, c->H, c->N)));
+    assert_ok(ctx->backend->attend(ctx, &a));
+    for (int64_t b = 0; b < c->B; b++)
+        for (int64_t h = 0; h < c->H; h++)
+            for (int64_t i = 0; i < c->N; i += 1 + i % 3)
+                check_attend_row(ctx, c, &a, b, h, i);
+    fv_scratch_release(ctx, mark);
+}
+
+static void check_attend(fv_ctx *ctx)
+{
+    static const int32_t from[] = {0, 3, 9, 0, 40}, to[] = {1, 3, 70, 75, 75};
+    static const int64_t row_start[] = {0, 3, 3, 8};
+    static const int32_t entry[] = {0, 2, 9, 1, 3, 4, 5, 11}, tile[] = {0, 1, 0, 0, 2, 0, 0, 1};
+    static const uint64_t tiles[] = {0x123456789abcdef, 0xf0f0f0f00f0f0f0f, 1, 0x8000000000000001};
+    fv_lists lists = {.query_block = 16, .key_block = 8, .groups = 3, .key_blocks = 12, .heads = 1,
+                      .row_start = row_start, .entry = entry, .tile = tile, .tiles = tiles, .tile_words = 2};
+    struct attend_case cases[] = {
+        {1, 3, 1, 100, 100, 64, 64, FV_F32, FV_F32, {.causal = true}, 0, 0, false, false},
+        {2, 4, 2, 33, 70, 40, 24, FV_F32, FV_F32, {0}, 0, 0, false, true},
+        {1, 4, 4, 1, 1500, 64, 64, FV_F32, FV_F32, {.causal = true, .offset = 1499}, 0, 0, false, false},
+        {1, 9, 3, 1, 1300, 64, 64, FV_F16, FV_F16, {.causal = true, .offset = 1250}, 0, 0, false, true},
+        {1, 2, 1, 130, 700, 17, 33, FV_BF16, FV_F16, {.causal = true, .offset = 570}, 0, 0, true, false},
+        {1, 2, 2, 90, 90, 32, 32, FV_F32, FV_F32, {.causal = true, .window = {.sink = 4, .window = 10}}, 0, 0, false, false},
+        {1, 2, 1, 5, 75, 16, 16, FV_F32, FV_F32, {.key_from = from, .key_to = to}, 5, 0.5f, true, false},
+        {1, 2, 1, 41, 90, 16, 16, FV_F32, FV_F32, {.lists = lists}, 0, 0, false, false},
+        {1, 2, 1, 41, 90, 16, 16, FV_F16, FV_F32, {.causal = true, .offset = 30, .lists = lists}, 0, 0, false, true},
+    };
+
+    for (size_t n = 0; n < sizeof cases / sizeof *cases; n++)
+        check_attend_case(ctx, &cases[n]);
+}
+
+static void attention_agrees_with_its_definition(void **state)
+{
+    (void)state;
+    each_isa(check_attend);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(rows_of_blocks_are_exact),
         cmocka_unit_test(products_agree_with_double_loops),
         cmocka_unit_test(products_do_not_depend_on_threads),
+        cmocka_unit_test(exp_is_within_two_ulp),
+        cmocka_unit_test(rows_agree_with_the_reference),
+        cmocka_unit_test(attention_agrees_with_its_definition),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
