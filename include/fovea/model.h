@@ -59,6 +59,10 @@ FV_API bool fv_model_adds_begin(const fv_model *model);
 FV_API fv_status fv_model_chat(const fv_model *model, const char *system, const char *user, char **text, size_t *length,
                                size_t *user_at);
 
+/* A further user message in a session that holds the answer so far, without its end: ends the answer, and goes up to
+ * where the next one starts.  For FV_TOKENIZE_SPECIAL alone.  *text is released with fv_release. */
+FV_API fv_status fv_model_chat_next(const fv_model *model, const char *user, char **text, size_t *length);
+
 /* ---- sessions -------------------------------------------------------------------------------------------------- */
 
 typedef struct fv_session fv_session;

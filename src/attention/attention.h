@@ -24,6 +24,9 @@ int64_t fv_call_state_width(const fv_mechanism *mechanism, const fv_call *call);
 fv_status fv_call_plan(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *call, fv_plan *plan,
                        fv_attend_args *attend);
 
+/* The pairs of a call, from scratch memory.  FV_E_USAGE where the mechanism has no such set. */
+fv_status fv_call_pairs(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *call, fv_pairs *pairs);
+
 /* Work of a call; scratch memory. */
 fv_status fv_call_measure(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *call, fv_work *work);
 

@@ -3,7 +3,7 @@
 
 enum { MAP_LIMIT = 1 << 26 };
 
-static fv_status make_pairs(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *call, fv_pairs *pairs)
+fv_status fv_call_pairs(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *call, fv_pairs *pairs)
 {
     fv_attend_args attend;
 
@@ -46,7 +46,7 @@ static fv_status make_map(fv_ctx *ctx, const fv_attention *attention, const fv_a
     if (call.queries * call.keys > MAP_LIMIT)
         return fv_fail(FV_E_SHAPE, "%s: map of pairs: expected at most %d, got %lld x %lld", attention->mechanism->name,
                        MAP_LIMIT, (long long)call.queries, (long long)call.keys);
-    FV_TRY(make_pairs(ctx, attention->mechanism, &call, &pairs));
+    FV_TRY(fv_call_pairs(ctx, attention->mechanism, &call, &pairs));
     dims[0] = pairs.plan.lists.row_start && pairs.plan.lists.batch_stride ? call.batch : 1;
     dims[1] = (pairs.plan.lists.row_start && pairs.plan.lists.head_stride) || pairs.plan.window.heads > 1
                   ? call.query_heads
@@ -116,7 +116,7 @@ fv_status fv_call_measure(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_c
         work->flops = 2.0 * (double)(call->queries + call->keys) * (double)(call->batch * call->query_heads) *
                       (double)width * (double)call->value_dim;
     } else {
-        FV_TRY(make_pairs(ctx, mechanism, call, &pairs));
+        FV_TRY(fv_call_pairs(ctx, mechanism, call, &pairs));
         FV_TRY(fv_plan_pairs(ctx, &pairs.plan, call->batch, call->query_heads, call->queries, call->keys, &work->pairs));
         work->flops = 2.0 * (double)work->pairs * (double)(call->head_dim + call->value_dim);
     }

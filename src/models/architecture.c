@@ -5,17 +5,17 @@
 /* LLaMA (arXiv 2302.13971), Qwen2 (2407.10671), Qwen3 (2505.09388), Gemma 2 (2408.00118), Gemma 3 (2503.19786).
  * Files of LLaMA models carry q and k with their channels permuted for interleaved rope. */
 static const fv_architecture architectures[] = {
-    {.name = "llama", .parts = FV_INTERLEAVED},
-    {.name = "qwen2", .parts = FV_QKV_BIAS},
-    {.name = "qwen3", .parts = FV_HEAD_NORMS},
-    {.name = "gemma2",
+    {.name = "llama", .title = "LLaMA and its kin (Mistral, SmolLM)", .parts = FV_INTERLEAVED},
+    {.name = "qwen2", .title = "Qwen 2", .parts = FV_QKV_BIAS},
+    {.name = "qwen3", .title = "Qwen 3", .parts = FV_HEAD_NORMS},
+    {.name = "gemma2", .title = "Gemma 2",
      .parts = FV_POST_NORMS | FV_GELU | FV_SCALED_EMBEDDING,
      .window_period = 2,
      .window_default = 4096,
      .attention_cap = 50,
      .final_cap = 30,
      .wide_scale_layers = 46},
-    {.name = "gemma3",
+    {.name = "gemma3", .title = "Gemma 3",
      .parts = FV_HEAD_NORMS | FV_POST_NORMS | FV_GELU | FV_SCALED_EMBEDDING,
      .window_period = 6,
      .window_base = 10000,
@@ -23,6 +23,11 @@ static const fv_architecture architectures[] = {
      .wide_scale_layers = 62},
 };
 enum { ARCHITECTURES = sizeof architectures / sizeof *architectures };
+
+const fv_architecture *fv_architecture_at(int index)
+{
+    return index >= 0 && index < ARCHITECTURES ? &architectures[index] : NULL;
+}
 
 fv_status fv_architecture_find(const char *file, const char *name, int64_t length, const fv_architecture **found)
 {

@@ -15,7 +15,8 @@ enum {
 };
 
 typedef struct fv_architecture {
-    const char *name; /* general.architecture, and the prefix of its keys */
+    const char *name;  /* general.architecture, and the prefix of its keys */
+    const char *title; /* for people */
     unsigned parts;
     int window_period;  /* n: layers l with (l + 1) % n != 0 have a sliding window; 0: none has */
     double window_base; /* rope base of the layers with a window; 0: that of the others, with its scaling */
@@ -24,6 +25,9 @@ typedef struct fv_architecture {
     int wide_scale_layers; /* the size of this many layers scales queries by (width / heads)^-1/2, not D^-1/2; 0: none
                             */
 } fv_architecture;
+
+/* The architectures one by one; NULL behind the last. */
+const fv_architecture *fv_architecture_at(int index);
 
 /* FV_E_UNSUPPORTED lists the known ones; `file` is for the sentence. */
 fv_status fv_architecture_find(const char *file, const char *name, int64_t length, const fv_architecture **found);

@@ -8,31 +8,32 @@
 #include "base/text.h"
 
 #define EOS "\1" /* stands for the end token's text */
+#define BOS "\2" /* and for the begin token's */
 
 struct form {
     const char *name;
     bool folded; /* the system message is part of the user's turn */
-    const char *system_open, *system_close, *user_open, *user_close;
+    const char *system_open, *system_close, *user_open, *user_close, *answer_close;
 };
 
 enum { CHATML, PHI4, LLAMA2, LLAMA2_PLAIN, LLAMA3, GEMMA, MISTRAL_1, MISTRAL_3, MISTRAL_TEKKEN, ZEPHYR, PHI3, FORMS };
 
 static const struct form forms[FORMS] = {
     [CHATML] = {"chatml", false, "<|im_start|>system\n", "<|im_end|>\n", "<|im_start|>user\n",
-                "<|im_end|>\n<|im_start|>assistant\n"},
+                "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>\n"},
     [PHI4] = {"phi", false, "<|im_start|>system<|im_sep|>", "<|im_end|>", "<|im_start|>user<|im_sep|>",
-              "<|im_end|><|im_start|>assistant<|im_sep|>"},
-    [LLAMA2] = {"llama2", true, "<<SYS>>\n", "\n<</SYS>>\n\n", "[INST] ", " [/INST]"},
-    [LLAMA2_PLAIN] = {"llama2", true, "", "\n\n", "[INST] ", " [/INST]"},
+              "<|im_end|><|im_start|>assistant<|im_sep|>", "<|im_end|>"},
+    [LLAMA2] = {"llama2", true, "<<SYS>>\n", "\n<</SYS>>\n\n", "[INST] ", " [/INST]", EOS BOS},
+    [LLAMA2_PLAIN] = {"llama2", true, "", "\n\n", "[INST] ", " [/INST]", EOS BOS},
     [LLAMA3] = {"llama3", false, "<|start_header_id|>system<|end_header_id|>\n\n", "<|eot_id|>",
                 "<|start_header_id|>user<|end_header_id|>\n\n",
-                "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"},
-    [GEMMA] = {"gemma", true, "", "\n\n", "<start_of_turn>user\n", "<end_of_turn>\n<start_of_turn>model\n"},
-    [MISTRAL_1] = {"mistral", true, "", "\n\n", " [INST] ", " [/INST]"},
-    [MISTRAL_3] = {"mistral", true, "", "\n\n", "[INST] ", "[/INST]"},
-    [MISTRAL_TEKKEN] = {"mistral", true, "", "\n\n", "[INST]", "[/INST]"},
-    [ZEPHYR] = {"zephyr", false, "<|system|>\n", EOS "\n", "<|user|>\n", EOS "\n<|assistant|>\n"},
-    [PHI3] = {"phi", false, "<|system|>\n", "<|end|>\n", "<|user|>\n", "<|end|>\n<|assistant|>\n"},
+                "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>"},
+    [GEMMA] = {"gemma", true, "", "\n\n", "<start_of_turn>user\n", "<end_of_turn>\n<start_of_turn>model\n", "<end_of_turn>\n"},
+    [MISTRAL_1] = {"mistral", true, "", "\n\n", " [INST] ", " [/INST]", EOS},
+    [MISTRAL_3] = {"mistral", true, "", "\n\n", "[INST] ", "[/INST]", EOS},
+    [MISTRAL_TEKKEN] = {"mistral", true, "", "\n\n", "[INST]", "[/INST]", EOS},
+    [ZEPHYR] = {"zephyr", false, "<|system|>\n", EOS "\n", "<|user|>\n", EOS "\n<|assistant|>\n", EOS "\n"},
+    [PHI3] = {"phi", false, "<|system|>\n", "<|end|>\n", "<|user|>\n", "<|end|>\n<|assistant|>\n", "<|end|>\n"},
 };
 
 /* ---- recognising ------------------------------------------------------------------------------------------------ */
@@ -156,7 +157,9 @@ static void write_token(fv_text *out, const fv_tokenizer *tokenizer, int32_t id)
 static void write_form(fv_text *out, const char *form, fv_gguf_text jinja, const fv_tokenizer *tokenizer)
 {
     for (; *form; form++) {
-        if (*form != *EOS)
+        if (*form == *BOS)
+            write_token(out, tokenizer, fv_tokenizer_begin(tokenizer));
+        else if (*form != *EOS)
             fv_text_add(out, form, 1);
         else if (has(jinja, "<|endoftext|>"))
             fv_text_add(out, "<|endoftext|>", 13);
@@ -174,22 +177,43 @@ static void write_message(fv_text *out, const char *message, bool trimmed)
     fv_text_add(out, message + skip, (int64_t)(length - skip));
 }
 
-fv_status fv_chat_render(const char *where, fv_gguf_text jinja, const fv_tokenizer *tokenizer, const char *system,
-                         const char *user, char **text, size_t *length, size_t *user_at)
+static fv_status find_form(const char *where, fv_gguf_text jinja, const struct form **form)
 {
     int kind = recognise(jinja);
-    const struct form *form = &forms[fv_max(kind, 0)];
-    bool trimmed = trims(jinja);
-    fv_text out = {0}, own = {0};
 
-    *text = NULL;
     if (kind < 0)
         return fv_fail(
             FV_E_UNSUPPORTED,
             "%s: the chat template is none of those we know (chatml, llama2, llama3, gemma, mistral, zephyr, "
             "phi): give the prompt as the model expects it, with --raw",
             where);
-    if (!system && kind == CHATML) {
+    *form = &forms[kind];
+    return FV_OK;
+}
+
+static fv_status hand_over(fv_text *out, char **text, size_t *length)
+{
+    fv_status status = fv_text_status(out);
+
+    if (status != FV_OK) {
+        fv_text_free(out);
+        return status;
+    }
+    *text = out->data;
+    *length = (size_t)out->length;
+    return FV_OK;
+}
+
+fv_status fv_chat_render(const char *where, fv_gguf_text jinja, const fv_tokenizer *tokenizer, const char *system,
+                         const char *user, char **text, size_t *length, size_t *user_at)
+{
+    const struct form *form = NULL;
+    bool trimmed = trims(jinja);
+    fv_text out = {0}, own = {0};
+
+    *text = NULL;
+    FV_TRY(find_form(where, jinja, &form));
+    if (!system && form == &forms[CHATML]) {
         default_system(jinja, form, &own);
         if (own.length) system = own.data;
     }
@@ -207,12 +231,20 @@ fv_status fv_chat_render(const char *where, fv_gguf_text jinja, const fv_tokeniz
     write_form(&out, form->user_close, jinja, tokenizer);
     if (own.status != FV_OK) out.status = own.status;
     fv_text_free(&own);
-    if (fv_text_status(&out) != FV_OK) {
-        fv_status status = fv_text_status(&out);
-        fv_text_free(&out);
-        return status;
-    }
-    *text = out.data;
-    *length = (size_t)out.length;
-    return FV_OK;
+    return hand_over(&out, text, length);
+}
+
+fv_status fv_chat_follow(const char *where, fv_gguf_text jinja, const fv_tokenizer *tokenizer, const char *user,
+                         char **text, size_t *length)
+{
+    const struct form *form = NULL;
+    fv_text out = {0};
+
+    *text = NULL;
+    FV_TRY(find_form(where, jinja, &form));
+    write_form(&out, form->answer_close, jinja, tokenizer);
+    write_form(&out, form->user_open, jinja, tokenizer);
+    write_message(&out, user, trims(jinja));
+    write_form(&out, form->user_close, jinja, tokenizer);
+    return hand_over(&out, text, length);
 }

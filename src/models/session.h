@@ -15,6 +15,10 @@ typedef struct fv_session_layer {
     size_t state_bytes;
 } fv_session_layer;
 
+/* Sees every attention call of a session before it runs; `extra` holds the layer's own soft-cap. */
+typedef fv_status fv_watch_fn(void *user, int64_t layer, const fv_attention *attention, const fv_call *call,
+                              const fv_logits *extra);
+
 struct fv_session {
     fv_ctx *ctx;
     const fv_model *model;
@@ -25,6 +29,8 @@ struct fv_session {
     double pairs, dense_pairs;
     size_t peak_bytes;
     fv_session_layer *layers;
+    fv_watch_fn *watch; /* NULL: nobody looks */
+    void *watch_user;
 };
 
 /* Runs `count` tokens, at positions length.., through all layers; x [count, width] receives the hidden rows (before the

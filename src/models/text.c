@@ -57,16 +57,28 @@ bool fv_model_adds_begin(const fv_model *model)
     return model->tokenizer && fv_tokenizer_adds_begin(model->tokenizer);
 }
 
+static fv_status chat_template(const fv_model *model, fv_gguf_text *jinja)
+{
+    FV_TRY(need_tokenizer(model));
+    FV_TRY(fv_gguf_string(model->file, "tokenizer.chat_template", jinja));
+    if (jinja->length > 0) return FV_OK;
+    return fv_fail(FV_E_UNSUPPORTED, "%s: the file has no chat template: give the prompt as it is, with --raw",
+                   fv_gguf_name(model->file));
+}
+
 fv_status fv_model_chat(const fv_model *model, const char *system, const char *user, char **text, size_t *length,
                         size_t *user_at)
 {
-    const char *file = fv_gguf_name(model->file);
     fv_gguf_text jinja = {0};
 
-    FV_TRY(need_tokenizer(model));
-    FV_TRY(fv_gguf_string(model->file, "tokenizer.chat_template", &jinja));
-    if (jinja.length == 0)
-        return fv_fail(FV_E_UNSUPPORTED, "%s: the file has no chat template: give the prompt as it is, with --raw",
-                       file);
-    return fv_chat_render(file, jinja, model->tokenizer, system, user, text, length, user_at);
+    FV_TRY(chat_template(model, &jinja));
+    return fv_chat_render(fv_gguf_name(model->file), jinja, model->tokenizer, system, user, text, length, user_at);
+}
+
+fv_status fv_model_chat_next(const fv_model *model, const char *user, char **text, size_t *length)
+{
+    fv_gguf_text jinja = {0};
+
+    FV_TRY(chat_template(model, &jinja));
+    return fv_chat_follow(fv_gguf_name(model->file), jinja, model->tokenizer, user, text, length);
 }
