@@ -1,36 +1,8 @@
 /* attend against double loops written from the formulas of fovea/ops.h: every plan kind, every term of the logits,
  * by-products, half precision, threads, refusals. */
-#include "support/plans.h"
+#include "support/problem.h"
 
 #include <math.h>
-
-#include "ops/plan.h"
-
-struct problem {
-    int64_t B, H, Hkv, N, M, D, Dv, S; /* S rows of o */
-    fv_plan plan;
-    fv_attend_args args;
-    int32_t *key_head;
-};
-
-static int64_t between(fv_random *random, int64_t low, int64_t high)
-{
-    return low + fv_random_below(random, high - low + 1);
-}
-
-static bool chance(fv_random *random, int64_t one_in)
-{
-    return fv_random_below(random, one_in) == 0;
-}
-
-static double at(const fv_tensor *t, int64_t a, int64_t b, int64_t c, int64_t d)
-{
-    int64_t index[4] = {a, b, c, d}, offset = 0;
-
-    for (int n = 0; n < t->rank; n++)
-        offset += (t->dims[n] == 1 ? 0 : index[n]) * t->strides[n];
-    return fv_load(t->dtype, t->data, offset);
-}
 
 static fv_tensor cast(fv_ctx *ctx, const fv_tensor *t, fv_dtype dtype)
 {
@@ -42,158 +14,15 @@ static fv_tensor cast(fv_ctx *ctx, const fv_tensor *t, fv_dtype dtype)
     return out;
 }
 
-/* Shapes: odd lengths, N != M, groups, batches, D 16..256 (one in four), one token. */
-static void random_problem(fv_ctx *ctx, fv_random *random, unsigned kinds, struct problem *p)
-{
-    static const int64_t widths[] = {16, 64, 80, 256};
-
-    *p = (struct problem){.B = between(random, 1, 2), .Hkv = between(random, 1, 2)};
-    p->H = p->Hkv * between(random, 1, 3);
-    p->N = chance(random, 5) ? 1 : between(random, 1, 90);
-    p->M = chance(random, 5) ? 1 : between(random, 1, 140);
-    p->D = chance(random, 4) ? widths[between(random, 0, 3)] : between(random, 1, 20);
-    p->Dv = chance(random, 3) ? p->D : between(random, 1, 24);
-    if (kinds & PLAN_GRID) {
-        int64_t tokens = test_plan_grid(random, &p->plan.grid);
-        p->N = between(random, 1, tokens);
-        p->M = tokens + between(random, 0, 5);
-    }
-    test_plan_random(ctx, random, kinds, p->B, p->H, p->Hkv, p->N, p->M, &p->plan);
-    p->S = test_plan_rows(&p->plan, p->N);
-    p->args.plan = kinds ? &p->plan : NULL;
-    p->args.q = test_random(ctx, 1, FV_DIMS(p->B, p->H, p->N, p->D));
-    p->args.k = test_random(ctx, 1, FV_DIMS(p->B, p->Hkv, p->M, p->D));
-    p->args.v = test_random(ctx, 1, FV_DIMS(p->B, p->Hkv, p->M, p->Dv));
-    assert_ok(fv_tensor_new(ctx, &p->args.o, FV_F32, FV_DIMS(p->B, p->H, p->S, p->Dv)));
-    assert_ok(fv_tensor_new(ctx, &p->args.lse, FV_F32, FV_DIMS(p->B, p->H, p->S)));
-}
-
-/* Adds terms to the logits at random. */
-static void random_logits(fv_ctx *ctx, fv_random *random, struct problem *p)
-{
-    fv_logits *l = &p->args.logits;
-    int64_t B = chance(random, 2) ? p->B : 1, H = chance(random, 2) ? p->H : 1, N = chance(random, 2) ? p->N : 1;
-
-    if (chance(random, 3)) l->scale = 0.3f;
-    if (chance(random, 6)) l->zero_scale = true;
-    if (chance(random, 3)) l->softcap = 2;
-    if (chance(random, 3)) l->gain = 0.4f;
-    if (chance(random, 3)) l->temperature = test_random(ctx, 1, FV_DIMS(B, H, p->N));
-    if (chance(random, 3)) {
-        l->bias = test_random(ctx, 1, FV_DIMS(B, H, N, p->M));
-        for (int64_t n = 0; n < fv_tensor_count(&l->bias); n++)
-            if (chance(random, 9)) ((float *)l->bias.data)[n] = -INFINITY;
-    }
-    if (chance(random, 3)) l->offset_bias = test_random(ctx, 1, FV_DIMS(H, between(random, 1, 40)));
-    if (chance(random, 3)) {
-        int64_t columns = between(random, 1, p->M);
-        while (p->M % columns)
-            columns--;
-        l->row_bias = test_random(ctx, 1, FV_DIMS(B, H, p->N, p->M / columns));
-        l->column_bias = test_random(ctx, 1, FV_DIMS(B, H, p->N, columns));
-    }
-    if (chance(random, 3)) p->args.sinks = test_random(ctx, 1, FV_DIMS(p->H));
-    if (chance(random, 3)) {
-        assert_ok(FV_SCRATCH(ctx, p->key_head, p->H));
-        for (int64_t h = 0; h < p->H; h++)
-            p->key_head[h] = (int32_t)fv_random_below(random, p->Hkv);
-        p->args.key_head = p->key_head;
-    }
-}
-
-/* ---- the definition -------------------------------------------------------------------------------------------- */
-
-static double logit(const struct problem *p, int64_t b, int64_t h, int64_t i, int64_t j)
-{
-    const fv_attend_args *a = &p->args;
-    const fv_logits *l = &a->logits;
-    int64_t kv = a->key_head ? a->key_head[h] : h / (p->H / p->Hkv);
-    int64_t query = test_plan_query(&p->plan, p->H, b, h, i);
-    double dot = 0, s, entry_bias;
-
-    if (!test_plan_sees(&p->plan, p->H, b, h, i, j, &entry_bias)) return -INFINITY;
-    for (int64_t d = 0; d < p->D; d++)
-        dot += at(&a->q, b, h, query, d) * at(&a->k, b, kv, j, d);
-    s = dot * (l->zero_scale ? 0 : l->scale != 0 ? (double)l->scale : 1 / sqrt((double)p->D));
-    if (l->temperature.data) s *= at(&l->temperature, b, h, query, 0);
-    if (l->gain != 0) s += l->gain * fabs(s);
-    if (l->softcap != 0) s = l->softcap * tanh(s / l->softcap);
-    if (l->bias.data) s += at(&l->bias, b, h, query, j);
-    if (l->offset_bias.data) {
-        int64_t R = l->offset_bias.dims[1], key = p->plan.key_position ? p->plan.key_position[j] : j;
-        int64_t index = key - (query + p->plan.offset) + R / 2;
-        s += at(&l->offset_bias, h, index < 0 ? 0 : index > R - 1 ? R - 1 : index, 0, 0);
-    }
-    if (l->row_bias.data) {
-        int64_t columns = l->column_bias.dims[3];
-        s += at(&l->row_bias, b, h, query, j / columns) + at(&l->column_bias, b, h, query, j % columns);
-    }
-    return s + entry_bias;
-}
-
-struct naive {
-    double *o, *lse, *max, *probability; /* [B,H,S,..]; probability [B,H,S,M] */
-    int64_t *arg;
-};
-
-static void define(fv_ctx *ctx, const struct problem *p, struct naive *out)
-{
-    int64_t cells = p->B * p->H * p->S;
-
-    assert_ok(FV_SCRATCH(ctx, out->o, cells * p->Dv));
-    assert_ok(FV_SCRATCH(ctx, out->lse, cells));
-    assert_ok(FV_SCRATCH(ctx, out->max, cells));
-    assert_ok(FV_SCRATCH(ctx, out->arg, cells));
-    assert_ok(FV_SCRATCH(ctx, out->probability, cells * p->M));
-    for (int64_t cell = 0; cell < cells; cell++) {
-        int64_t b = cell / p->S / p->H, h = cell / p->S % p->H, i = cell % p->S;
-        int64_t kv = p->args.key_head ? p->args.key_head[h] : h / (p->H / p->Hkv);
-        double sink = p->args.sinks.data ? at(&p->args.sinks, h, 0, 0, 0) : -INFINITY;
-        double *s = out->probability + cell * p->M, max = sink, sum = 0;
-        out->max[cell] = -INFINITY;
-        out->arg[cell] = -1;
-        for (int64_t j = 0; j < p->M; j++) {
-            s[j] = logit(p, b, h, i, j);
-            if (s[j] > out->max[cell]) {
-                out->max[cell] = s[j];
-                out->arg[cell] = j;
-            }
-        }
-        max = fmax(max, out->max[cell]);
-        if (max > -INFINITY) sum = exp(sink - max);
-        for (int64_t j = 0; j < p->M && max > -INFINITY; j++)
-            sum += exp(s[j] - max);
-        out->lse[cell] = max > -INFINITY ? max + log(sum) : -INFINITY;
-        for (int64_t j = 0; j < p->M; j++) {
-            double lse = out->lse[cell];
-            if (p->args.lse_in.data) lse = at(&p->args.lse_in, b, h, i, 0);
-            if (p->args.lse_in_key.data) lse = at(&p->args.lse_in_key, b, h, j, 0);
-            s[j] = s[j] == -INFINITY || lse == -INFINITY ? 0 : exp(s[j] - lse);
-        }
-        for (int64_t d = 0; d < p->Dv; d++) {
-            double o = 0;
-            for (int64_t j = 0; j < p->M; j++)
-                o += s[j] * at(&p->args.v, b, kv, j, d);
-            out->o[cell * p->Dv + d] = o;
-        }
-    }
-}
-
-/* Kernels may compute in f32: logits err by eps * (D + 8) * |s|, s up to about 40 here, which weights inherit; a sum of
- * M of them errs by eps * M more. */
-static double tolerance(const struct problem *p)
-{
-    return 0x1p-24 * (40 * 2 * (double)(p->D + 8) + (double)p->M);
-}
-
 static void compare(fv_ctx *ctx, const char *what, struct problem *p)
 {
     struct naive naive;
 
-    define(ctx, p, &naive);
+    test_problem_define(ctx, p, &naive);
     assert_ok(fv_attend(ctx, &p->args));
-    test_close(what, &p->args.o, naive.o, tolerance(p));
-    if (!p->args.lse_in.data && !p->args.lse_in_key.data) test_close(what, &p->args.lse, naive.lse, tolerance(p));
+    test_close(what, &p->args.o, naive.o, test_problem_tolerance(p));
+    if (!p->args.lse_in.data && !p->args.lse_in_key.data)
+        test_close(what, &p->args.lse, naive.lse, test_problem_tolerance(p));
 }
 
 /* ---- tests ----------------------------------------------------------------------------------------------------- */
@@ -209,8 +38,8 @@ static void output_follows_the_formula(void **state)
             fv_mark mark = fv_scratch_mark(ctx);
             unsigned kinds = round < 5 ? 0 : round < 5 + PLAN_KINDS ? 1u << (round - 5) : test_plan_kinds(&random);
             struct problem p;
-            random_problem(ctx, &random, kinds, &p);
-            if (round % 2) random_logits(ctx, &random, &p);
+            test_problem(ctx, &random, kinds, &p);
+            if (round % 2) test_problem_logits(ctx, &random, &p);
             compare(ctx, test_devices[device], &p);
             fv_scratch_release(ctx, mark);
         }
@@ -229,7 +58,7 @@ static void half_precision_keys_and_values_are_read_as_they_are(void **state)
         for (int round = 0; round < 20; round++) {
             fv_mark mark = fv_scratch_mark(ctx);
             struct problem p;
-            random_problem(ctx, &random, PLAN_CAUSAL | PLAN_OFFSET, &p);
+            test_problem(ctx, &random, PLAN_CAUSAL | PLAN_OFFSET, &p);
             p.args.k = cast(ctx, &p.args.k, types[round % 2]);
             p.args.v = cast(ctx, &p.args.v, types[round / 2 % 2]);
             compare(ctx, test_devices[device], &p);
@@ -266,11 +95,11 @@ static void q8_0_keys_and_values_are_read_as_they_are(void **state)
         p.args = (fv_attend_args){.q = test_random(ctx, 1, FV_DIMS(B, H, N, D)), .k = plain[0], .v = plain[1]};
         assert_ok(fv_tensor_new(ctx, &p.args.o, FV_F32, FV_DIMS(B, H, N, D)));
         struct naive naive;
-        define(ctx, &p, &naive);
+        test_problem_define(ctx, &p, &naive);
         p.args.k = packed[0];
         p.args.v = packed[1];
         assert_ok(fv_attend(ctx, &p.args));
-        test_close(test_devices[device], &p.args.o, naive.o, tolerance(&p));
+        test_close(test_devices[device], &p.args.o, naive.o, test_problem_tolerance(&p));
         fv_ctx_free(ctx);
     }
 }
@@ -285,8 +114,8 @@ static void a_given_log_sum_exp_normalises(void **state)
         for (int round = 0; round < 30; round++) {
             fv_mark mark = fv_scratch_mark(ctx);
             struct problem p;
-            random_problem(ctx, &random, test_plan_kinds(&random), &p);
-            if (round % 2) random_logits(ctx, &random, &p);
+            test_problem(ctx, &random, test_plan_kinds(&random), &p);
+            if (round % 2) test_problem_logits(ctx, &random, &p);
             if (round % 3)
                 p.args.lse_in = test_random(ctx, 1, FV_DIMS(p.B, p.H, p.S));
             else
@@ -314,10 +143,10 @@ static void by_products_describe_the_rows(void **state)
             struct problem p;
             struct naive naive;
             int32_t *rows;
-            random_problem(ctx, &random, test_plan_kinds(&random), &p);
-            if (round % 2) random_logits(ctx, &random, &p);
-            int64_t R = between(&random, 1, 80), from = between(&random, 0, p.M - 1),
-                    K = between(&random, 1, p.M - from);
+            test_problem(ctx, &random, test_plan_kinds(&random), &p);
+            if (round % 2) test_problem_logits(ctx, &random, &p);
+            int64_t R = test_between(&random, 1, 80), from = test_between(&random, 0, p.M - 1),
+                    K = test_between(&random, 1, p.M - from);
             if (round % 3 == 0) R = fv_min(R, p.S);
             assert_ok(FV_SCRATCH(ctx, rows, R));
             for (int64_t r = 0; r < R; r++)
@@ -329,15 +158,15 @@ static void by_products_describe_the_rows(void **state)
             assert_ok(fv_tensor_new(ctx, &p.args.arg_max, FV_I32, FV_DIMS(p.B, p.H, p.S)));
             assert_ok(fv_tensor_new(ctx, &p.args.weights, FV_F32, FV_DIMS(p.B, p.H, R, K)));
             assert_ok(fv_attend(ctx, &p.args));
-            define(ctx, &p, &naive);
-            test_close("row_max", &p.args.row_max, naive.max, tolerance(&p));
+            test_problem_define(ctx, &p, &naive);
+            test_close("row_max", &p.args.row_max, naive.max, test_problem_tolerance(&p));
             for (int64_t cell = 0; cell < p.B * p.H * p.S; cell++) {
                 int32_t arg = ((const int32_t *)p.args.arg_max.data)[cell];
                 int64_t b = cell / p.S / p.H, h = cell / p.S % p.H;
                 if ((arg < 0) != (naive.arg[cell] < 0)) fail_msg("arg_max %d, %lld", arg, (long long)naive.arg[cell]);
                 if (arg < 0 || arg == naive.arg[cell]) continue;
-                double other = logit(&p, b, h, cell % p.S, arg); /* only rounding may choose another key */
-                if (!(fabs(other - naive.max[cell]) <= tolerance(&p) * fmax(1, fabs(other))))
+                double other = test_problem_logit(&p, b, h, cell % p.S, arg); /* only rounding may choose another key */
+                if (!(fabs(other - naive.max[cell]) <= test_problem_tolerance(&p) * fmax(1, fabs(other))))
                     fail_msg("arg_max: key %d with %g, expected %lld with %g", arg, other, (long long)naive.arg[cell],
                              naive.max[cell]);
             }
@@ -345,7 +174,7 @@ static void by_products_describe_the_rows(void **state)
             assert_ok(FV_SCRATCH(ctx, expected, p.B * p.H * R * K));
             for (int64_t n = 0; n < p.B * p.H * R * K; n++)
                 expected[n] = naive.probability[(n / K / R * p.S + rows[n / K % R]) * p.M + from + n % K];
-            test_close("weights", &p.args.weights, expected, tolerance(&p));
+            test_close("weights", &p.args.weights, expected, test_problem_tolerance(&p));
             fv_scratch_release(ctx, mark);
         }
         fv_ctx_free(ctx);
@@ -393,7 +222,7 @@ static void threads_do_not_change_a_bit(void **state)
             fv_mark mark = fv_scratch_mark(one), mark_two = fv_scratch_mark(two);
             struct problem p;
             fv_tensor o;
-            random_problem(one, &random, round ? test_plan_kinds(&random) : PLAN_CAUSAL, &p);
+            test_problem(one, &random, round ? test_plan_kinds(&random) : PLAN_CAUSAL, &p);
             assert_ok(fv_attend(one, &p.args));
             o = p.args.o;
             assert_ok(fv_tensor_new(two, &p.args.o, FV_F32, o.rank, o.dims));

@@ -13,4 +13,5 @@ const fv_backend fv_backend_ref = {
     .cumsum = fv_ref_cumsum,
     .dequantize = fv_ref_dequantize,
     .attend = fv_ref_attend,
+    .attend_backward = fv_ref_attend_backward,
 };

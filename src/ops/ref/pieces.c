@@ -2,6 +2,7 @@
 
 #include <math.h>
 
+#include "ops/accumulate.h"
 #include "ops/blocks.h"
 
 fv_status fv_ref_pieces_new(fv_ctx *ctx, const fv_ref_source *source, int64_t width, fv_ref_piece **pieces)
@@ -146,4 +147,13 @@ void fv_ref_pieces_walk(fv_ref_piece *piece, int64_t from, int64_t to, fv_ref_pi
             call(user, piece);
         }
     }
+}
+
+bool fv_ref_apart(const fv_tensor *t)
+{
+    fv_tensor heads = *t;
+
+    for (int d = 2; d < t->rank; d++)
+        if (t->strides[d] == 0) heads.dims[d] = 1; /* sums within a head are its own affair */
+    return fv_tensor_apart(&heads);
 }

@@ -51,6 +51,9 @@ void fv_ref_load(const fv_tensor *t, int64_t b, int64_t h, int64_t n, float *row
 /* Rows key..key+count-1 of v to out [FV_TILE, Dv]. */
 void fv_ref_load_keys(const fv_tensor *v, const fv_ref_piece *piece, double *out);
 
+/* Whether batches and heads (the first two dims) of a gradient have elements of their own. */
+bool fv_ref_apart(const fv_tensor *t);
+
 static inline float *fv_ref_f32(const fv_tensor *t, int64_t a, int64_t b, int64_t c)
 {
     return (float *)t->data + a * t->strides[0] + b * t->strides[1] + c * t->strides[2];

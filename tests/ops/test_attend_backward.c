@@ -1,0 +1,259 @@
+/* Gradients of attend against central differences of its definition, called directly and over the tape. */
+#include "support/problem.h"
+
+#include <math.h>
+
+#include "ops/tape.h"
+
+struct gradient {
+    const char *name;
+    fv_tensor *value, d;
+};
+
+enum { GRADIENTS = 9 };
+
+static double loss(fv_ctx *ctx, const struct problem *p, const fv_attend_grads *g, uint64_t *negative)
+{
+    fv_mark mark = fv_scratch_mark(ctx);
+    struct naive naive;
+    double sum = 0;
+
+    test_problem_define(ctx, p, &naive);
+    for (int64_t n = 0; n < p->B * p->H * p->S * p->Dv; n++)
+        sum += naive.o[n] * ((const float *)g->d_o.data)[n];
+    for (int64_t n = 0; n < p->B * p->H * p->S && g->d_lse.data; n++)
+        if (naive.lse[n] > -INFINITY) sum += naive.lse[n] * ((const float *)g->d_lse.data)[n];
+    *negative = naive.negative;
+    fv_scratch_release(ctx, mark);
+    return sum;
+}
+
+/* Samples elements of each gradient.  Truncation of the difference is about step^2 / 6 times a third derivative, 1e-6
+ * here; the rest is what the forward tolerance allows for each of several factors. */
+static void check(fv_ctx *ctx, fv_random *random, struct problem *p, const fv_attend_grads *g,
+                  const struct gradient *each)
+{
+    double bound = 8 * test_problem_tolerance(p) + 1e-5;
+
+    for (int n = 0; n < GRADIENTS; n++) {
+        if (!each[n].d.data) continue;
+        for (int sample = 0; sample < 4; sample++) {
+            int64_t element = fv_random_below(random, fv_tensor_count(each[n].value));
+            float *x = (float *)each[n].value->data + element, kept = *x, low = kept - 0x1p-10f, high = kept + 0x1p-10f;
+            uint64_t negative[2];
+            double difference, got = ((const float *)each[n].d.data)[element];
+            if (isinf(kept)) continue;
+            *x = high;
+            difference = loss(ctx, p, g, &negative[0]);
+            *x = low;
+            difference = (difference - loss(ctx, p, g, &negative[1])) / ((double)high - low);
+            *x = kept;
+            if (p->args.logits.gain != 0 && negative[0] != negative[1]) continue; /* across a kink */
+            if (!(fabs(got - difference) <= bound * fmax(1, fabs(difference))))
+                fail_msg("%s, element %lld of %s: expected %.9g, got %.9g (tolerance %.3g)", each[n].name,
+                         (long long)element, fv_shape_text(each[n].value), difference, got,
+                         bound * fmax(1, fabs(difference)));
+        }
+    }
+}
+
+static void list(struct problem *p, struct gradient *each)
+{
+    fv_attend_args *a = &p->args;
+    struct gradient all[GRADIENTS] = {{.name = "d_q", .value = &a->q},
+                                      {.name = "d_k", .value = &a->k},
+                                      {.name = "d_v", .value = &a->v},
+                                      {.name = "d_bias", .value = &a->logits.bias},
+                                      {.name = "d_sinks", .value = &a->sinks},
+                                      {.name = "d_temperature", .value = &a->logits.temperature},
+                                      {.name = "d_offset_bias", .value = &a->logits.offset_bias},
+                                      {.name = "d_row_bias", .value = &a->logits.row_bias},
+                                      {.name = "d_column_bias", .value = &a->logits.column_bias}};
+
+    memcpy(each, all, sizeof all);
+}
+
+static void small_problem(fv_ctx *ctx, fv_random *random, int round, struct problem *p)
+{
+    unsigned kinds = round < PLAN_KINDS ? 1u << round : test_plan_kinds(random);
+
+    do { /* differences need few numbers */
+        test_problem(ctx, random, kinds, p);
+    } while (p->B * p->H * p->S * p->M * (p->D + p->Dv) > 200000);
+    if (round % 2) test_problem_logits(ctx, random, p);
+    if (round % 7 == 3) p->args.lse_in = test_random(ctx, 0.3, FV_DIMS(p->B, p->H, p->S));
+    if (round % 7 == 5) p->args.lse_in_key = test_random(ctx, 0.3, FV_DIMS(p->B, p->H, p->M));
+    for (int64_t n = 0; p->args.lse_in.data && n < fv_tensor_count(&p->args.lse_in); n++)
+        ((float *)p->args.lse_in.data)[n] += 5;
+    for (int64_t n = 0; p->args.lse_in_key.data && n < fv_tensor_count(&p->args.lse_in_key); n++)
+        ((float *)p->args.lse_in_key.data)[n] += 5;
+}
+
+static void gradients_are_slopes(void **state)
+{
+    fv_random random = fv_random_new(test_seed(), 20);
+    (void)state;
+
+    for (int device = 0; test_devices[device]; device++) {
+        fv_ctx *ctx = test_ctx(test_devices[device], 2);
+        for (int round = 0; round < 60; round++) {
+            fv_mark mark = fv_scratch_mark(ctx);
+            struct problem p;
+            struct gradient each[GRADIENTS];
+            small_problem(ctx, &random, round, &p);
+            bool given = p.args.lse_in.data || p.args.lse_in_key.data;
+            fv_attend_grads g = {.d_o = test_random(ctx, 1, FV_DIMS(p.B, p.H, p.S, p.Dv))};
+            if (round % 3 && !given) g.d_lse = test_random(ctx, 1, FV_DIMS(p.B, p.H, p.S));
+            list(&p, each);
+            fv_tensor *slots[GRADIENTS] = {&g.d_q,           &g.d_k,        &g.d_v,
+                                           &g.d_bias,        &g.d_sinks,    &g.d_temperature,
+                                           &g.d_offset_bias, &g.d_row_bias, &g.d_column_bias};
+            for (int n = 0; n < GRADIENTS; n++) {
+                if (!each[n].value->data) continue;
+                assert_ok(fv_tensor_zeros(ctx, &each[n].d, FV_F32, each[n].value->rank, each[n].value->dims));
+                *slots[n] = each[n].d;
+            }
+            assert_ok(fv_attend(ctx, &p.args));
+            assert_ok(fv_attend_backward(ctx, &p.args, &g));
+            check(ctx, &random, &p, &g, each);
+            fv_scratch_release(ctx, mark);
+        }
+        fv_ctx_free(ctx);
+    }
+}
+
+/* The plan and the head map are gone when the tape walks: it must have kept them. */
+static void attend_on_tape(fv_ctx *ctx, struct problem *p)
+{
+    fv_plan plan = p->plan;
+    fv_attend_args args = p->args;
+
+    args.plan = &plan;
+    args.lse.data = NULL; /* the tape makes its own */
+    assert_ok(fv_attend(ctx, &args));
+    memset(&plan, 0xff, sizeof plan);
+}
+
+static void the_tape_walks_attend(void **state)
+{
+    fv_random random = fv_random_new(test_seed(), 21);
+    (void)state;
+
+    for (int device = 0; test_devices[device]; device++) {
+        fv_ctx *ctx = test_ctx(test_devices[device], 2);
+        for (int round = 0; round < 20; round++) {
+            fv_mark mark = fv_scratch_mark(ctx);
+            struct problem p;
+            struct gradient each[GRADIENTS];
+            small_problem(ctx, &random, round, &p);
+            fv_attend_grads g = {.d_o = test_random(ctx, 1, FV_DIMS(p.B, p.H, p.S, p.Dv))};
+            list(&p, each);
+            assert_ok(fv_tape_begin(ctx));
+            for (int n = 0; n < GRADIENTS; n++)
+                if (each[n].value->data) assert_ok(fv_tape_watch(ctx, each[n].value));
+            attend_on_tape(ctx, &p);
+            assert_ok(fv_tape_seed(ctx, &p.args.o, &g.d_o));
+            assert_ok(fv_tape_backward(ctx));
+            for (int n = 0; n < GRADIENTS; n++)
+                if (each[n].value->data) assert_true(fv_tape_gradient(ctx, each[n].value, &each[n].d));
+            check(ctx, &random, &p, &g, each);
+            fv_tape_end(ctx);
+            fv_scratch_release(ctx, mark);
+        }
+        fv_ctx_free(ctx);
+    }
+}
+
+/* A key-value head and a bias that all heads and batches read: their gradients are the sums. */
+static void broadcast_gradients_sum(void **state)
+{
+    (void)state;
+    for (int device = 0; test_devices[device]; device++) {
+        fv_ctx *ctx = test_ctx(test_devices[device], 2);
+        int64_t B = 2, H = 3, N = 7, M = 9, D = 8;
+        fv_tensor k = test_random(ctx, 1, FV_DIMS(1, 1, M, D)), d_k, d_k_all;
+        fv_attend_args a = {.q = test_random(ctx, 1, FV_DIMS(B, H, N, D)),
+                            .v = test_random(ctx, 1, FV_DIMS(B, H, M, D)),
+                            .o = test_random(ctx, 1, FV_DIMS(B, H, N, D)),
+                            .lse = test_random(ctx, 1, FV_DIMS(B, H, N))};
+        fv_attend_grads g = {.d_o = test_random(ctx, 1, FV_DIMS(B, H, N, D))};
+        double expected[9 * 8] = {0};
+        a.k = fv_broadcast(&k, FV_DIMS(B, H, M, D));
+        assert_ok(fv_attend(ctx, &a));
+        assert_ok(fv_tensor_zeros(ctx, &d_k_all, FV_F32, FV_DIMS(B, H, M, D)));
+        assert_ok(fv_tensor_zeros(ctx, &d_k, FV_F32, FV_DIMS(1, 1, M, D)));
+        g.d_k = d_k_all;
+        assert_ok(fv_attend_backward(ctx, &a, &g));
+        g.d_k = fv_broadcast(&d_k, FV_DIMS(B, H, M, D));
+        assert_ok(fv_attend_backward(ctx, &a, &g));
+        for (int64_t n = 0; n < B * H * M * D; n++)
+            expected[n % (M * D)] += ((const float *)d_k_all.data)[n];
+        test_close("d_k", &d_k, expected, 0x1p-22 * (double)(B * H)); /* sums of six */
+        g.d_k = d_k;                                                  /* added once more, to what is there */
+        assert_ok(fv_attend_backward(ctx, &a, &g));
+        for (int64_t n = 0; n < M * D; n++)
+            expected[n] *= 2;
+        test_close("d_k", &d_k, expected, 0x1p-22 * (double)(2 * B * H));
+        fv_ctx_free(ctx);
+    }
+}
+
+static void threads_do_not_change_a_bit(void **state)
+{
+    (void)state;
+    for (int device = 0; test_devices[device]; device++) {
+        fv_tensor d[2][3];
+        fv_ctx *ctxs[2] = {test_ctx(test_devices[device], 1), test_ctx(test_devices[device], 2)};
+        fv_random random = fv_random_new(test_seed(), 22);
+        struct problem p;
+        test_problem(ctxs[0], &random, PLAN_CAUSAL, &p);
+        assert_ok(fv_attend(ctxs[0], &p.args));
+        fv_tensor d_o = test_random(ctxs[0], 1, p.args.o.rank, p.args.o.dims);
+        for (int n = 0; n < 2; n++) {
+            assert_ok(fv_tensor_zeros(ctxs[n], &d[n][0], FV_F32, 4, p.args.q.dims));
+            assert_ok(fv_tensor_zeros(ctxs[n], &d[n][1], FV_F32, 4, p.args.k.dims));
+            assert_ok(fv_tensor_zeros(ctxs[n], &d[n][2], FV_F32, 4, p.args.v.dims));
+            fv_attend_grads g = {.d_o = d_o, .d_q = d[n][0], .d_k = d[n][1], .d_v = d[n][2]};
+            assert_ok(fv_attend_backward(ctxs[n], &p.args, &g));
+        }
+        for (int n = 0; n < 3; n++)
+            assert_memory_equal(d[0][n].data, d[1][n].data, (size_t)fv_tensor_count(&d[0][n]) * sizeof(float));
+        fv_ctx_free(ctxs[0]);
+        fv_ctx_free(ctxs[1]);
+    }
+}
+
+static void bad_calls_are_refused_in_words(void **state)
+{
+    fv_ctx *ctx = test_ctx("ref", 1);
+    fv_attend_args a = {.q = test_random(ctx, 1, FV_DIMS(1, 2, 3, 4)),
+                        .k = test_random(ctx, 1, FV_DIMS(1, 2, 5, 4)),
+                        .v = test_random(ctx, 1, FV_DIMS(1, 2, 5, 4)),
+                        .o = test_random(ctx, 1, FV_DIMS(1, 2, 3, 4))};
+    fv_attend_grads g = {.d_o = test_random(ctx, 1, FV_DIMS(1, 2, 3, 4))};
+    (void)state;
+
+    assert_fails(fv_attend_backward(ctx, &a, &g), FV_E_ARGUMENT, "lse of the forward call is needed");
+    a.lse = test_random(ctx, 1, FV_DIMS(1, 2, 3));
+    assert_ok(fv_attend_backward(ctx, &a, &g));
+    g.d_sinks = test_random(ctx, 1, FV_DIMS(2));
+    assert_fails(fv_attend_backward(ctx, &a, &g), FV_E_ARGUMENT, "d_sinks: the call has no such tensor");
+    g.d_sinks.data = NULL;
+    g.d_k = test_random(ctx, 1, FV_DIMS(1, 3, 5, 4));
+    assert_fails(fv_attend_backward(ctx, &a, &g), FV_E_SHAPE, "d_k");
+    g.d_k.data = NULL;
+    g.d_o.data = NULL;
+    assert_fails(fv_attend_backward(ctx, &a, &g), FV_E_ARGUMENT, "d_o");
+    fv_ctx_free(ctx);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(gradients_are_slopes),           cmocka_unit_test(the_tape_walks_attend),
+        cmocka_unit_test(broadcast_gradients_sum),        cmocka_unit_test(threads_do_not_change_a_bit),
+        cmocka_unit_test(bad_calls_are_refused_in_words),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
