@@ -1,23 +1,28 @@
-/* Every mechanism: a new one adds its line to each of the two lists. */
+/* Every mechanism.  A new one adds its line here, in the order `fovea list` shows. */
 #include "attention/mechanism.h"
 
 #include <string.h>
 
-extern const fv_mechanism fv_mechanism_dense;
-extern const fv_mechanism fv_mechanism_sinkwin;
-extern const fv_mechanism fv_mechanism_gna;
-extern const fv_mechanism fv_mechanism_power;
-extern const fv_mechanism fv_mechanism_lightning2;
-extern const fv_mechanism fv_mechanism_hedgehog;
-extern const fv_mechanism fv_mechanism_bra;
-extern const fv_mechanism fv_mechanism_nsa;
-extern const fv_mechanism fv_mechanism_agent;
-extern const fv_mechanism fv_mechanism_moba;
+/* clang-format off */
+#define MECHANISMS(add) \
+    add(dense) \
+    add(sinkwin) \
+    add(gna) \
+    add(power) \
+    add(moba) \
+    add(bra) \
+    add(nsa) \
+    add(lightning2) \
+    add(hedgehog) \
+    add(agent) \
 
-const fv_mechanism *const fv_mechanisms[] = {
-    &fv_mechanism_dense,      &fv_mechanism_sinkwin,  &fv_mechanism_power,
-    &fv_mechanism_lightning2, &fv_mechanism_hedgehog, NULL,
-};
+#define DECLARE(name) extern const fv_mechanism fv_mechanism_##name;
+#define LIST(name) &fv_mechanism_##name,
+/* clang-format on */
+
+MECHANISMS(DECLARE)
+
+const fv_mechanism *const fv_mechanisms[] = {MECHANISMS(LIST) NULL};
 
 const fv_mechanism *fv_mechanism_find(const char *name)
 {

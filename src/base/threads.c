@@ -10,17 +10,14 @@
 
 #define SPINS 4000 /* about 20 us: the gap between two loops of a decode step */
 
-enum { JOB_SHIFT = 16, JOB_OPEN = 1 << 15, JOB_JOINED = JOB_OPEN - 1 };
-
 struct fv_pool {
     int threads, started;
     pthread_t *handles;
     pthread_mutex_t mutex;
     pthread_cond_t wake;
-    /* Of the job: its number above JOB_SHIFT, JOB_OPEN while threads may join, and how many have joined.  The caller
-     * waits only for those that joined, so a thread that a busy machine does not wake in time costs nothing. */
-    atomic_ullong job;
+    atomic_uint generation; /* odd bits of a job: it changes when a job is posted */
     atomic_llong next;
+    atomic_int running;
     atomic_bool stop;
     int64_t count;
     fv_item_fn *item;
@@ -48,41 +45,29 @@ static void work(fv_pool *pool, int thread)
     }
 }
 
-/* Waits for a job that is not `seen`. */
-static unsigned long long await_job(fv_pool *pool, unsigned long long seen)
-{
-    unsigned long long job = seen;
-
-    for (int spin = 0; spin < SPINS && job >> JOB_SHIFT == seen >> JOB_SHIFT; spin++) {
-        relax();
-        job = atomic_load_explicit(&pool->job, memory_order_acquire);
-    }
-    if (job >> JOB_SHIFT != seen >> JOB_SHIFT) return job;
-    pthread_mutex_lock(&pool->mutex);
-    while ((job = atomic_load_explicit(&pool->job, memory_order_acquire)) >> JOB_SHIFT == seen >> JOB_SHIFT)
-        pthread_cond_wait(&pool->wake, &pool->mutex);
-    pthread_mutex_unlock(&pool->mutex);
-    return job;
-}
-
 static void *worker_main(void *argument)
 {
     struct worker worker = *(struct worker *)argument;
     fv_pool *pool = worker.pool;
-    unsigned long long job = 0;
+    unsigned seen = 0;
 
     fv_free(argument);
     for (;;) {
-        job = await_job(pool, job);
-        if (atomic_load_explicit(&pool->stop, memory_order_acquire)) return NULL;
-        while (job & JOB_OPEN) {
-            if (!atomic_compare_exchange_weak_explicit(&pool->job, &job, job + 1, memory_order_acq_rel,
-                                                       memory_order_acquire))
-                continue;
-            work(pool, worker.thread);
-            atomic_fetch_sub_explicit(&pool->job, 1, memory_order_release);
-            break;
+        unsigned now = seen;
+        for (int spin = 0; spin < SPINS && now == seen; spin++) {
+            relax();
+            now = atomic_load_explicit(&pool->generation, memory_order_acquire);
         }
+        if (now == seen) {
+            pthread_mutex_lock(&pool->mutex);
+            while ((now = atomic_load_explicit(&pool->generation, memory_order_acquire)) == seen)
+                pthread_cond_wait(&pool->wake, &pool->mutex);
+            pthread_mutex_unlock(&pool->mutex);
+        }
+        seen = now;
+        if (atomic_load_explicit(&pool->stop, memory_order_acquire)) return NULL;
+        work(pool, worker.thread);
+        atomic_fetch_sub_explicit(&pool->running, 1, memory_order_release);
     }
 }
 
@@ -130,8 +115,7 @@ done:
 static void post(fv_pool *pool)
 {
     pthread_mutex_lock(&pool->mutex);
-    unsigned long long number = atomic_load_explicit(&pool->job, memory_order_relaxed) >> JOB_SHIFT;
-    atomic_store_explicit(&pool->job, (number + 1) << JOB_SHIFT | JOB_OPEN, memory_order_release);
+    atomic_fetch_add_explicit(&pool->generation, 1, memory_order_release);
     pthread_cond_broadcast(&pool->wake);
     pthread_mutex_unlock(&pool->mutex);
 }
@@ -165,12 +149,9 @@ void fv_pool_run(fv_pool *pool, int64_t count, fv_item_fn *item, void *user)
     pool->item = item;
     pool->user = user;
     atomic_store_explicit(&pool->next, 0, memory_order_relaxed);
+    atomic_store_explicit(&pool->running, pool->threads - 1, memory_order_relaxed);
     post(pool);
     work(pool, 0);
-    atomic_fetch_and_explicit(&pool->job, ~(unsigned long long)JOB_OPEN, memory_order_acq_rel);
-    for (int spin = 0; atomic_load_explicit(&pool->job, memory_order_acquire) & JOB_JOINED; spin++)
-        if (spin < SPINS)
-            relax();
-        else
-            sched_yield(); /* a thread that joined was put aside */
+    while (atomic_load_explicit(&pool->running, memory_order_acquire) > 0)
+        relax();
 }

@@ -18,7 +18,6 @@ static fv_status plan(fv_ctx *ctx, const fv_call *call, fv_plan *plan_, fv_atten
 {
     const struct power *o = call->options;
     fv_list_builder lists;
-    int64_t last = fv_max(call->offset + call->queries - 1, 0) / o->block;
 
     (void)attend;
     FV_TRY(fv_lists_begin(ctx, &lists,
@@ -27,7 +26,8 @@ static fv_status plan(fv_ctx *ctx, const fv_call *call, fv_plan *plan_, fv_atten
                                            .queries = call->queries,
                                            .keys = call->keys,
                                            .offset = call->offset}));
-    for (int64_t own = fv_lists_first_block(&lists); own <= last; own++) {
+    for (int64_t g = 0; g < lists.groups; g++) {
+        int64_t own = fv_lists_first_block(&lists) + g;
         fv_lists_row(&lists);
         fv_lists_add_range(&lists, 0, fv_min(o->sink_blocks, own + 1));
         fv_lists_add_range(&lists, own - o->window_blocks + 1, own + 1);

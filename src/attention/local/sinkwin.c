@@ -42,12 +42,12 @@ static fv_status plan(fv_ctx *ctx, const fv_call *call, fv_plan *plan_, fv_atten
     int64_t *sink, *window;
 
     (void)attend;
-    plan_->window = (fv_window){.sink = o->sink.items[0], .window = o->window.items[0], .block = o->block};
+    plan_->window = (fv_window){.sink = o->sink.items[0] * o->block, .window = o->window.items[0], .block = o->block};
     if (heads == 1) return FV_OK;
     FV_TRY(FV_SCRATCH(ctx, sink, heads));
     FV_TRY(FV_SCRATCH(ctx, window, heads));
     for (int h = 0; h < heads; h++) {
-        sink[h] = o->sink.items[h % o->sink.count];
+        sink[h] = o->sink.items[h % o->sink.count] * o->block; /* a plan counts sinks in tokens */
         window[h] = o->window.items[h % o->window.count];
     }
     plan_->window.heads = heads;
