@@ -23,7 +23,7 @@ static double gate(const sheet_call *call, int64_t b, int64_t h, int64_t i, int6
 static void select_blocks(const sheet_call *call, int64_t b, int64_t h, int64_t i, int64_t block, int64_t top,
                           int64_t *chosen)
 {
-    int64_t p = i + call->M - call->N, own = p / block, count = 0;
+    int64_t p = i + call->M - call->N, own = p < 0 ? 0 : p / block, count = 0;
     double *gates = sheet_zeros(own + 1);
     bool *taken = (bool *)sheet_zeros(own + 1);
 
