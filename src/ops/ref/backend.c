@@ -14,4 +14,8 @@ const fv_backend fv_backend_ref = {
     .dequantize = fv_ref_dequantize,
     .attend = fv_ref_attend,
     .attend_backward = fv_ref_attend_backward,
+    .scan = fv_ref_scan,
+    .scan_backward = fv_ref_scan_backward,
+    .merge = fv_ref_merge,
+    .merge_backward = fv_ref_merge_backward,
 };
