@@ -14,6 +14,7 @@ const fv_backend fv_backend_ref = {
     .dequantize = fv_ref_dequantize,
     .attend = fv_ref_attend,
     .attend_backward = fv_ref_attend_backward,
+    .attend_stats = fv_ref_attend_stats,
     .scan = fv_ref_scan,
     .scan_backward = fv_ref_scan_backward,
     .merge = fv_ref_merge,
