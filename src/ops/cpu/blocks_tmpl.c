@@ -1,17 +1,68 @@
 /* Rows of every stored type: to f32, and multiplied with activations while their blocks are in registers.
  *
- * A group is 32 elements of a block.  unpack_TYPE gives its integers as floats q and its scale; an element is
- * scale * q + low, where types without a minimum have low = 0.  All products scale * q are exact in f32, so that the
+ * A group is 32 elements of a block.  scales_TYPE gives the scales of all groups of a block (each group has two, one
+ * for each 16 elements) and what is added to them; unpack_TYPE the integers of a group as floats.  An element is
+ * scale * q + low, where types without a minimum have no low.  All products scale * q are exact in f32, so that the
  * rows agree bit for bit with the plain loops in ops/blocks.c whether or not the compiler fuses multiply and add. */
-enum { GROUP = 32, VECTORS = GROUP / W };
-
-struct group {
-    vf q[VECTORS];
-    float scale[2]; /* of the first and second 16 elements */
-    float low;
+enum {
+    GROUP = 32,
+    VECTORS = GROUP / W,
+    AHEAD = 4096, /* bytes: weights are asked for that early, as rows taken in pairs are no stream to the hardware */
 };
 
-typedef void unpack_fn(const uint8_t *block, int part, struct group *g);
+struct scales {
+    float scale[16], low[8];
+};
+
+typedef void scales_fn(const uint8_t *block, struct scales *scales);
+typedef void unpack_fn(const uint8_t *block, int part, vf q[VECTORS]);
+
+INLINE void one_scale(const uint8_t *block, struct scales *s)
+{
+    s->scale[0] = s->scale[1] = half(block);
+}
+
+INLINE void scale_and_low(const uint8_t *block, struct scales *s)
+{
+#if defined(__F16C__)
+    int32_t both;
+    memcpy(&both, block, sizeof both);
+    __m128 values = _mm_cvtph_ps(_mm_cvtsi32_si128(both));
+    s->scale[0] = s->scale[1] = _mm_cvtss_f32(values);
+    s->low[0] = _mm_cvtss_f32(_mm_movehdup_ps(values));
+#else
+    s->scale[0] = s->scale[1] = half(block);
+    s->low[0] = half(block + 2);
+#endif
+}
+
+/* Eight scales and eight minima of 6 bits each in 12 bytes: the upper two bits of the last four lie in the first. */
+INLINE void six_bit_scales(const uint8_t *block, struct scales *s)
+{
+    uint32_t u[3], scale[2], low[2];
+    uint8_t scales[8], lows[8];
+    float d = half(block), least = -half(block + 2);
+
+    memcpy(u, block + 4, sizeof u);
+    scale[0] = u[0] & 0x3f3f3f3f;
+    low[0] = u[1] & 0x3f3f3f3f;
+    scale[1] = (u[2] & 0x0f0f0f0f) | (u[0] >> 6 & 0x03030303) << 4;
+    low[1] = (u[2] >> 4 & 0x0f0f0f0f) | (u[1] >> 6 & 0x03030303) << 4;
+    memcpy(scales, scale, sizeof scales);
+    memcpy(lows, low, sizeof lows);
+    for (int i = 0; i < 8; i++) {
+        s->scale[2 * i] = s->scale[2 * i + 1] = d * (float)scales[i];
+        s->low[i] = least * (float)lows[i];
+    }
+}
+
+INLINE void signed_scales(const uint8_t *block, struct scales *s)
+{
+    float d = half(block + 208);
+
+    for (int i = 0; i < 16; i += W)
+        store(s->scale + i, splat(d) * to_float(load_i8((const int8_t *)block + 192 + i)));
+}
 
 /* 16 bytes: low nibbles are the first half of the group, high nibbles the second. */
 INLINE void nibbles(const uint8_t *p, vi q[VECTORS])
@@ -23,80 +74,79 @@ INLINE void nibbles(const uint8_t *p, vi q[VECTORS])
     }
 }
 
-/* Bit i of `bits` as 16 in lane i. */
+/* Bit i of the word at p as 16 in lane i. */
 INLINE void fifth_bits(const uint8_t *p, vi q[VECTORS])
 {
     uint32_t bits;
-    vi lane;
 
     memcpy(&bits, p, sizeof bits);
+#if W == 16
+    q[0] = (vi)_mm512_mask_add_epi32((__m512i)q[0], (__mmask16)bits, (__m512i)q[0], _mm512_set1_epi32(16));
+    q[1] = (vi)_mm512_mask_add_epi32((__m512i)q[1], (__mmask16)(bits >> 16), (__m512i)q[1], _mm512_set1_epi32(16));
+#else
+    vi lane;
     UNROLL for (int i = 0; i < W; i++)
         lane[i] = i;
     UNROLL for (int v = 0; v < VECTORS; v++)
         q[v] |= ((splat_i((int32_t)(bits >> (v * W))) >> lane) & 1) << 4;
+#endif
 }
 
-INLINE void set_group(struct group *g, const vi q[VECTORS], int bias, float scale, float low)
+INLINE void to_floats(const vi in[VECTORS], int bias, vf q[VECTORS])
 {
     UNROLL for (int v = 0; v < VECTORS; v++)
-        g->q[v] = to_float(q[v] - bias);
-    g->scale[0] = g->scale[1] = scale;
-    g->low = low;
+        q[v] = to_float(in[v] - bias);
 }
 
-INLINE void unpack_q4_0(const uint8_t *block, int part, struct group *g)
+INLINE void unpack_q4_0(const uint8_t *block, int part, vf q[VECTORS])
 {
-    vi q[VECTORS];
+    vi n[VECTORS];
 
     (void)part;
-    nibbles(block + 2, q);
-    set_group(g, q, 8, half(block), 0);
+    nibbles(block + 2, n);
+    to_floats(n, 8, q);
 }
 
-INLINE void unpack_q4_1(const uint8_t *block, int part, struct group *g)
+INLINE void unpack_q4_1(const uint8_t *block, int part, vf q[VECTORS])
 {
-    vi q[VECTORS];
+    vi n[VECTORS];
 
     (void)part;
-    nibbles(block + 4, q);
-    set_group(g, q, 0, half(block), half(block + 2));
+    nibbles(block + 4, n);
+    to_floats(n, 0, q);
 }
 
-INLINE void unpack_q5_0(const uint8_t *block, int part, struct group *g)
+INLINE void unpack_q5_0(const uint8_t *block, int part, vf q[VECTORS])
 {
-    vi q[VECTORS];
+    vi n[VECTORS];
 
     (void)part;
-    nibbles(block + 6, q);
-    fifth_bits(block + 2, q);
-    set_group(g, q, 16, half(block), 0);
+    nibbles(block + 6, n);
+    fifth_bits(block + 2, n);
+    to_floats(n, 16, q);
 }
 
-INLINE void unpack_q5_1(const uint8_t *block, int part, struct group *g)
+INLINE void unpack_q5_1(const uint8_t *block, int part, vf q[VECTORS])
 {
-    vi q[VECTORS];
+    vi n[VECTORS];
 
     (void)part;
-    nibbles(block + 8, q);
-    fifth_bits(block + 4, q);
-    set_group(g, q, 0, half(block), half(block + 2));
+    nibbles(block + 8, n);
+    fifth_bits(block + 4, n);
+    to_floats(n, 0, q);
 }
 
-INLINE void unpack_q8_0(const uint8_t *block, int part, struct group *g)
+INLINE void unpack_q8_0(const uint8_t *block, int part, vf q[VECTORS])
 {
-    vi q[VECTORS];
-
     (void)part;
     UNROLL for (int v = 0; v < VECTORS; v++)
-        q[v] = load_i8((const int8_t *)block + 2 + v * W);
-    set_group(g, q, 0, half(block), 0);
+        q[v] = to_float(load_i8((const int8_t *)block + 2 + v * W));
 }
 
-INLINE void unpack_iq4_nl(const uint8_t *block, int part, struct group *g)
+INLINE void unpack_iq4_nl(const uint8_t *block, int part, vf q[VECTORS])
 {
     static const int8_t value[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
     int8_t list[GROUP];
-    vi q[VECTORS];
 
     (void)part;
     for (int i = 0; i < GROUP / 2; i++) {
@@ -104,144 +154,126 @@ INLINE void unpack_iq4_nl(const uint8_t *block, int part, struct group *g)
         list[i + GROUP / 2] = value[block[2 + i] >> 4];
     }
     UNROLL for (int v = 0; v < VECTORS; v++)
-        q[v] = load_i8(list + v * W);
-    set_group(g, q, 0, half(block), 0);
+        q[v] = to_float(load_i8(list + v * W));
 }
 
-/* Scale and minimum of a group of a K block: 6 bits each, the upper two of the last four groups in the first bytes. */
-INLINE void six_bits(const uint8_t *p, int part, int *scale, int *minimum)
+INLINE void unpack_q4_k(const uint8_t *block, int part, vf q[VECTORS])
 {
-    if (part < 4) {
-        *scale = p[part] & 63;
-        *minimum = p[part + 4] & 63;
-    } else {
-        *scale = (p[part + 4] & 15) | (p[part - 4] >> 6) << 4;
-        *minimum = p[part + 4] >> 4 | (p[part] >> 6) << 4;
-    }
-}
-
-INLINE void unpack_q4_k(const uint8_t *block, int part, struct group *g)
-{
-    int scale, minimum, shift = part & 1 ? 4 : 0;
-    vi q[VECTORS];
-
-    six_bits(block + 4, part, &scale, &minimum);
     UNROLL for (int v = 0; v < VECTORS; v++)
-        q[v] = load_u8(block + 16 + part / 2 * 32 + v * W) >> shift & 15;
-    set_group(g, q, 0, half(block) * (float)scale, -(half(block + 2) * (float)minimum));
+        q[v] = to_float(load_u8(block + 16 + part / 2 * 32 + v * W) >> (part & 1 ? 4 : 0) & 15);
 }
 
-INLINE void unpack_q5_k(const uint8_t *block, int part, struct group *g)
+INLINE void unpack_q5_k(const uint8_t *block, int part, vf q[VECTORS])
 {
-    int scale, minimum, shift = part & 1 ? 4 : 0;
-    vi q[VECTORS];
-
-    six_bits(block + 4, part, &scale, &minimum);
     UNROLL for (int v = 0; v < VECTORS; v++)
-        q[v] = (load_u8(block + 48 + part / 2 * 32 + v * W) >> shift & 15) |
-               (load_u8(block + 16 + v * W) >> part & 1) << 4;
-    set_group(g, q, 0, half(block) * (float)scale, -(half(block + 2) * (float)minimum));
+        q[v] = to_float((load_u8(block + 48 + part / 2 * 32 + v * W) >> (part & 1 ? 4 : 0) & 15) |
+                        (load_u8(block + 16 + v * W) >> part & 1) << 4);
 }
 
-INLINE void unpack_q6_k(const uint8_t *block, int part, struct group *g)
+INLINE void unpack_q6_k(const uint8_t *block, int part, vf q[VECTORS])
 {
-    int side = part / 4, quarter = part & 3, shift = quarter & 2 ? 4 : 0;
+    int side = part / 4, quarter = part & 3;
     const uint8_t *low = block + side * 64 + (quarter & 1) * 32, *high = block + 128 + side * 32;
-    const int8_t *scale = (const int8_t *)block + 192 + part * 2;
-    float d = half(block + 208);
-    vi q[VECTORS];
 
     UNROLL for (int v = 0; v < VECTORS; v++)
-        q[v] = (load_u8(low + v * W) >> shift & 15) | (load_u8(high + v * W) >> (2 * quarter) & 3) << 4;
-    set_group(g, q, 32, d * (float)scale[0], 0);
-    g->scale[1] = d * (float)scale[1];
+        q[v] = to_float(((load_u8(low + v * W) >> (quarter & 2 ? 4 : 0) & 15) |
+                         (load_u8(high + v * W) >> (2 * quarter) & 3) << 4) - 32);
 }
 
-INLINE void load_groups(unpack_fn *unpack, const int bytes, const int parts, const bool low, const void *row,
-                        int64_t from, int64_t count, float *out)
+INLINE void load_groups(scales_fn *read_scales, unpack_fn *unpack, const int bytes, const int parts, const bool low,
+                        const void *row, int64_t from, int64_t count, float *out)
 {
     const uint8_t *block = (const uint8_t *)row + from / (parts * GROUP) * bytes;
-    struct group g;
+    struct scales s;
+    vf q[VECTORS];
 
-    for (; count > 0; count -= parts * GROUP, block += bytes)
+    for (; count > 0; count -= parts * GROUP, block += bytes) {
+        read_scales(block, &s);
         UNROLL for (int part = 0; part < parts; part++) {
-            unpack(block, part, &g);
+            unpack(block, part, q);
             UNROLL for (int v = 0; v < VECTORS; v++) {
-                vf value = g.q[v] * splat(g.scale[v * 2 / VECTORS]);
-                store(out, low ? value + splat(g.low) : value);
+                vf value = q[v] * splat(s.scale[2 * part + v * 2 / VECTORS]);
+                store(out, low ? value + splat(s.low[part]) : value);
                 out += W;
             }
         }
+    }
 }
 
-/* M rows of x, R rows of weights at once: x is loaded once for R, a weight unpacked once for M. */
-INLINE void dot_groups(unpack_fn *unpack, const int bytes, const int parts, const bool low, const bool halves,
-                       const int M, const int R, int64_t k, const float *x, int64_t x_row, const uint8_t *w,
-                       int64_t w_row_bytes, float *out, int64_t out_row)
+/* M rows of x, R rows of weights at once: x is loaded once for R, a weight unpacked once for M.  x_sums holds the sums
+ * of x's groups, which minima are multiplied with. */
+INLINE void dot_groups(scales_fn *read_scales, unpack_fn *unpack, const int bytes, const int parts, const bool low,
+                       const bool halves, const int M, const int R, int64_t k, const float *x, int64_t x_row,
+                       const float *x_sums, const uint8_t *w, int64_t w_row_bytes, float *out, int64_t out_row)
 {
-    vf s[2][FV_DOT_ROWS];
-    struct group g;
+    vf s[2][FV_DOT_ROWS], q[VECTORS];
+    float lows[2][FV_DOT_ROWS];
+    struct scales scales[2];
 
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int i = 0; i < M; i++)
-            s[r][i] = splat(0);
-    for (int64_t n = 0; n < k / (parts * GROUP); n++)
-        for (int part = 0; part < parts; part++) {
-            const float *from = x + (n * parts + part) * GROUP;
+            s[r][i] = splat(lows[r][i] = 0);
+    for (int64_t n = 0; n < k / (parts * GROUP); n++, x += parts * GROUP) {
+        UNROLL for (int r = 0; r < R; r++)
+            read_scales(w + r * w_row_bytes + n * bytes, &scales[r]);
+        UNROLL for (int part = 0; part < parts; part++)
             UNROLL for (int r = 0; r < R; r++) {
-                unpack(w + r * w_row_bytes + n * bytes, part, &g);
+                __builtin_prefetch(w + ((n * parts + part) * R + r) * bytes / parts + AHEAD);
+                unpack(w + r * w_row_bytes + n * bytes, part, q);
                 UNROLL for (int i = 0; i < M; i++) {
-                    vf dot = splat(0), all = splat(0);
+                    vf dot = splat(0);
                     UNROLL for (int v = 0; v < VECTORS; v++) {
-                        vf xv = load(from + i * x_row + v * W);
+                        vf xv = load(x + i * x_row + part * GROUP + v * W);
                         if (halves && v == VECTORS / 2) {
-                            s[r][i] = dot * splat(g.scale[0]) + s[r][i];
-                            dot = g.q[v] * xv;
+                            s[r][i] = dot * splat(scales[r].scale[2 * part]) + s[r][i];
+                            dot = q[v] * xv;
                         } else {
-                            dot = v ? g.q[v] * xv + dot : g.q[v] * xv;
+                            dot = v ? q[v] * xv + dot : q[v] * xv;
                         }
-                        if (low) all = v ? all + xv : xv;
                     }
-                    s[r][i] = dot * splat(g.scale[1]) + s[r][i];
-                    if (low) s[r][i] = all * splat(g.low) + s[r][i];
+                    s[r][i] = dot * splat(scales[r].scale[2 * part + 1]) + s[r][i];
+                    if (low) lows[r][i] += scales[r].low[part] * x_sums[i * (k / GROUP) + n * parts + part];
                 }
             }
-        }
+    }
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int i = 0; i < M; i++)
-            out[i * out_row + r] = sum(s[r][i]);
+            out[i * out_row + r] = low ? sum(s[r][i]) + lows[r][i] : sum(s[r][i]);
 }
 
-#define DOT_M(type, bytes, parts, low, halves, M)                                                                      \
+#define DOT_M(scales, type, bytes, parts, low, halves, M)                                                              \
     for (; rows >= 2; rows -= 2, w += 2 * w_row_bytes, out += 2)                                                       \
-        dot_groups(unpack_##type, bytes, parts, low, halves, M, 2, k, x, x_row, w, w_row_bytes, out, out_row);         \
-    if (rows) dot_groups(unpack_##type, bytes, parts, low, halves, M, 1, k, x, x_row, w, w_row_bytes, out, out_row);
-#define BLOCK_TYPE(type, bytes, parts, low, halves)                                                                    \
+        dot_groups(scales, unpack_##type, bytes, parts, low, halves, M, 2, k, x, x_row, x_sums, w, w_row_bytes, out,   \
+                   out_row);                                                                                           \
+    if (rows)                                                                                                          \
+        dot_groups(scales, unpack_##type, bytes, parts, low, halves, M, 1, k, x, x_row, x_sums, w, w_row_bytes, out,   \
+                   out_row);
+#define BLOCK_TYPE(type, scales, bytes, parts, low, halves)                                                            \
     static void row_##type(const void *row, int64_t from, int64_t count, float *out)                                  \
     {                                                                                                                  \
-        load_groups(unpack_##type, bytes, parts, low, row, from, count, out);                                          \
+        load_groups(scales, unpack_##type, bytes, parts, low, row, from, count, out);                                  \
     }                                                                                                                  \
-    static void dot_##type(int m, int64_t k, const float *x, int64_t x_row, const void *weights, int64_t w_row_bytes,  \
-                           int64_t rows, float *out, int64_t out_row)                                                  \
+    static void dot_##type(int m, int64_t k, const float *x, int64_t x_row, const float *x_sums, const void *weights,  \
+                           int64_t w_row_bytes, int64_t rows, float *out, int64_t out_row)                             \
     {                                                                                                                  \
         const uint8_t *w = weights;                                                                                    \
         switch (m) {                                                                                                   \
-        case 1: DOT_M(type, bytes, parts, low, halves, 1) break;                                                       \
-        case 2: DOT_M(type, bytes, parts, low, halves, 2) break;                                                       \
-        case 3: DOT_M(type, bytes, parts, low, halves, 3) break;                                                       \
-        default: DOT_M(type, bytes, parts, low, halves, 4) break;                                                      \
+        case 1: DOT_M(scales, type, bytes, parts, low, halves, 1) break;                                               \
+        case 2: DOT_M(scales, type, bytes, parts, low, halves, 2) break;                                               \
+        case 3: DOT_M(scales, type, bytes, parts, low, halves, 3) break;                                               \
+        default: DOT_M(scales, type, bytes, parts, low, halves, 4) break;                                              \
         }                                                                                                              \
     }
 
-BLOCK_TYPE(q4_0, 18, 1, false, false)
-BLOCK_TYPE(q4_1, 20, 1, true, false)
-BLOCK_TYPE(q5_0, 22, 1, false, false)
-BLOCK_TYPE(q5_1, 24, 1, true, false)
-BLOCK_TYPE(q8_0, 34, 1, false, false)
-BLOCK_TYPE(iq4_nl, 18, 1, false, false)
-BLOCK_TYPE(q4_k, 144, 8, true, false)
-BLOCK_TYPE(q5_k, 176, 8, true, false)
-BLOCK_TYPE(q6_k, 210, 8, false, true)
+BLOCK_TYPE(q4_0, one_scale, 18, 1, false, false)
+BLOCK_TYPE(q4_1, scale_and_low, 20, 1, true, false)
+BLOCK_TYPE(q5_0, one_scale, 22, 1, false, false)
+BLOCK_TYPE(q5_1, scale_and_low, 24, 1, true, false)
+BLOCK_TYPE(q8_0, one_scale, 34, 1, false, false)
+BLOCK_TYPE(iq4_nl, one_scale, 18, 1, false, false)
+BLOCK_TYPE(q4_k, six_bit_scales, 144, 8, true, false)
+BLOCK_TYPE(q5_k, six_bit_scales, 176, 8, true, false)
+BLOCK_TYPE(q6_k, signed_scales, 210, 8, false, true)
 
 /* ---- plain types ----------------------------------------------------------------------------------------------- */
 
@@ -307,10 +339,11 @@ INLINE void dot_plain(read_fn *read, fv_dtype dtype, const int M, int64_t k, con
     {                                                                                                                  \
         load_plain(read_##type, dtype, row, from, count, out);                                                         \
     }                                                                                                                  \
-    static void dot_##type(int m, int64_t k, const float *x, int64_t x_row, const void *weights, int64_t w_row_bytes,  \
-                           int64_t rows, float *out, int64_t out_row)                                                  \
+    static void dot_##type(int m, int64_t k, const float *x, int64_t x_row, const float *x_sums, const void *weights,  \
+                           int64_t w_row_bytes, int64_t rows, float *out, int64_t out_row)                             \
     {                                                                                                                  \
         const uint8_t *w = weights;                                                                                    \
+        (void)x_sums;                                                                                                  \
         for (; rows > 0; rows--, w += w_row_bytes, out++)                                                              \
             switch (m) {                                                                                               \
             case 1: dot_plain(read_##type, dtype, 1, k, x, x_row, w, out, out_row); break;                             \

@@ -34,7 +34,7 @@ struct product {
     float *packed_a, *scratch;
     int64_t scratch_floats; /* per thread */
     /* few rows */
-    const float *x;
+    const float *x, *x_sums;
     int64_t x_row, x_product, chunk, chunks;
 };
 
@@ -82,10 +82,11 @@ static void dot_item(void *user, int64_t index, int thread)
     const float *x = p->x + product * p->x_product;
     float *c = (float *)p->c.data + matrix_offset(p, &p->c, product) + from * c_column;
     float sums[FV_DOT_ROWS * DOT_ROWS_AT_ONCE];
+    const float *x_sums = p->x_sums ? p->x_sums + product * p->m * (p->k / 32) : NULL;
     bool plain = p->alpha == 1 && p->beta == 0 && !p->bias && c_column == 1;
 
     (void)thread;
-    p->kernels->dot[p->b.dtype]((int)p->m, p->k, x, p->x_row, w, row_bytes, count, plain ? c : sums,
+    p->kernels->dot[p->b.dtype]((int)p->m, p->k, x, p->x_row, x_sums, w, row_bytes, count, plain ? c : sums,
                                 plain ? c_row : DOT_ROWS_AT_ONCE);
     if (plain) return;
     for (int64_t i = 0; i < p->m; i++)
@@ -95,6 +96,20 @@ static void dot_item(void *user, int64_t index, int thread)
             if (p->bias) value += p->bias[(from + j) * p->bias_stride];
             *to = value;
         }
+}
+
+static fv_status sum_groups(fv_ctx *ctx, struct product *p)
+{
+    int64_t groups = p->k / 32;
+    float *sums;
+
+    FV_TRY(FV_SCRATCH(ctx, sums, p->products * p->m * groups));
+    for (int64_t r = 0; r < p->products * p->m; r++)
+        for (int64_t g = 0; g < groups; g++)
+            sums[r * groups + g] =
+                p->kernels->sum(32, p->x + r / p->m * p->x_product + r % p->m * p->x_row + g * 32);
+    p->x_sums = sums;
+    return FV_OK;
 }
 
 static fv_status few_rows(fv_ctx *ctx, struct product *p)
@@ -114,6 +129,7 @@ static fv_status few_rows(fv_ctx *ctx, struct product *p)
         p->x_row = p->k;
         p->x_product = p->m * p->k;
     }
+    if (fv_dtype_block(p->b.dtype) > 1) FV_TRY(sum_groups(ctx, p));
     p->chunk = fv_clamp((64 << 10) / fv_max(row_bytes, 1), 8, DOT_ROWS_AT_ONCE) & ~1;
     p->chunks = fv_ceil_div(p->n, p->chunk);
     fv_cpu_run(ctx, p->products * p->chunks, 2.0 * (double)(p->products * p->m * p->n) * (double)p->k, dot_item, p);

@@ -17,9 +17,10 @@ enum {
 typedef void fv_tile_fn(int rows, int64_t k, const float *a, int64_t a_row, int64_t a_step, const float *b,
                         int64_t b_row, float *c, int64_t c_row, bool add);
 
-/* out[i * out_row + r] = x_i . w_r for `rows` rows of weights and m <= FV_DOT_ROWS rows of x. */
-typedef void fv_dot_fn(int m, int64_t k, const float *x, int64_t x_row, const void *w, int64_t w_row_bytes,
-                       int64_t rows, float *out, int64_t out_row);
+/* out[i * out_row + r] = x_i . w_r for `rows` rows of weights and m <= FV_DOT_ROWS rows of x.  For block types x_sums
+ * [m, k/32] holds the sums of 32 elements of x. */
+typedef void fv_dot_fn(int m, int64_t k, const float *x, int64_t x_row, const float *x_sums, const void *w,
+                       int64_t w_row_bytes, int64_t rows, float *out, int64_t out_row);
 
 /* out[i] = element `from` + i of a row; `from` and `count` are whole blocks. */
 typedef void fv_load_fn(const void *row, int64_t from, int64_t count, float *out);

@@ -107,7 +107,7 @@ static void dots(fv_tiles *t)
     for (int n = 0, length; n < t->count; n += length) {
         length = stretch(t, n);
         for (int r = 0; r < t->rows; r += FV_DOT_ROWS)
-            s->kernels->dot[k->dtype]((int)fv_min(FV_DOT_ROWS, t->rows - r), D, t->q + r * D, D,
+            s->kernels->dot[k->dtype]((int)fv_min(FV_DOT_ROWS, t->rows - r), D, t->q + r * D, D, NULL,
                                       row_at(k, t->b, t->key_head, t->key[n]), row_bytes, length,
                                       t->logits + r * FV_KEY_TILE + n, FV_KEY_TILE);
     }
