@@ -9,15 +9,17 @@
 #include "base/memory.h"
 
 #define SPINS 4000 /* about 20 us: the gap between two loops of a decode step */
+#define OPEN (UINT64_C(1) << 31)
 
 struct fv_pool {
     int threads, started;
     pthread_t *handles;
     pthread_mutex_t mutex;
     pthread_cond_t wake;
-    atomic_uint generation; /* odd bits of a job: it changes when a job is posted */
+    /* generation << 32 | OPEN while a job can be joined | threads that joined it.  Only those are waited for, so that a
+     * thread which the system has not woken yet holds up nobody. */
+    atomic_ullong state;
     atomic_llong next;
-    atomic_int running;
     atomic_bool stop;
     int64_t count;
     fv_item_fn *item;
@@ -45,6 +47,23 @@ static void work(fv_pool *pool, int thread)
     }
 }
 
+static unsigned generation_of(fv_pool *pool)
+{
+    return (unsigned)(atomic_load_explicit(&pool->state, memory_order_acquire) >> 32);
+}
+
+/* Takes part in job `generation` unless it is over. */
+static bool join(fv_pool *pool, unsigned generation)
+{
+    unsigned long long state = atomic_load_explicit(&pool->state, memory_order_acquire);
+
+    while ((unsigned)(state >> 32) == generation && (state & OPEN))
+        if (atomic_compare_exchange_weak_explicit(&pool->state, &state, state + 1, memory_order_acq_rel,
+                                                  memory_order_acquire))
+            return true;
+    return false;
+}
+
 static void *worker_main(void *argument)
 {
     struct worker worker = *(struct worker *)argument;
@@ -56,18 +75,19 @@ static void *worker_main(void *argument)
         unsigned now = seen;
         for (int spin = 0; spin < SPINS && now == seen; spin++) {
             relax();
-            now = atomic_load_explicit(&pool->generation, memory_order_acquire);
+            now = generation_of(pool);
         }
         if (now == seen) {
             pthread_mutex_lock(&pool->mutex);
-            while ((now = atomic_load_explicit(&pool->generation, memory_order_acquire)) == seen)
+            while ((now = generation_of(pool)) == seen)
                 pthread_cond_wait(&pool->wake, &pool->mutex);
             pthread_mutex_unlock(&pool->mutex);
         }
         seen = now;
         if (atomic_load_explicit(&pool->stop, memory_order_acquire)) return NULL;
+        if (!join(pool, now)) continue;
         work(pool, worker.thread);
-        atomic_fetch_sub_explicit(&pool->running, 1, memory_order_release);
+        atomic_fetch_sub_explicit(&pool->state, 1, memory_order_release);
     }
 }
 
@@ -112,10 +132,13 @@ done:
     return status;
 }
 
+/* Nobody is in a job now. */
 static void post(fv_pool *pool)
 {
+    unsigned long long next = (unsigned long long)(generation_of(pool) + 1u) << 32 | OPEN;
+
     pthread_mutex_lock(&pool->mutex);
-    atomic_fetch_add_explicit(&pool->generation, 1, memory_order_release);
+    atomic_store_explicit(&pool->state, next, memory_order_release);
     pthread_cond_broadcast(&pool->wake);
     pthread_mutex_unlock(&pool->mutex);
 }
@@ -149,9 +172,11 @@ void fv_pool_run(fv_pool *pool, int64_t count, fv_item_fn *item, void *user)
     pool->item = item;
     pool->user = user;
     atomic_store_explicit(&pool->next, 0, memory_order_relaxed);
-    atomic_store_explicit(&pool->running, pool->threads - 1, memory_order_relaxed);
     post(pool);
     work(pool, 0);
-    while (atomic_load_explicit(&pool->running, memory_order_acquire) > 0)
+    atomic_fetch_and_explicit(&pool->state, ~(unsigned long long)OPEN, memory_order_acq_rel);
+    for (int spin = 0; atomic_load_explicit(&pool->state, memory_order_acquire) & (OPEN - 1); spin++) {
         relax();
+        if (spin > SPINS) sched_yield(); /* more threads than processors: let the others finish */
+    }
 }
