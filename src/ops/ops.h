@@ -143,6 +143,7 @@ typedef struct fv_window_args {
     fv_tensor x, out;
     int64_t grid_height, grid_width, window_height, window_width;
     bool inverse;
+    int64_t *order;
 } fv_window_args;
 fv_status fv_window_rows(fv_ctx *ctx, const fv_window_args *args);
 

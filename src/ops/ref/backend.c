@@ -8,6 +8,7 @@ const fv_backend fv_backend_ref = {
     .rope = fv_ref_rope,
     .softmax = fv_ref_softmax,
     .pool = fv_ref_pool,
+    .conv2d = fv_ref_conv2d,
     .select = fv_ref_select,
     .gather = fv_ref_gather,
     .cumsum = fv_ref_cumsum,
