@@ -27,7 +27,7 @@ static void compare_gemm(fv_ctx *ctx, fv_tensor a, fv_tensor b, int rank, const 
         memcpy(bt, at, sizeof bt);
         for (int64_t i = 0; i < k; i++) {
             at[rank - 1] = bt[rank - 2] = i;
-            sum += test_at(&a, rank, at) * test_at(&b, rank, bt);
+            sum += test_spread_at(&a, rank, at) * test_spread_at(&b, rank, bt);
         }
         expected[e] = rich ? 0.5 * sum - 2 * test_element(&c, e) + test_element(&bias, bt[rank - 1]) : sum;
     }
@@ -148,9 +148,9 @@ static void compare_conv(fv_ctx *ctx, int64_t groups, int64_t channels, int64_t 
             if (c / (channels / groups) != at[1] / (outs / groups)) continue;
             if (y < 0 || column < 0 || y % dilation || column % dilation || y / dilation > 2 || column / dilation > 1)
                 continue;
-            expected[e] +=
-                test_element(&x, at[0] * channels * 63 + n) *
-                test_at(&weight, 4, (int64_t[]){at[1], c % (channels / groups), y / dilation, column / dilation});
+            expected[e] += test_element(&x, at[0] * channels * 63 + n) *
+                           test_spread_at(&weight, 4,
+                                          (int64_t[]){at[1], c % (channels / groups), y / dilation, column / dilation});
         }
     }
     assert_ok(fv_conv2d(ctx, &(fv_conv2d_args){.x = x,

@@ -195,8 +195,8 @@ static void check_gather(fv_ctx *ctx)
         for (int64_t e = 0; e < 2 * 3 * 70 * 5; e++) {
             test_index(4, out.dims, e, at);
             memcpy(from, at, sizeof at);
-            from[2] = (int64_t)test_at(&index, 3, at);
-            expected[e] = from[2] < 0 ? 0 : test_at(&x, 4, from);
+            from[2] = (int64_t)test_spread_at(&index, 3, at);
+            expected[e] = from[2] < 0 ? 0 : test_spread_at(&x, 4, from);
         }
         assert_ok(fv_gather(ctx, &(fv_gather_args){.x = x, .index = index, .out = out}));
         test_close("gather", &out, expected, 0);
@@ -213,7 +213,7 @@ static void check_gather(fv_ctx *ctx)
             sums[e] = test_element(&x, e);
         for (int64_t e = 0; e < 2 * 3 * 70 * 5; e++) {
             test_index(4, rows.dims, e, at);
-            int64_t row = (int64_t)test_at(&index, 3, at), b = shape & 1 ? at[0] * 3 + at[1] : at[1];
+            int64_t row = (int64_t)test_spread_at(&index, 3, at), b = shape & 1 ? at[0] * 3 + at[1] : at[1];
             if (row >= 0) sums[(b * 11 + row) * 5 + at[3]] += test_element(&rows, e);
         }
         assert_ok(fv_gather(ctx, &(fv_gather_args){.x = rows, .index = index, .out = x, .scatter = true}));

@@ -54,7 +54,7 @@ static void compare_map(fv_ctx *ctx, fv_map op, fv_tensor x, fv_tensor y, int ra
                  .op = op, .x = x, .y = is_binary(op) ? y : (fv_tensor){0}, .out = out, .alpha = 1.5f, .beta = 0.5f}));
     for (int64_t n = 0; n < count; n++) {
         test_index(rank, dims, n, index);
-        expected[n] = expected_map(op, test_at(&x, rank, index), test_at(&y, rank, index), 1.5);
+        expected[n] = expected_map(op, test_spread_at(&x, rank, index), test_spread_at(&y, rank, index), 1.5);
     }
     snprintf(what, sizeof what, "map %d", (int)op);
     test_close(what, &out, expected, TOLERANCE);

@@ -35,7 +35,7 @@ void test_index(int rank, const int64_t *dims, int64_t n, int64_t *index)
     }
 }
 
-double test_at(const fv_tensor *t, int rank, const int64_t *index)
+double test_spread_at(const fv_tensor *t, int rank, const int64_t *index)
 {
     int64_t offset = 0;
 
@@ -49,7 +49,7 @@ double test_element(const fv_tensor *t, int64_t n)
     int64_t index[FV_MAX_RANK];
 
     test_index(t->rank, t->dims, n, index);
-    return test_at(t, t->rank, index);
+    return test_spread_at(t, t->rank, index);
 }
 
 double *test_doubles(int64_t count)

@@ -13,7 +13,7 @@ fv_tensor test_cast(fv_ctx *ctx, const fv_tensor *t, fv_dtype dtype);
 /* The n-th element in C order. */
 double test_element(const fv_tensor *t, int64_t n);
 /* The element at `index` of a tensor of `rank` dims that t repeats to (dims aligned at the last). */
-double test_at(const fv_tensor *t, int rank, const int64_t *index);
+double test_spread_at(const fv_tensor *t, int rank, const int64_t *index);
 /* n as an index into dims, C order. */
 void test_index(int rank, const int64_t *dims, int64_t n, int64_t *index);
 
