@@ -2,6 +2,9 @@
 
 #include <stdio.h>
 #include <string.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 static void read_model(char *model, size_t size)
 {
@@ -21,12 +24,22 @@ static void read_model(char *model, size_t size)
     fclose(file);
 }
 
+#if defined(__x86_64__)
+/* Older clang does not know "f16c" in __builtin_cpu_supports. */
+static bool has_f16c(void)
+{
+    unsigned a, b, c = 0, d;
+
+    return __get_cpuid(1, &a, &b, &c, &d) && c & bit_F16C;
+}
+#endif
+
 void fv_cpu_detect(fv_cpu *cpu)
 {
     memset(cpu, 0, sizeof *cpu);
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    cpu->avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    cpu->avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
     cpu->avx512 = cpu->avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     cpu->avx512_bf16 = cpu->avx512 && __builtin_cpu_supports("avx512bf16");

@@ -8,7 +8,7 @@
 #include "base/text.h"
 
 #define EOS "\1" /* stands for the end token's text */
-#define BOS "\2" /* and for the begin token's */
+#define BOS "\2" /* and for the begin token's, where the template writes it */
 
 struct form {
     const char *name;
@@ -28,7 +28,8 @@ static const struct form forms[FORMS] = {
     [LLAMA3] = {"llama3", false, "<|start_header_id|>system<|end_header_id|>\n\n", "<|eot_id|>",
                 "<|start_header_id|>user<|end_header_id|>\n\n",
                 "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>"},
-    [GEMMA] = {"gemma", true, "", "\n\n", "<start_of_turn>user\n", "<end_of_turn>\n<start_of_turn>model\n", "<end_of_turn>\n"},
+    [GEMMA] = {"gemma", true, "", "\n\n", "<start_of_turn>user\n", "<end_of_turn>\n<start_of_turn>model\n",
+               "<end_of_turn>\n"},
     [MISTRAL_1] = {"mistral", true, "", "\n\n", " [INST] ", " [/INST]", EOS},
     [MISTRAL_3] = {"mistral", true, "", "\n\n", "[INST] ", "[/INST]", EOS},
     [MISTRAL_TEKKEN] = {"mistral", true, "", "\n\n", "[INST]", "[/INST]", EOS},
@@ -158,7 +159,7 @@ static void write_form(fv_text *out, const char *form, fv_gguf_text jinja, const
 {
     for (; *form; form++) {
         if (*form == *BOS)
-            write_token(out, tokenizer, fv_tokenizer_begin(tokenizer));
+            write_token(out, tokenizer, has(jinja, "bos_token") ? fv_tokenizer_begin(tokenizer) : -1);
         else if (*form != *EOS)
             fv_text_add(out, form, 1);
         else if (has(jinja, "<|endoftext|>"))

@@ -11,8 +11,8 @@
 fv_status fv_chat_render(const char *where, fv_gguf_text jinja, const fv_tokenizer *tokenizer, const char *system,
                          const char *user, char **text, size_t *length, size_t *user_at);
 
-/* A further user message of a conversation whose last answer stands there without its end: ends that answer, and goes up
- * to where the next one starts.  Tokenize without a begin token. */
+/* A further user message of a conversation whose last answer stands there without its end: ends that answer, and goes
+ * up to where the next one starts.  Tokenize without a begin token. */
 fv_status fv_chat_follow(const char *where, fv_gguf_text jinja, const fv_tokenizer *tokenizer, const char *user,
                          char **text, size_t *length);
 

@@ -140,6 +140,44 @@ static void test_smollm2_renders_as_its_own_template(void **state)
     json_decref(golden);
 }
 
+/* Conversations: the first turn, the answer as it was generated, the next turn. */
+static void test_further_turns_render_as_llama_cpp(void **state)
+{
+    json_t *golden = test_golden("templates"), *rows = json_object_get(golden, "templates"), *row;
+    fv_tokenizer *t = tiny(true);
+    size_t index, checked = 0;
+
+    (void)state;
+    json_array_foreach(rows, index, row)
+    {
+        json_t *messages = json_object_get(row, "messages");
+        const char *name = json_string_value(json_object_get(row, "template"));
+        const char *role = json_string_value(json_object_get(json_array_get(messages, 0), "role"));
+        bool has_system = strcmp(role, "system") == 0, mistral = strncmp(name, "mistral", 7) == 0;
+        if (json_array_size(messages) != 3u + has_system) continue;
+        for (size_t k = 0; k < sizeof known / sizeof *known; k++) {
+            fv_text all = {0};
+            char *first, *next;
+            size_t length, user_at;
+            if (strcmp(known[k].golden, name) != 0) continue;
+            fv_gguf_text jinja = words(known[k].jinja);
+            assert_ok(fv_chat_render("test.gguf", jinja, t, has_system ? content(messages, 0) : NULL,
+                                     content(messages, has_system), &first, &length, &user_at));
+            assert_ok(fv_chat_follow("test.gguf", jinja, t, content(messages, 2u + has_system), &next, &length));
+            /* mistral's models begin answers with a space by themselves */
+            fv_text_printf(&all, "%s%s%s%s", first, mistral ? " " : "", content(messages, 1u + has_system), next);
+            assert_string_equal(fv_text_get(&all), json_string_value(json_object_get(row, "text")));
+            fv_text_free(&all);
+            fv_free(first);
+            fv_free(next);
+            checked++;
+        }
+    }
+    assert_int_equal(checked, 2 * sizeof known / sizeof *known);
+    fv_tokenizer_free(t);
+    json_decref(golden);
+}
+
 /* ---- rules ------------------------------------------------------------------------------------------------------ */
 
 static void test_default_system_message_comes_from_the_template(void **state)
@@ -170,6 +208,22 @@ static void test_begin_token_is_written_once(void **state)
     check(leaves, jinja, NULL, " Hi ", "<s><start_of_turn>user\n Hi <end_of_turn>\n<start_of_turn>model\n");
     fv_tokenizer_free(adds);
     fv_tokenizer_free(leaves);
+}
+
+static void test_further_turns_begin_as_the_template_does(void **state)
+{
+    fv_tokenizer *t = tiny(true);
+    char *text;
+    size_t length;
+
+    (void)state;
+    assert_ok(fv_chat_follow("x.gguf", words("{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}"), t, " Hi ",
+                             &text, &length));
+    assert_string_equal(text, "</s><s>[INST] Hi [/INST]");
+    assert_int_equal(length, strlen(text));
+    fv_free(text);
+    assert_fails(fv_chat_follow("x.gguf", words("{{ x }}"), t, "Hi", &text, &length), FV_E_UNSUPPORTED, "with --raw");
+    fv_tokenizer_free(t);
 }
 
 static void test_other_forms(void **state)
@@ -230,9 +284,11 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_known_templates_render_as_llama_cpp),
+        cmocka_unit_test(test_further_turns_render_as_llama_cpp),
         cmocka_unit_test(test_smollm2_renders_as_its_own_template),
         cmocka_unit_test(test_default_system_message_comes_from_the_template),
         cmocka_unit_test(test_begin_token_is_written_once),
+        cmocka_unit_test(test_further_turns_begin_as_the_template_does),
         cmocka_unit_test(test_other_forms),
         cmocka_unit_test(test_unknown_templates_suggest_raw),
         cmocka_unit_test(test_failing_allocations_are_reported),

@@ -189,6 +189,48 @@ static void test_models_round_trip_random_text(void **state)
     }
 }
 
+/* The public functions are those of the model's tokenizer, and say so where there is none. */
+static void test_models_offer_their_text(void **state)
+{
+    const char *smollm = test_model_path(test_models[0][1]), *gemma = test_model_path(test_models[1][1]);
+    fv_model *model;
+    int32_t *ids;
+    int64_t *ends, count;
+    char *text;
+    size_t length, user_at;
+
+    (void)state;
+    if (!smollm || !gemma) return;
+    assert_ok(fv_model_open(smollm, &model));
+    assert_ok(fv_model_chat(model, NULL, "Hi there", &text, &length, &user_at));
+    assert_ok(
+        fv_model_tokenize_spans(model, text, length, FV_TOKENIZE_SPECIAL | FV_TOKENIZE_MODEL, &ids, &ends, &count));
+    assert_int_equal(ids[0], fv_model_begin_token(model));
+    assert_false(fv_model_adds_begin(model));
+    for (int64_t i = 0; i < count; i++) { /* each span is the piece */
+        const char *bytes;
+        size_t size, from = i ? (size_t)ends[i - 1] : 0;
+        assert_ok(fv_model_piece(model, ids[i], &bytes, &size));
+        assert_int_equal(from + size, ends[i]);
+        assert_memory_equal(bytes, text + from, size);
+        assert_int_equal(fv_model_is_special(model, ids[i]), *bytes == '<');
+        assert_int_equal(fv_model_is_end(model, ids[i]), size > 7 && memcmp(bytes, "<|im_end|>", 8) == 0);
+    }
+    fv_free(text);
+    assert_ok(fv_model_detokenize(model, ids, count, &text, &length));
+    assert_int_equal(length, ends[count - 1]);
+    fv_free(text);
+    fv_free(ids);
+    fv_free(ends);
+    assert_ok(fv_model_tokenize(model, "", 0, 0, &ids, &count));
+    assert_int_equal(count, 0);
+    fv_free(ids);
+    fv_model_close(model);
+    assert_ok(fv_model_open(gemma, &model));
+    assert_fails(fv_model_chat(model, NULL, "Hi", &text, &length, &user_at), FV_E_UNSUPPORTED, "--raw");
+    fv_model_close(model);
+}
+
 /* ---- tiny vocabularies ------------------------------------------------------------------------------------------ */
 
 enum { BYTES = 256 };
@@ -664,6 +706,7 @@ int main(void)
         cmocka_unit_test(test_ids_equal_llama_cpp),
         cmocka_unit_test(test_models_know_their_ends),
         cmocka_unit_test(test_models_round_trip_random_text),
+        cmocka_unit_test(test_models_offer_their_text),
         cmocka_unit_test(test_byte_pair_merges_by_rank),
         cmocka_unit_test(test_pre_tokenizers_cut_words),
         cmocka_unit_test(test_sentence_piece_merges_by_score),
