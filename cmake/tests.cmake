@@ -19,6 +19,10 @@ foreach(source ${test_sources})
     set_tests_properties(${name} PROPERTIES TIMEOUT 900 ENVIRONMENT "CMOCKA_MESSAGE_OUTPUT=STDOUT")
 endforeach()
 
+# The fuzz targets' seeds run in every test run, without libFuzzer.
+file(GLOB fuzz_targets CONFIGURE_DEPENDS tests/fuzz/fuzz_*.c)
+target_sources(test_seeds PRIVATE ${fuzz_targets})
+
 # Tests that drive the command as its users do.
 file(GLOB command_tests CONFIGURE_DEPENDS tests/app/*.sh)
 if(NOT TARGET fovea)
