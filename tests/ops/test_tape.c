@@ -299,6 +299,34 @@ static void views_share_their_shadow(void **state)
     test_each_device(check_network);
 }
 
+/* Extents that overlap become one, whichever comes first; what was there stays. */
+static void extents_that_overlap_are_joined(void **state)
+{
+    static const int64_t from[][2] = {{0, 5}, {4, 8}, {10, 12}, {3, 9}, {8, 10}, {1, 11}};
+    fv_ctx *ctx = test_ctx("ref", 1);
+    fv_tensor x = test_random(ctx, 1, FV_DIMS(12)), ones = test_random(ctx, 1, FV_DIMS(12)), gradient;
+    (void)state;
+
+    for (int first = 0; first < 6; first++) {
+        double expected[12] = {0};
+        assert_ok(fv_tape_begin(ctx));
+        for (int i = 0; i < 6; i++) {
+            const int64_t *range = from[(i * 5 + first) % 6];
+            fv_tensor part = fv_slice(&x, 0, range[0], range[1] - range[0]);
+            fv_tensor seed = fv_slice(&ones, 0, range[0], range[1] - range[0]);
+            assert_ok(fv_tape_watch(ctx, &part));
+            assert_true(i > 0 || !fv_tape_gradient(ctx, &part, &gradient)); /* none before the first seed */
+            assert_ok(fv_tape_seed(ctx, &part, &seed));
+            for (int64_t n = range[0]; n < range[1]; n++)
+                expected[n] += ((float *)ones.data)[n];
+        }
+        assert_true(fv_tape_gradient(ctx, &x, &gradient));
+        test_close("joined gradient", &gradient, expected, 0x1p-21);
+        fv_tape_end(ctx);
+    }
+    fv_ctx_free(ctx);
+}
+
 static void what_cannot_be_recorded_is_refused(void **state)
 {
     fv_ctx *ctx = test_ctx("ref", 1);
@@ -371,6 +399,7 @@ int main(void)
         cmocka_unit_test(gradients_of_row_primitives),
         cmocka_unit_test(gradient_of_conv2d),
         cmocka_unit_test(views_share_their_shadow),
+        cmocka_unit_test(extents_that_overlap_are_joined),
         cmocka_unit_test(what_cannot_be_recorded_is_refused),
         cmocka_unit_test(running_out_of_memory_is_an_error),
     };

@@ -1,5 +1,5 @@
-/* Radix selection: the k-th largest key is found digit by digit, then one walk in index order takes what is above it
- * and the first of those that equal it. */
+/* The k-th largest key is found with a heap of the k largest so far, or digit by digit if k is no small part of n; then
+ * one walk in index order takes what is above it and the first of those that equal it. */
 #include <math.h>
 
 #include "ops/check.h"
@@ -8,8 +8,8 @@
 struct job {
     const fv_select_args *select;
     uint32_t *keys;   /* [threads, n] */
-    uint64_t *ranked; /* [threads, most] */
-    int64_t most;     /* min(k, n) with by_score, otherwise 0 */
+    uint64_t *ranked; /* [threads, most]: key in the high half, so that equal ones rank by falling index in the low */
+    int64_t most;     /* min(k, n) */
 };
 
 /* Unsigned integers in the order of the scores; 0: not to be selected. */
@@ -55,6 +55,34 @@ static void sift(uint64_t *heap, int64_t at, int64_t count)
     heap[at] = moved;
 }
 
+static uint64_t ranked_key(uint32_t key, int64_t index)
+{
+    return (uint64_t)key << 32 | (UINT32_MAX - (uint32_t)index);
+}
+
+/* As kth_largest, with a heap of k: most keys cost one comparison. */
+static uint32_t kth_by_heap(const uint32_t *keys, int64_t n, int64_t k, uint64_t *heap, int64_t *equal)
+{
+    int64_t count = 0;
+
+    for (int64_t i = 0; i < n; i++) {
+        uint64_t ranked = ranked_key(keys[i], i);
+        if (count == k) {
+            if (ranked < heap[0]) continue;
+            heap[0] = ranked;
+            sift(heap, 0, k);
+        } else if (keys[i] != 0) {
+            heap[count++] = ranked;
+            for (int64_t at = k / 2 - 1; count == k && at >= 0; at--)
+                sift(heap, at, k);
+        }
+    }
+    *equal = 0;
+    for (int64_t i = 0; i < k; i++)
+        *equal += heap[i] >> 32 == heap[0] >> 32;
+    return (uint32_t)(heap[0] >> 32);
+}
+
 /* Heap sort, largest first. */
 static void sort_falling(uint64_t *items, int64_t count)
 {
@@ -87,13 +115,13 @@ static void select_row(void *user, int64_t row, int thread)
         able += keys[i] != 0;
     }
     if (able > k && k > 0) /* the walk below takes all from `least` on, and `equal` of those that equal it */
-        least = kth_largest(keys, n, k, &equal);
+        least = k <= n / 8 ? kth_by_heap(keys, n, k, ranked, &equal) : kth_largest(keys, n, k, &equal);
     else if (k > 0)
         equal = able;
     for (int64_t i = 0; i < n && taken < fv_min(able, k); i++) {
         if (keys[i] < least || (keys[i] == least && equal-- <= 0)) continue;
         if (s->by_score)
-            ranked[taken] = (uint64_t)keys[i] << 32 | (UINT32_MAX - (uint32_t)i);
+            ranked[taken] = ranked_key(keys[i], i);
         else
             index[taken * step] = (int32_t)i;
         taken++;
@@ -112,7 +140,7 @@ fv_status fv_ref_select(fv_ctx *ctx, const fv_select_args *args)
 {
     int last = args->scores.rank - 1;
     int64_t n = args->scores.dims[last], threads = fv_ctx_threads(ctx);
-    struct job job = {.select = args, .most = args->by_score ? fv_min(n, args->index.dims[last]) : 0};
+    struct job job = {.select = args, .most = fv_min(n, args->index.dims[last])};
     fv_mark mark = fv_scratch_mark(ctx);
 
     FV_TRY(FV_SCRATCH(ctx, job.keys, threads * n));
