@@ -1,0 +1,654 @@
+/* Every mechanism keeps every promise of its traits, on every device: tests/support/cases.c has the calls, tests/sheets
+ * the definitions.  No mechanism is named here. */
+#include "support/support.h"
+
+#include <float.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "attention/mechanism.h"
+#include "sheets/sheets.h"
+#include "support/cases.h"
+
+enum { PARAMS = 8, OPTIONS = 16, VALUES = 8 };
+
+struct trial {
+    const conformance_case *c;
+    char what[256];
+    fv_ctx *ctx;
+    fv_attention *attention;
+    const fv_mechanism *mechanism;
+    float scale;
+    double sheet_scale;
+    fv_attention_args args;
+    fv_named_tensor param[PARAMS];
+    char names[PARAMS][32];
+    sheet_call sheet;
+    double *q, *k, *v, *data[PARAMS]; /* what the sheet reads */
+    sheet_param sheet_params[PARAMS];
+    sheet_option options[OPTIONS];
+    double values[OPTIONS][VALUES];
+    double tolerance;
+};
+
+static bool has(const struct trial *t, unsigned trait)
+{
+    return (t->mechanism->traits & trait) != 0;
+}
+
+/* ---- drawing a trial -------------------------------------------------------------------------------------------- */
+
+static double *doubled(const fv_tensor *t)
+{
+    int64_t count = fv_tensor_count(t);
+    double *out = calloc((size_t)fv_max(count, 1), sizeof *out);
+
+    assert_non_null(out);
+
+    for (int64_t i = 0; i < count; i++)
+        out[i] = ((const float *)t->data)[i];
+    return out;
+}
+
+/* Reads one "name=2x3" and draws it. */
+static const char *draw_param(struct trial *t, const char *text)
+{
+    int64_t dims[4], rank = 0, largest = 1;
+    int index = t->args.params++, length;
+    fv_tensor tensor;
+    bool absolute;
+
+    assert_int_equal(sscanf(text, "%31[^=]=%n", t->names[index], &length), 1);
+    text += length;
+    absolute = *text == '|';
+    for (text += absolute; *text && *text != ' '; text += *text == 'x')
+        dims[rank++] = strtoll(text, (char **)&text, 10);
+    for (int64_t d = 0; d < rank; d++)
+        largest = fv_max(largest, dims[d]);
+    tensor = test_random(t->ctx, 1 / sqrt((double)largest), (int)rank, dims); /* products keep their size */
+    for (int64_t i = 0; absolute && i < fv_tensor_count(&tensor); i++)
+        ((float *)tensor.data)[i] = fabsf(((float *)tensor.data)[i]);
+    t->param[index] = (fv_named_tensor){t->names[index], tensor};
+    t->data[index] = doubled(&tensor);
+    t->sheet_params[index] = (sheet_param){.name = t->names[index], .data = t->data[index], .rank = (int)rank};
+    memcpy(t->sheet_params[index].dims, dims, sizeof dims);
+    t->sheet.params = t->args.params;
+    return text + strspn(text, " ");
+}
+
+/* The sheet's view of the SPEC: numbers, and places in the list of choices. */
+static void read_options(struct trial *t)
+{
+    fv_spec spec;
+
+    assert_ok(fv_spec_parse(&spec, t->c->spec));
+    for (int i = 0; i < spec.count; i++) {
+        fv_assignment given = fv_spec_option(&spec, i);
+        const fv_option *option = t->mechanism->options;
+        while (strcmp(option->name, given.name) != 0)
+            option++;
+        t->options[i] = (sheet_option){.name = option->name, .values = t->values[i]};
+        if (option->type == FV_OPTION_ENUM) {
+            while (strcmp(option->choices[(int)t->values[i][0]], given.value) != 0)
+                t->values[i][0]++;
+            t->options[i].count = 1;
+        }
+        for (const char *at = given.value; option->type != FV_OPTION_ENUM && *at; at += *at != 0)
+            t->values[i][t->options[i].count++] = strtod(at, (char **)&at);
+    }
+    t->sheet.options = spec.count;
+    t->sheet.option = t->options;
+}
+
+static void sheet_run(struct trial *t)
+{
+    if (!sheet_find(t->mechanism->name)->forward(&t->sheet)) fail_msg("%s: the definition has no such call", t->what);
+}
+
+static void sheet_free(struct trial *t)
+{
+    free(t->q);
+    free(t->k);
+    free(t->v);
+    free(t->sheet.o);
+    free(t->sheet.lse);
+    free(t->sheet.map);
+    free(t->sheet.state);
+    free(t->sheet.selection);
+    for (int i = 0; i < t->sheet.params; i++)
+        free(t->data[i]);
+}
+
+static void *zeros(int64_t count, size_t size)
+{
+    void *memory = calloc((size_t)fv_max(count, 1), size);
+
+    assert_non_null(memory);
+    return memory;
+}
+
+static void draw_sheet(struct trial *t)
+{
+    const conformance_case *c = t->c;
+    int64_t rows = c->B * c->H * c->N;
+
+    t->q = doubled(&t->args.q);
+    t->k = doubled(&t->args.k);
+    t->v = doubled(&t->args.v);
+    t->sheet_scale = t->scale;
+    t->sheet = (sheet_call){.B = c->B,
+                            .H = c->H,
+                            .Hkv = c->Hkv,
+                            .N = c->N,
+                            .M = c->M,
+                            .D = c->D,
+                            .Dv = c->Dv,
+                            .causal = c->causal,
+                            .q = t->q,
+                            .k = t->k,
+                            .v = t->v,
+                            .param = t->sheet_params,
+                            .scale = has(t, FV_NO_SCALE) ? NULL : &t->sheet_scale};
+    t->sheet.o = zeros(rows * c->Dv, sizeof(double));
+    if (!has(t, FV_NO_LSE)) t->sheet.lse = zeros(rows, sizeof(double));
+    if (!has(t, FV_NO_MAP)) t->sheet.map = zeros(rows * c->M, 1);
+    t->sheet.selection = zeros(rows * 128, sizeof(int64_t));
+}
+
+static void draw(struct trial *t)
+{
+    const conformance_case *c = t->c;
+    fv_call call;
+
+    sheet_free(t);
+    t->args = (fv_attention_args){.causal = c->causal, .param = t->param};
+    t->args.q = test_random(t->ctx, 1, FV_DIMS(c->B, c->H, c->N, c->D));
+    t->args.k = test_random(t->ctx, 1, FV_DIMS(c->B, c->Hkv, c->M, c->D));
+    t->args.v = test_random(t->ctx, 1, FV_DIMS(c->B, c->Hkv, c->M, c->Dv));
+    t->args.o = test_random(t->ctx, 1, FV_DIMS(c->B, c->H, c->N, c->Dv));
+    if (!has(t, FV_NO_LSE)) t->args.lse = test_random(t->ctx, 1, FV_DIMS(c->B, c->H, c->N));
+    t->scale = (float)(0.7 / sqrt((double)c->D));
+    if (!has(t, FV_NO_SCALE)) t->args.scale = &t->scale;
+    draw_sheet(t);
+    read_options(t);
+    for (const char *text = c->params; text && *text;)
+        text = draw_param(t, text);
+    if (fv_call_make(t->attention, &t->args, &call) != FV_OK) fail_msg("%s: %s", t->what, fv_error());
+    sheet_run(t);
+}
+
+/* Whether what is chosen would be the same from inputs that differ by far more than f32 rounds: a choice between near
+ * equals may fall either way, and such inputs are drawn again. */
+static bool is_stable(struct trial *t)
+{
+    int64_t n_q = fv_tensor_count(&t->args.q), n_k = fv_tensor_count(&t->args.k),
+            count = t->c->B * t->c->H * t->c->N * 128;
+    int64_t *chosen = t->sheet.selection;
+    fv_random random = fv_random_new(test_seed(), 79);
+    double *q = t->q, *k = t->k;
+    bool same = true;
+
+    if (t->mechanism->family != FV_CONTENT_SPARSE) return true;
+    t->q = zeros(n_q, sizeof *q);
+    t->k = zeros(n_k, sizeof *k);
+    t->sheet.q = t->q;
+    t->sheet.k = t->k;
+    t->sheet.selection = zeros(count, sizeof *chosen);
+    for (int round = 0; round < 8 && same; round++) {
+        for (int64_t i = 0; i < n_q; i++)
+            t->q[i] = q[i] * (1 + 1e-5 * fv_random_normal(&random));
+        for (int64_t i = 0; i < n_k; i++)
+            t->k[i] = k[i] * (1 + 1e-5 * fv_random_normal(&random));
+        sheet_run(t);
+        same = memcmp(chosen, t->sheet.selection, (size_t)count * sizeof *chosen) == 0;
+    }
+    free(t->q);
+    free(t->k);
+    free(t->sheet.selection);
+    t->sheet.q = t->q = q;
+    t->sheet.k = t->k = k;
+    t->sheet.selection = chosen;
+    sheet_run(t);
+    return same;
+}
+
+/* Sums of up to M weights of up to D products each, every step rounded once; a few of them follow one another. */
+static double tolerance_of(const conformance_case *c)
+{
+    return 4 * FLT_EPSILON * (double)(c->M + c->D + c->Dv);
+}
+
+/* `test_conformance TEST SPEC` runs one test over the cases whose SPEC begins so. */
+static const char *only = "";
+
+/* Calls `check` for every case on every device. */
+static void for_all(void (*check)(struct trial *t), int threads)
+{
+    for (int d = 0; test_devices[d]; d++)
+        for (const conformance_case *c = conformance_cases; c->spec; c++) {
+            if (strncmp(c->spec, only, strlen(only)) != 0) continue;
+            struct trial t = {.c = c, .ctx = test_ctx(test_devices[d], threads), .tolerance = tolerance_of(c)};
+            snprintf(t.what, sizeof t.what, "%s on %s, N %d M %d%s%s%s", c->spec, fv_ctx_backend(t.ctx), (int)c->N,
+                     (int)c->M, c->causal ? ", causal" : "", c->params ? ", " : "", c->params ? c->params : "");
+            assert_ok(fv_attention_new(c->spec, &t.attention));
+            t.mechanism = fv_attention_mechanism(t.attention);
+            do
+                draw(&t);
+            while (!is_stable(&t));
+            check(&t);
+            sheet_free(&t);
+            fv_attention_free(t.attention);
+            fv_ctx_free(t.ctx);
+        }
+}
+
+static fv_tensor scratch_like(struct trial *t, const fv_tensor *x)
+{
+    return test_random(t->ctx, 1, x->rank, x->dims);
+}
+
+#define CHECK_OK(t, expression)                                                                                        \
+    do {                                                                                                               \
+        fv_status check_status_ = (expression);                                                                        \
+        if (check_status_ != FV_OK) fail_msg("%s: %s", (t)->what, fv_error());                                         \
+    } while (0)
+
+/* Whether the call is causal, be it by nature, flag or option. */
+static bool is_causal(struct trial *t)
+{
+    fv_call call;
+
+    assert_ok(fv_call_make(t->attention, &t->args, &call));
+    return call.causal;
+}
+
+/* ---- the promises ----------------------------------------------------------------------------------------------- */
+
+static void check_definition(struct trial *t)
+{
+    char what[300];
+
+    CHECK_OK(t, fv_attention_forward(t->ctx, t->attention, &t->args));
+    test_close(t->what, &t->args.o, t->sheet.o, t->tolerance);
+    snprintf(what, sizeof what, "lse of %s", t->what);
+    if (t->sheet.lse) test_close(what, &t->args.lse, t->sheet.lse, t->tolerance);
+}
+
+static void equals_its_definition(void **state)
+{
+    (void)state;
+    for_all(check_definition, 2);
+}
+
+static void check_map(struct trial *t)
+{
+    fv_tensor map;
+    fv_work work;
+    void *owned;
+    int64_t pairs = 0, columns = t->c->N * t->c->M;
+
+    if (has(t, FV_NO_MAP)) {
+        assert_fails(fv_attention_map(t->ctx, t->attention, &t->args, &map, &owned), FV_E_USAGE, t->mechanism->name);
+        return;
+    }
+    CHECK_OK(t, fv_attention_map(t->ctx, t->attention, &t->args, &map, &owned));
+    for (int64_t at = 0; at < t->c->B * t->c->H * columns; at++) {
+        int64_t h = at / columns % t->c->H, b = at / columns / t->c->H;
+        int64_t plane = (map.dims[0] == 1 ? 0 : b) * map.dims[1] + (map.dims[1] == 1 ? 0 : h);
+        uint8_t got = ((uint8_t *)map.data)[plane * columns + at % columns];
+        if (got != t->sheet.map[at])
+            fail_msg("%s: map of batch %d head %d, query %d, key %d: expected %d, got %d", t->what, (int)b, (int)h,
+                     (int)(at % columns / t->c->M), (int)(at % t->c->M), t->sheet.map[at], got);
+        pairs += t->sheet.map[at];
+    }
+    fv_release(owned);
+    CHECK_OK(t, fv_attention_work(t->ctx, t->attention, &t->args, &work));
+    if (!t->mechanism->work) assert_int_equal(work.pairs, pairs);
+    assert_true(work.pairs >= pairs && work.flops > 0 && work.bytes > 0);
+}
+
+static void shows_the_pairs_it_computes(void **state)
+{
+    (void)state;
+    for_all(check_map, 2);
+}
+
+/* What stands behind position p moves nothing at or before p. */
+static void check_causality(struct trial *t)
+{
+    const conformance_case *c = t->c;
+    fv_attention_args other = t->args;
+    fv_random random = fv_random_new(test_seed(), 77);
+    int64_t cut;
+
+    if (!is_causal(t) || c->M < 2) return;
+    cut = 1 + fv_random_below(&random, c->M - 1); /* keys cut.. change */
+    other.o = scratch_like(t, &t->args.o);
+    other.q = scratch_like(t, &t->args.q);
+    other.k = scratch_like(t, &t->args.k);
+    other.v = scratch_like(t, &t->args.v);
+    for (int64_t row = 0; row < c->B * c->Hkv * cut; row++) {
+        int64_t at = row / cut * c->M + row % cut;
+        memcpy((float *)other.k.data + at * c->D, (float *)t->args.k.data + at * c->D, (size_t)c->D * sizeof(float));
+        memcpy((float *)other.v.data + at * c->Dv, (float *)t->args.v.data + at * c->Dv, (size_t)c->Dv * sizeof(float));
+    }
+    for (int64_t row = 0; row < c->B * c->H * c->N; row++)
+        if (row % c->N + c->M - c->N < cut)
+            memcpy((float *)other.q.data + row * c->D, (float *)t->args.q.data + row * c->D,
+                   (size_t)c->D * sizeof(float));
+    CHECK_OK(t, fv_attention_forward(t->ctx, t->attention, &t->args));
+    CHECK_OK(t, fv_attention_forward(t->ctx, t->attention, &other));
+    for (int64_t row = 0; row < c->B * c->H * c->N; row++)
+        for (int64_t e = 0; e < c->Dv && row % c->N + c->M - c->N < cut; e++) {
+            float before = ((float *)t->args.o.data)[row * c->Dv + e], after = ((float *)other.o.data)[row * c->Dv + e];
+            if (!(fabs(before - after) <= t->tolerance * fmax(1, fabs(before))))
+                fail_msg("%s: keys from %d on moved row %d: %.9g became %.9g", t->what, (int)cut, (int)row, before,
+                         after);
+        }
+}
+
+static void is_causal_to_the_token(void **state)
+{
+    (void)state;
+    for_all(check_causality, 1);
+}
+
+/* Runs the sequence in random cuts. */
+static void run_chunks(struct trial *t, fv_random *random)
+{
+    const conformance_case *c = t->c;
+    fv_call whole;
+    fv_attention_state state;
+    int64_t width, recurrent = has(t, FV_RECURRENT);
+
+    assert_ok(fv_call_make(t->attention, &t->args, &whole));
+    width = fv_attention_state_width(t->attention, c->D);
+    assert_ok(fv_tensor_zeros(t->ctx, &state.s, FV_F32, FV_DIMS(c->B, c->H, fv_max(width, 1), c->Dv)));
+    assert_ok(fv_tensor_zeros(t->ctx, &state.z, FV_F32, FV_DIMS(c->B, c->H, fv_max(width, 1))));
+    for (int64_t from = 0, count; from < c->N; from += count) {
+        fv_attention_args part = t->args;
+        fv_call call;
+        int64_t keys, key_from = recurrent ? from : 0;
+        count = 1 + fv_random_below(random, c->N - from);
+        keys = fv_clamp(from + count + c->M - c->N, 0, c->M) - key_from;
+        part.lse.data = NULL;
+        part.q = fv_slice(&t->args.q, 2, from, count);
+        part.o = fv_slice(&t->args.o, 2, from, count);
+        part.k = fv_slice(&t->args.k, 2, key_from, keys);
+        part.v = fv_slice(&t->args.v, 2, key_from, keys);
+        CHECK_OK(t, fv_call_chunk(t->attention, &part, &call));
+        CHECK_OK(t, fv_attention_chunk(t->ctx, t->attention, &call, recurrent ? &state : NULL, NULL));
+    }
+}
+
+static void check_decode(struct trial *t)
+{
+    fv_random random = fv_random_new(test_seed(), 78);
+    char what[300];
+
+    if (!is_causal(t) || t->c->no_decode) {
+        assert_fails(fv_attention_decode(t->ctx, t->attention, &t->args), FV_E_USAGE, "decoding");
+        return;
+    }
+    if (!has(t, FV_DECODE_EXACT)) return;
+    snprintf(what, sizeof what, "decode of %s", t->what);
+    CHECK_OK(t, fv_attention_decode(t->ctx, t->attention, &t->args));
+    test_close(what, &t->args.o, t->sheet.o, t->tolerance);
+    if (t->sheet.lse) test_close(what, &t->args.lse, t->sheet.lse, t->tolerance);
+    if (t->c->params || (has(t, FV_RECURRENT) && t->c->N != t->c->M)) return;
+    snprintf(what, sizeof what, "chunks of %s", t->what);
+    memset(t->args.o.data, 0, (size_t)fv_tensor_count(&t->args.o) * sizeof(float));
+    run_chunks(t, &random);
+    test_close(what, &t->args.o, t->sheet.o, t->tolerance);
+}
+
+static void decodes_and_prefills_in_chunks_alike(void **state)
+{
+    (void)state;
+    for_all(check_decode, 2);
+}
+
+/* A state that it writes is that of the definition, after prefill and after decoding. */
+static void check_state(struct trial *t)
+{
+    const conformance_case *c = t->c;
+    fv_tensor last = test_random(t->ctx, 1, FV_DIMS(c->B, c->H, c->D, c->Dv));
+    fv_named_tensor out = {"state", last};
+    const fv_param *param = t->mechanism->params;
+
+    while (param && param->name && !param->output)
+        param++;
+    if (!param || !param->name) return;
+    t->args.params_out = 1;
+    t->args.param_out = &out;
+    t->sheet.state = zeros(fv_tensor_count(&last), sizeof(double));
+    sheet_run(t);
+    CHECK_OK(t, fv_attention_forward(t->ctx, t->attention, &t->args));
+    test_close(t->what, &last, t->sheet.state, t->tolerance);
+    memset(last.data, 0, (size_t)fv_tensor_count(&last) * sizeof(float));
+    CHECK_OK(t, fv_attention_decode(t->ctx, t->attention, &t->args));
+    test_close(t->what, &last, t->sheet.state, t->tolerance);
+}
+
+static void writes_its_state(void **state)
+{
+    (void)state;
+    for_all(check_state, 2);
+}
+
+/* o(2 v1 - 3 v2) = 2 o(v1) - 3 o(v2) */
+static void check_linearity(struct trial *t)
+{
+    fv_attention_args second = t->args, sum = t->args;
+    int64_t count = fv_tensor_count(&t->args.v);
+    double *expected;
+
+    if (!has(t, FV_LINEAR_IN_V) || t->c->params) return;
+    second.v = scratch_like(t, &t->args.v);
+    sum.v = scratch_like(t, &t->args.v);
+    for (int64_t i = 0; i < count; i++)
+        ((float *)sum.v.data)[i] = 2 * ((float *)t->args.v.data)[i] - 3 * ((float *)second.v.data)[i];
+    second.o = scratch_like(t, &t->args.o);
+    sum.o = scratch_like(t, &t->args.o);
+    CHECK_OK(t, fv_attention_forward(t->ctx, t->attention, &t->args));
+    CHECK_OK(t, fv_attention_forward(t->ctx, t->attention, &second));
+    CHECK_OK(t, fv_attention_forward(t->ctx, t->attention, &sum));
+    expected = doubled(&t->args.o);
+    for (int64_t i = 0; i < fv_tensor_count(&sum.o); i++)
+        expected[i] = 2 * expected[i] - 3 * (double)((float *)second.o.data)[i];
+    test_close(t->what, &sum.o, expected, 5 * t->tolerance); /* the sum of coefficients */
+    free(expected);
+}
+
+static void is_linear_in_v(void **state)
+{
+    (void)state;
+    for_all(check_linearity, 1);
+}
+
+static void check_sums(struct trial *t)
+{
+    const conformance_case *c = t->c;
+    double *expected;
+
+    if (!has(t, FV_ROWS_SUM_TO_ONE) || c->params) return;
+    for (int64_t i = 0; i < fv_tensor_count(&t->args.v); i++)
+        ((float *)t->args.v.data)[i] = 1;
+    CHECK_OK(t, fv_attention_forward(t->ctx, t->attention, &t->args));
+    expected = zeros(fv_tensor_count(&t->args.o), sizeof *expected);
+    for (int64_t i = 0; i < fv_tensor_count(&t->args.o); i++)
+        expected[i] = is_causal(t) && i / c->Dv % c->N + c->M - c->N < 0 ? 0 : 1;
+    test_close(t->what, &t->args.o, expected, t->tolerance);
+    free(expected);
+}
+
+static void rows_sum_to_one(void **state)
+{
+    (void)state;
+    for_all(check_sums, 1);
+}
+
+/* ---- gradients -------------------------------------------------------------------------------------------------- */
+
+/* d/de of sum d_o o(x + e u), by central differences of the definition. */
+static double slope(struct trial *t, double *x, const double *u, int64_t count, const double *d_o)
+{
+    const double step = 1e-5;
+    int64_t outputs = t->c->B * t->c->H * t->c->N * t->c->Dv;
+    double *kept = zeros(count, sizeof *kept), at[2];
+
+    memcpy(kept, x, (size_t)count * sizeof *kept);
+    t->sheet.frozen = true; /* what was chosen is constant */
+    for (int side = 0; side < 2; side++) {
+        for (int64_t i = 0; i < count; i++)
+            x[i] = kept[i] + (side ? step : -step) * u[i];
+        sheet_run(t);
+        at[side] = sheet_dot(d_o, t->sheet.o, outputs);
+    }
+    memcpy(x, kept, (size_t)count * sizeof *kept);
+    free(kept);
+    t->sheet.frozen = false;
+    return (at[1] - at[0]) / (2 * step);
+}
+
+static void check_gradient(struct trial *t, const char *name, double *x, const fv_tensor *gradient, const double *d_o)
+{
+    int64_t count = fv_tensor_count(gradient);
+    fv_tensor direction = scratch_like(t, gradient);
+    double *u = doubled(&direction), *g = doubled(gradient), got, expected, size = 0;
+
+    got = sheet_dot(g, u, count);
+    expected = slope(t, x, u, count, d_o);
+    for (int64_t i = 0; i < count; i++)
+        size += g[i] * g[i] * u[i] * u[i]; /* of a sum with random signs */
+    if (!(fabs(got - expected) <= 50 * t->tolerance * fmax(1, fmax(fabs(expected), sqrt(size)))))
+        fail_msg("gradient of %s of %s: expected %.9g along a random direction, got %.9g", name, t->what, expected,
+                 got);
+    free(u);
+    free(g);
+}
+
+static void check_gradients(struct trial *t)
+{
+    fv_attention_grads grads = {.d_o = scratch_like(t, &t->args.o),
+                                .d_q = scratch_like(t, &t->args.q),
+                                .d_k = scratch_like(t, &t->args.k),
+                                .d_v = scratch_like(t, &t->args.v),
+                                .params = t->args.params};
+    fv_named_tensor d_param[PARAMS];
+    double *d_o = doubled(&grads.d_o);
+
+    if (has(t, FV_DIFFERENTIABLE)) {
+        for (int i = 0; i < t->args.params; i++)
+            d_param[i] = (fv_named_tensor){t->names[i], scratch_like(t, &t->param[i].tensor)};
+        grads.d_param = d_param;
+        CHECK_OK(t, fv_attention_backward(t->ctx, t->attention, &t->args, &grads));
+        test_close(t->what, &t->args.o, t->sheet.o, t->tolerance); /* o is written too */
+        check_gradient(t, "q", t->q, &grads.d_q, d_o);
+        check_gradient(t, "k", t->k, &grads.d_k, d_o);
+        check_gradient(t, "v", t->v, &grads.d_v, d_o);
+        for (int i = 0; i < t->args.params; i++)
+            check_gradient(t, t->names[i], t->data[i], &d_param[i].tensor, d_o);
+    } else {
+        assert_fails(fv_attention_backward(t->ctx, t->attention, &t->args, &grads), FV_E_USAGE, "gradients");
+    }
+    free(d_o);
+}
+
+static void has_the_gradients_of_its_definition(void **state)
+{
+    (void)state;
+    for_all(check_gradients, 2);
+}
+
+/* ---- threads, failures ------------------------------------------------------------------------------------------ */
+
+static void check_bits(struct trial *t)
+{
+    fv_attention_grads grads = {.d_o = scratch_like(t, &t->args.o), .d_k = scratch_like(t, &t->args.k)};
+    fv_tensor first_o = scratch_like(t, &t->args.o), first_k = scratch_like(t, &t->args.k);
+    const int threads[] = {1, 1, 2, 3};
+
+    for (int run = 0; run < 4; run++) {
+        fv_ctx *ctx = test_ctx(strcmp(fv_ctx_backend(t->ctx), "ref") == 0 ? "ref" : "cpu", threads[run]);
+        CHECK_OK(t, fv_attention_forward(ctx, t->attention, &t->args));
+        if (has(t, FV_DIFFERENTIABLE)) CHECK_OK(t, fv_attention_backward(ctx, t->attention, &t->args, &grads));
+        fv_ctx_free(ctx);
+        size_t o_bytes = (size_t)fv_tensor_count(&first_o) * sizeof(float);
+        size_t k_bytes = (size_t)fv_tensor_count(&first_k) * sizeof(float);
+        if (run == 0) {
+            memcpy(first_o.data, t->args.o.data, o_bytes);
+            memcpy(first_k.data, grads.d_k.data, k_bytes);
+        }
+        if (memcmp(first_o.data, t->args.o.data, o_bytes) != 0 || memcmp(first_k.data, grads.d_k.data, k_bytes) != 0)
+            fail_msg("%s: run %d with %d threads differs in bits from the first", t->what, run, threads[run]);
+    }
+}
+
+static void gives_the_same_bits_with_any_threads(void **state)
+{
+    (void)state;
+    for_all(check_bits, 1);
+}
+
+/* With every allocation in turn failing, a call fails with a sentence or is done; it neither crashes nor leaks. */
+static void check_memory(struct trial *t)
+{
+    bool failed = true;
+
+    for (int64_t nth = 1; failed; nth++) {
+        fv_ctx *ctx = test_ctx(strcmp(fv_ctx_backend(t->ctx), "ref") == 0 ? "ref" : "cpu", 1);
+        fv_status status;
+        test_alloc_fail(nth);
+        status = fv_attention_forward(ctx, t->attention, &t->args);
+        failed = test_alloc_count() >= nth;
+        test_alloc_fail(0);
+        if (status != FV_OK && (status != FV_E_MEMORY || !failed)) fail_msg("%s: %s", t->what, fv_error());
+        if (status == FV_OK && failed && nth > 1000) fail_msg("%s: allocates without end", t->what);
+        fv_ctx_free(ctx);
+    }
+}
+
+static void survives_want_of_memory(void **state)
+{
+    (void)state;
+    for_all(check_memory, 1);
+}
+
+static void every_mechanism_has_cases_and_a_definition(void **state)
+{
+    (void)state;
+    for (int i = 0; fv_mechanisms[i]; i++) {
+        const fv_mechanism *m = fv_mechanisms[i];
+        bool found = false;
+        for (const conformance_case *c = conformance_cases; c->spec; c++) {
+            size_t length = strcspn(c->spec, ":");
+            found |= strlen(m->name) == length && strncmp(c->spec, m->name, length) == 0;
+        }
+        if (!found || !sheet_find(m->name)) fail_msg("%s: no cases or no definition", m->name);
+        assert_true(m->title && m->paper && m->formula && m->cost && m->options);
+        assert_int_equal((m->plan != NULL) + (m->scan != NULL) + (m->forward != NULL), 1);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_mechanism_has_cases_and_a_definition),
+        cmocka_unit_test(equals_its_definition),
+        cmocka_unit_test(shows_the_pairs_it_computes),
+        cmocka_unit_test(is_causal_to_the_token),
+        cmocka_unit_test(decodes_and_prefills_in_chunks_alike),
+        cmocka_unit_test(writes_its_state),
+        cmocka_unit_test(is_linear_in_v),
+        cmocka_unit_test(rows_sum_to_one),
+        cmocka_unit_test(has_the_gradients_of_its_definition),
+        cmocka_unit_test(gives_the_same_bits_with_any_threads),
+        cmocka_unit_test(survives_want_of_memory),
+    };
+
+    if (argc > 1) cmocka_set_test_filter(argv[1]);
+    if (argc > 2) only = argv[2];
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
