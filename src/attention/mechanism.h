@@ -125,8 +125,8 @@ fv_status fv_plain(fv_ctx *ctx, const fv_tensor *x, fv_tensor *out);
 fv_status fv_add_local(fv_ctx *ctx, const fv_call *call, const fv_tensor *part, const fv_tensor *weight,
                        const fv_tensor *bias, int64_t height, int64_t width);
 /* Stops the tape from recording (selection is constant to it) and lets it go on. */
-struct fv_tape *fv_tape_pause(fv_ctx *ctx);
-void fv_tape_resume(fv_ctx *ctx, struct fv_tape *tape);
+bool fv_tape_pause(fv_ctx *ctx);
+void fv_tape_resume(fv_ctx *ctx, bool recording);
 
 /* ---- for models: the same mechanisms over a cache ---------------------------------------------------------------- */
 

@@ -117,7 +117,8 @@ fv_status fv_call_measure(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_c
                       (double)width * (double)call->value_dim;
     } else {
         FV_TRY(fv_call_pairs(ctx, mechanism, call, &pairs));
-        FV_TRY(fv_plan_pairs(ctx, &pairs.plan, call->batch, call->query_heads, call->queries, call->keys, &work->pairs));
+        FV_TRY(
+            fv_plan_pairs(ctx, &pairs.plan, call->batch, call->query_heads, call->queries, call->keys, &work->pairs));
         work->flops = 2.0 * (double)work->pairs * (double)(call->head_dim + call->value_dim);
     }
     dense = dense_pairs(call);

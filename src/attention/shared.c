@@ -55,15 +55,15 @@ fv_status fv_add_local(fv_ctx *ctx, const fv_call *call, const fv_tensor *part, 
                         &(fv_map_args){.op = FV_MAP_ADD, .x = *part, .y = fv_transposed(&columns), .out = call->o});
 }
 
-struct fv_tape *fv_tape_pause(fv_ctx *ctx)
+bool fv_tape_pause(fv_ctx *ctx)
 {
-    struct fv_tape *tape = ctx->tape;
+    bool recording = ctx->recording;
 
-    ctx->tape = NULL;
-    return tape;
+    ctx->recording = false;
+    return recording;
 }
 
-void fv_tape_resume(fv_ctx *ctx, struct fv_tape *tape)
+void fv_tape_resume(fv_ctx *ctx, bool recording)
 {
-    ctx->tape = tape;
+    ctx->recording = recording;
 }

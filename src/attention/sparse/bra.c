@@ -122,10 +122,10 @@ static fv_status route(fv_ctx *ctx, const fv_call *call, const struct layout *l,
 static fv_status route_unrecorded(fv_ctx *ctx, const fv_call *call, const struct layout *l, const fv_tensor *q,
                                   const fv_tensor *k, fv_plan *plan)
 {
-    struct fv_tape *tape = fv_tape_pause(ctx);
+    bool recording = fv_tape_pause(ctx);
     fv_status status = route(ctx, call, l, q, k, plan);
 
-    fv_tape_resume(ctx, tape);
+    fv_tape_resume(ctx, recording);
     return status;
 }
 

@@ -55,10 +55,10 @@ static fv_status choose(fv_ctx *ctx, const fv_call *call, fv_choice *choice)
 
 static fv_status choose_unrecorded(fv_ctx *ctx, const fv_call *call, fv_choice *choice)
 {
-    struct fv_tape *tape = fv_tape_pause(ctx);
+    bool recording = fv_tape_pause(ctx);
     fv_status status = choose(ctx, call, choice);
 
-    fv_tape_resume(ctx, tape);
+    fv_tape_resume(ctx, recording);
     return status;
 }
 

@@ -220,12 +220,12 @@ static fv_status choose(fv_ctx *ctx, const fv_call *call, const struct stretch *
 static fv_status choose_unrecorded(fv_ctx *ctx, const fv_call *call, const struct stretch *s, int64_t from,
                                    int64_t count, fv_choice *choice)
 {
-    struct fv_tape *tape = fv_tape_pause(ctx);
+    bool recording = fv_tape_pause(ctx);
     fv_mark mark = fv_scratch_mark(ctx);
     fv_status status = choose(ctx, call, s, from, count, choice);
 
     fv_scratch_release(ctx, mark);
-    fv_tape_resume(ctx, tape);
+    fv_tape_resume(ctx, recording);
     return status;
 }
 
