@@ -340,6 +340,7 @@ static fv_status record(fv_ctx *ctx, const fv_attention *attention, fv_attention
     FV_TRY(watch(ctx, &args->v));
     for (int i = 0; i < args->params; i++)
         FV_TRY(watch(ctx, &params[i].tensor));
+    FV_TRY(fv_tape_watch(ctx, &args->o)); /* rows that see no key depend on nothing, but may be seeded */
     return forward(ctx, attention, args);
 }
 
