@@ -1,0 +1,93 @@
+/* What the verbs share: the context, words and progress on standard error, JSON on standard output, tensors from and
+ * to files. */
+#ifndef APP_APP_H
+#define APP_APP_H
+
+#include <jansson.h>
+
+#include "app/cli.h"
+#include "base/tensor.h"
+#include "fovea/fovea.h"
+
+struct app {
+    const cli_verb *verb;
+    const cli_common *common;
+    fv_ctx *ctx; /* made by app_begin */
+};
+
+/* ---- context and interruption (main.c) --------------------------------------------------------------------------- */
+
+/* Makes the context that --threads, --device and --seed ask for.  FV_E_USAGE for an unknown device. */
+fv_status app_begin(struct app *app, fv_precision precision);
+/* FV_E_INTERRUPTED after Ctrl-C; for loops of the command's own. */
+fv_status app_check(void);
+/* Forgets a Ctrl-C: a chat goes on after one. */
+void app_forget_interrupt(struct app *app);
+double app_seconds(void); /* a clock that only goes forward */
+
+/* ---- words (progress.c) ------------------------------------------------------------------------------------------ */
+
+/* One line of words on standard error, unless --quiet. */
+void app_say(const struct app *app, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* The library's progress callback: a bar on a terminal, a line now and then elsewhere.  user is the app. */
+void app_progress(void *user, const char *what, double fraction);
+/* Takes the bar away before other words. */
+void app_progress_end(void);
+
+/* ---- JSON (json.c) ----------------------------------------------------------------------------------------------- */
+
+/* Sets a field; a failure (memory) is remembered for app_json_print. */
+void app_put(json_t *object, const char *key, json_t *value);
+void app_append(json_t *array, json_t *value);
+json_t *app_number(double value); /* null for what is no number */
+/* Bytes of the UTF-8 character at `at`; 0 if it is none. */
+size_t app_character(const char *at, size_t left);
+/* Bytes as JSON text; what is not UTF-8 becomes U+FFFD. */
+json_t *app_text(const char *bytes, size_t length);
+json_t *app_ids(const int32_t *ids, int64_t count);
+/* Prints and releases.  FV_E_MEMORY if any part could not be made. */
+fv_status app_json_print(json_t *root);
+
+/* ---- tensors in files (tensors.c) -------------------------------------------------------------------------------- */
+
+/* A tensor with its own memory, from fv_alloc. */
+typedef struct app_tensor {
+    fv_tensor t;
+    void *owned;
+} app_tensor;
+
+/* Reads numbers as f32.  FV_E_DTYPE for integers, which are no numbers to compute with here. */
+fv_status app_tensor_read(const char *path, app_tensor *tensor);
+fv_status app_tensor_new(app_tensor *tensor, fv_dtype dtype, int rank, const int64_t *dims);
+void app_tensor_free(app_tensor *tensor);
+void app_round_bf16(app_tensor *tensor);
+
+/* "NAME=FILE" pairs of a flag that repeats. */
+typedef struct app_pair {
+    char *name; /* owned */
+    const char *file;
+} app_pair;
+fv_status app_pairs(const char *flag, const cli_texts *texts, app_pair **pairs);
+void app_pairs_free(app_pair *pairs, int count);
+
+/* ---- numbers for people (table.c) -------------------------------------------------------------------------------- */
+
+/* "1.23 GB", "12.3 k": three digits and a unit, in a ring of buffers. */
+const char *app_bytes_text(double bytes);
+const char *app_count_text(double count);
+
+/* A table: columns as wide as their widest cell, the first row a heading. */
+typedef struct app_table {
+    int columns;
+    const bool *left;       /* [columns]: set to the left; otherwise to the right */
+    int64_t count, capacity; /* of cells, row by row */
+    char **cells;
+    fv_status status;
+} app_table;
+
+void app_table_cell(app_table *table, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* Prints and releases. */
+fv_status app_table_print(app_table *table, FILE *stream);
+void app_table_free(app_table *table);
+
+#endif

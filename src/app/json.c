@@ -1,0 +1,72 @@
+#include "app/app.h"
+
+static bool failed;
+
+void app_put(json_t *object, const char *key, json_t *value)
+{
+    if (json_object_set_new(object, key, value) != 0) failed = true;
+}
+
+void app_append(json_t *array, json_t *value)
+{
+    if (json_array_append_new(array, value) != 0) failed = true;
+}
+
+json_t *app_number(double value)
+{
+    json_t *number = json_real(value);
+
+    return number ? number : json_null();
+}
+
+size_t app_character(const char *text, size_t left)
+{
+    const unsigned char *at = (const unsigned char *)text;
+    size_t length = *at < 0x80 ? 1 : *at < 0xe0 ? 2 : *at < 0xf0 ? 3 : 4;
+
+    if ((*at >= 0x80 && *at < 0xc2) || *at > 0xf4 || length > left) return 0;
+    for (size_t i = 1; i < length; i++)
+        if ((at[i] & 0xc0) != 0x80) return 0;
+    if (length == 3 && ((*at == 0xe0 && at[1] < 0xa0) || (*at == 0xed && at[1] >= 0xa0))) return 0;
+    if (length == 4 && ((*at == 0xf0 && at[1] < 0x90) || (*at == 0xf4 && at[1] >= 0x90))) return 0;
+    return length;
+}
+
+json_t *app_text(const char *bytes, size_t length)
+{
+    fv_text text = {0};
+    json_t *string;
+
+    for (size_t at = 0; at < length;) {
+        size_t one = app_character(bytes + at, length - at);
+        if (one)
+            fv_text_add(&text, bytes + at, (int64_t)one);
+        else
+            fv_text_add(&text, "\xef\xbf\xbd", 3);
+        at += one ? one : 1;
+    }
+    string = fv_text_status(&text) == FV_OK ? json_stringn(fv_text_get(&text), (size_t)text.length) : NULL;
+    fv_text_free(&text);
+    return string;
+}
+
+json_t *app_ids(const int32_t *ids, int64_t count)
+{
+    json_t *array = json_array();
+
+    for (int64_t i = 0; i < count; i++)
+        app_append(array, json_integer(ids[i]));
+    return array;
+}
+
+fv_status app_json_print(json_t *root)
+{
+    fv_status status = FV_OK;
+
+    if (!root || failed)
+        status = fv_fail(FV_E_MEMORY, "out of memory while writing JSON");
+    else if (json_dumpf(root, stdout, JSON_REAL_PRECISION(9)) == 0)
+        putchar('\n');
+    json_decref(root);
+    return status; /* what standard output says is asked at the end */
+}

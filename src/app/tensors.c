@@ -1,0 +1,92 @@
+#include "app/app.h"
+
+#include <string.h>
+
+#include "base/memory.h"
+#include "base/npy.h"
+
+fv_status app_tensor_new(app_tensor *tensor, fv_dtype dtype, int rank, const int64_t *dims)
+{
+    fv_tensor shape;
+    size_t bytes;
+
+    *tensor = (app_tensor){0};
+    FV_TRY(fv_tensor_wrap(&shape, NULL, dtype, rank, dims));
+    FV_TRY(fv_dtype_bytes(dtype, fv_tensor_count(&shape), &bytes));
+    FV_TRY(fv_zalloc(&tensor->owned, (int64_t)bytes, 1));
+    return fv_tensor_wrap(&tensor->t, tensor->owned, dtype, rank, dims);
+}
+
+void app_tensor_free(app_tensor *tensor)
+{
+    fv_free(tensor->owned);
+    *tensor = (app_tensor){0};
+}
+
+fv_status app_tensor_read(const char *path, app_tensor *tensor)
+{
+    app_tensor raw = {0};
+    fv_status status;
+
+    *tensor = (app_tensor){0};
+    FV_TRY(fv_npy_read(path, &raw.t, &raw.owned));
+    if (raw.t.dtype == FV_F32) {
+        *tensor = raw;
+        return FV_OK;
+    }
+    if (raw.t.dtype != FV_F16) {
+        status = fv_fail(FV_E_DTYPE, "%s: holds %s, expected f32, f16 or f64", path, fv_dtype_name(raw.t.dtype));
+        goto done;
+    }
+    FV_TRY_DONE(app_tensor_new(tensor, FV_F32, raw.t.rank, raw.t.dims));
+    fv_load_row(FV_F16, raw.t.data, 0, 1, tensor->t.data, fv_tensor_count(&raw.t));
+done:
+    app_tensor_free(&raw);
+    return status;
+}
+
+void app_round_bf16(app_tensor *tensor)
+{
+    float *values = tensor->t.data;
+
+    for (int64_t i = 0; values && i < fv_tensor_count(&tensor->t); i++)
+        values[i] = fv_bf16_to_f32(fv_f32_to_bf16(values[i]));
+}
+
+/* ---- NAME=FILE ------------------------------------------------------------------------------------------------- */
+
+fv_status app_pairs(const char *flag, const cli_texts *texts, app_pair **pairs)
+{
+    fv_status status;
+
+    FV_TRY(FV_ZALLOC(*pairs, texts->count));
+    for (int i = 0; i < texts->count; i++) {
+        const char *text = texts->items[i], *equals = strchr(text, '=');
+        if (!equals || equals == text || !equals[1]) {
+            status = fv_fail(FV_E_USAGE, "--%s: expected NAME=FILE, got '%s'", flag, text);
+            goto done;
+        }
+        int64_t length = equals - text;
+        FV_TRY_DONE(FV_ALLOC((*pairs)[i].name, length + 1));
+        memcpy((*pairs)[i].name, text, (size_t)length);
+        (*pairs)[i].name[length] = 0;
+        (*pairs)[i].file = equals + 1;
+        for (int other = 0; other < i; other++) {
+            if (strcmp((*pairs)[other].name, (*pairs)[i].name) != 0) continue;
+            status = fv_fail(FV_E_USAGE, "--%s: '%s' is given twice", flag, (*pairs)[i].name);
+            goto done;
+        }
+    }
+    return FV_OK;
+done:
+    app_pairs_free(*pairs, texts->count);
+    *pairs = NULL;
+    return status;
+}
+
+void app_pairs_free(app_pair *pairs, int count)
+{
+    for (int i = 0; pairs && i < count; i++)
+        fv_free(pairs[i].name);
+    fv_free(pairs);
+}

@@ -1,0 +1,475 @@
+/* fovea compare: one model, one document, several set-ups, each against dense. */
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "app/compare.h"
+#include "app/verbs.h"
+#include "base/memory.h"
+#include "models/session.h"
+
+struct values {
+    cli_common common;
+    const char *model, *file, *question, *report;
+    cli_texts with;
+    int64_t tokens, score, context;
+    int precision;
+    bool raw;
+};
+
+static const char *const precisions[] = {"auto", "f32", NULL};
+enum { LOOKS = 8 }; /* decode steps whose attention is looked at for the report */
+
+#define AT(field) offsetof(struct values, field)
+static const cli_flag flags[] = {
+    {.name = "model", .letter = 'm', .kind = CLI_FILE, .offset = AT(model), .argument = "MODEL", .required = true,
+     .group = "Input", .help = "GGUF file"},
+    {.name = "file", .letter = 'f', .kind = CLI_FILE, .offset = AT(file), .argument = "FILE",
+     .help = "the document to read"},
+    {.name = "prompt", .letter = 'p', .kind = CLI_TEXT, .offset = AT(question), .argument = "QUESTION",
+     .help = "what to ask about it"},
+    {.name = "raw", .kind = CLI_SWITCH, .offset = AT(raw), .help = "no chat template: FILE, then TEXT, as they are"},
+    {.name = "ctx", .kind = CLI_INT, .offset = AT(context), .argument = "N", .min = 1, .max = 1 << 24,
+     .help = "most tokens to hold (otherwise as many as the model was trained for)"},
+    {.name = "with", .kind = CLI_SPECS, .offset = AT(with), .argument = "SPEC", .required = true, .group = "How",
+     .help = "a set-up: '[attention=SPEC][ cache=SPEC][ steer=SPEC]...', or an attention or layer plan by itself"},
+    {.name = "score", .kind = CLI_INT, .offset = AT(score), .argument = "S", .initial = "256", .min = 1,
+     .max = 1 << 20, .help = "tokens at the document's end that are fed one at a time and scored"},
+    {.name = "tokens", .letter = 'n', .kind = CLI_INT, .offset = AT(tokens), .argument = "N", .initial = "64",
+     .min = 0, .max = 1 << 24, .help = "most tokens of each answer"},
+    {.name = "precision", .kind = CLI_CHOICE, .offset = AT(precision), .argument = "TYPE", .choices = precisions,
+     .initial = "auto", .help = "f32 computes everything in f32 from the weights as stored"},
+    {.name = "report", .kind = CLI_FILE, .offset = AT(report), .argument = "FILE.html", .group = "Output",
+     .help = "one self-contained page with plots, answers, and which keys each head read"},
+    CLI_END,
+};
+
+/* ---- columns --------------------------------------------------------------------------------------------------- */
+
+#define OF(field) offsetof(compare_run, field)
+const compare_column compare_columns[] = {
+    {"READ", "Reading", "tokens/s", "prefill of the document", 1, false, true, 0, OF(prefill_rate)},
+    {"WRITE", "Writing", "tokens/s", "one token at a time behind the document", 1, false, true, 1, OF(decode_rate)},
+    {"MEMORY", "Memory", "", "keys, values and states held at the end", -1, false, true, 0, OF(kv_bytes)},
+    {"DENSITY", "Density", "of dense", "query-key pairs computed", -1, false, false, 3, OF(density)},
+    {"KL", "Distance", "nats", "mean KL(dense || this) over the scored tokens", -1, true, false, 4, OF(kl)},
+    {"TOP-1", "Agreement", "", "share of scored tokens with dense's likeliest next token", 1, true, false, 3,
+     OF(top1)},
+    {"PPL", "Perplexity", "", "of the scored tokens", -1, false, true, 2, OF(perplexity)},
+};
+
+double compare_value(const compare_column *column, const compare_run *run)
+{
+    return *(const double *)((const char *)run + column->offset);
+}
+
+bool compare_best(const comparison *c, const compare_column *column, int run)
+{
+    double own = compare_value(column, &c->run[run]);
+    bool differs = false; /* nobody is best where all are alike */
+
+    if (c->runs < 2 || (column->others && (run == 0 || c->runs < 3))) return false;
+    for (int r = column->others ? 1 : 0; r < c->runs; r++) {
+        double other = compare_value(column, &c->run[r]);
+        if (column->better * other > column->better * own) return false;
+        differs |= other != own;
+    }
+    return differs;
+}
+
+const char *compare_text(const compare_column *column, const compare_run *run)
+{
+    static _Thread_local char ring[8][32];
+    static _Thread_local unsigned next;
+    char *text = ring[next++ % 8];
+    double value = compare_value(column, run);
+
+    if (column->offset == OF(kv_bytes)) return app_bytes_text(value);
+    if (column->offset == OF(kl) && value > 0 && value < 1e-3)
+        snprintf(text, sizeof ring[0], "%.1e", value);
+    else
+        snprintf(text, sizeof ring[0], "%.*f", column->digits, value);
+    return text;
+}
+
+/* ---- set-ups --------------------------------------------------------------------------------------------------- */
+
+/* Reads "[attention=SPEC][ cache=SPEC][ steer=SPEC]..." or a bare SPEC; cuts `text` into words. */
+static fv_status read_with(char *text, compare_run *run)
+{
+    static const char attention[] = "attention=", cache[] = "cache=", steer[] = "steer=";
+    char *rest = NULL;
+
+    for (char *word = strtok_r(text, " ", &rest); word; word = strtok_r(NULL, " ", &rest)) {
+        if (strncmp(word, cache, sizeof cache - 1) == 0) FV_TRY(app_refuse_cache(word + sizeof cache - 1));
+        if (strncmp(word, steer, sizeof steer - 1) == 0) FV_TRY(app_refuse_steer(word + sizeof steer - 1));
+        if (strncmp(word, attention, sizeof attention - 1) == 0) word += sizeof attention - 1;
+        if (run->attention) return fv_fail(FV_E_USAGE, "--with '%s': names two attentions", run->spec);
+        run->attention = word;
+    }
+    if (!run->attention) return fv_fail(FV_E_USAGE, "--with: expected a SPEC, got '%s'", run->spec);
+    return FV_OK;
+}
+
+struct job {
+    struct app *app;
+    const struct values *values;
+    fv_model *model;
+    comparison result;
+    app_prompt prompt;
+    char **words; /* copies of --with values, cut */
+    FILE *dense;  /* logits of the scored steps under dense, f32, in a file without a name */
+    float *logits, *reference; /* [vocabulary] */
+    int64_t prefill, context;
+    fv_session *session;
+    compare_run *current;
+    bool looking; /* at the attention calls of this step */
+};
+
+static fv_status read_setups(struct job *job)
+{
+    const cli_texts *with = &job->values->with;
+    comparison *c = &job->result;
+
+    c->runs = with->count + 1;
+    FV_TRY(FV_ZALLOC(c->run, c->runs));
+    FV_TRY(FV_ZALLOC(job->words, with->count));
+    c->run[0].spec = "dense";
+    for (int i = 0; i < with->count; i++) {
+        FV_TRY(FV_ALLOC(job->words[i], (int64_t)strlen(with->items[i]) + 1));
+        strcpy(job->words[i], with->items[i]);
+        c->run[i + 1].spec = with->items[i];
+        FV_TRY(read_with(job->words[i], &c->run[i + 1]));
+    }
+    return FV_OK;
+}
+
+static fv_status open_session(struct job *job, const compare_run *run)
+{
+    fv_session_options options = {
+        .context = job->context,
+        .attention = run->attention,
+        .precision = job->values->precision == 1 ? FV_PRECISION_F32 : FV_PRECISION_AUTO,
+    };
+
+    return fv_session_new(job->app->ctx, job->model, &options, &job->session);
+}
+
+static void close_session(struct job *job)
+{
+    fv_session_free(job->session);
+    job->session = NULL;
+}
+
+/* ---- one run --------------------------------------------------------------------------------------------------- */
+
+static double log_sum_exp(const float *logits, int64_t count)
+{
+    double top = -INFINITY, sum = 0;
+
+    for (int64_t i = 0; i < count; i++)
+        top = fmax(top, logits[i]);
+    for (int64_t i = 0; i < count; i++)
+        sum += exp(logits[i] - top);
+    return top + log(sum);
+}
+
+static int64_t arg_max(const float *logits, int64_t count)
+{
+    int64_t best = 0;
+
+    for (int64_t i = 1; i < count; i++)
+        if (logits[i] > logits[best]) best = i;
+    return best;
+}
+
+/* The next row of dense's logits: written in its own run, read in the others, which are scored against it. */
+static fv_status score_step(struct job *job, compare_run *run)
+{
+    int64_t vocabulary = job->result.info.vocabulary;
+    size_t count = (size_t)vocabulary;
+    double own, reference;
+
+    if (run == job->result.run) {
+        run->top1 += 1;
+        if (fwrite(job->logits, sizeof *job->logits, count, job->dense) == count) return FV_OK;
+        return fv_fail(FV_E_IO, "temporary file: %s (TMPDIR says where it lies)", strerror(errno));
+    }
+    if (fread(job->reference, sizeof *job->reference, count, job->dense) != count)
+        return fv_fail(FV_E_IO, "temporary file: cannot be read: %s", strerror(errno));
+    own = log_sum_exp(job->logits, vocabulary);
+    reference = log_sum_exp(job->reference, vocabulary);
+    for (int64_t i = 0; i < vocabulary; i++) {
+        double p = job->reference[i] - reference;
+        if (p > -80) run->kl += exp(p) * (p - (job->logits[i] - own));
+    }
+    run->top1 += arg_max(job->logits, vocabulary) == arg_max(job->reference, vocabulary);
+    return FV_OK;
+}
+
+static fv_status watch(void *user, int64_t layer, const fv_attention *attention, const fv_call *call,
+                       const fv_logits *extra)
+{
+    struct job *job = user;
+
+    return job->looking ? app_reads_look(&job->current->reads, job->app->ctx, layer, attention, call, extra) : FV_OK;
+}
+
+/* The scored tokens, one at a time; the row before each gives its own probability. */
+static fv_status score(struct job *job, compare_run *run, double *seconds)
+{
+    int64_t scored = job->result.scored_tokens, vocabulary = job->result.info.vocabulary;
+    double nll = 0;
+    char what[64];
+
+    snprintf(what, sizeof what, "scoring %.40s", run->spec);
+    for (int64_t s = 0; s < scored; s++) {
+        const int32_t *id = &job->prompt.ids[job->prefill + s];
+        nll += log_sum_exp(job->logits, vocabulary) - job->logits[*id];
+        job->looking = run->reads.weight && s % fv_max(scored / LOOKS, 1) == scored % fv_max(scored / LOOKS, 1);
+        double looked = run->reads.seconds, start = app_seconds();
+        FV_TRY(fv_session_feed(job->session, id, 1, job->logits, 1));
+        *seconds += app_seconds() - start - (run->reads.seconds - looked);
+        FV_TRY(score_step(job, run));
+        FV_TRY(app_check());
+        app_progress(job->app, what, (double)(s + 1) / (double)scored);
+    }
+    job->looking = false;
+    run->kl /= (double)scored;
+    run->top1 /= (double)scored;
+    run->perplexity = exp(nll / (double)scored);
+    return FV_OK;
+}
+
+static fv_status answer(struct job *job, compare_run *run)
+{
+    int64_t done = job->prefill + job->result.scored_tokens;
+    fv_generate_options options = {.limit = job->values->tokens};
+    fv_sampler_options greedy = {0};
+    fv_status status;
+
+    if (done < job->prompt.count)
+        FV_TRY(fv_session_feed(job->session, job->prompt.ids + done, job->prompt.count - done, job->logits, 1));
+    FV_TRY(fv_sampler_new(&greedy, job->result.info.vocabulary, &options.sampler));
+    status = fv_generate(job->session, job->logits, &options, &run->answer);
+    fv_sampler_free(options.sampler);
+    return status;
+}
+
+static fv_status measure(struct job *job, compare_run *run)
+{
+    double start = app_seconds(), prefill, decode = 0;
+    fv_session_stats stats;
+
+    if (job->values->report) {
+        FV_TRY(app_reads_new(&run->reads, job->result.info.layers, job->result.info.query_heads,
+                             job->result.document_tokens));
+        job->session->watch = watch;
+        job->session->watch_user = job;
+    }
+    job->current = run;
+    rewind(job->dense);
+    FV_TRY(fv_session_feed(job->session, job->prompt.ids, job->prefill, job->logits, 1));
+    prefill = app_seconds() - start;
+    FV_TRY(score(job, run, &decode));
+    FV_TRY(answer(job, run));
+    fv_session_measure(job->session, &stats);
+    run->prefill_rate = (double)job->prefill / fmax(prefill, 1e-9);
+    run->decode_rate = app_decode_rate(&run->answer, job->result.scored_tokens, decode);
+    run->kv_bytes = (double)stats.cache_bytes;
+    run->density = stats.dense_pairs > 0 ? stats.pairs / stats.dense_pairs : 0;
+    app_progress_end();
+    app_say(job->app, "%s: reads %.0f tokens/s, writes %.1f, KL %.4f, top-1 %.3f", run->spec, run->prefill_rate,
+            run->decode_rate, run->kl, run->top1);
+    return FV_OK;
+}
+
+static fv_status run_all(struct job *job)
+{
+    fv_status status = FV_OK;
+
+    for (int r = 1; r < job->result.runs; r++) { /* every set-up is checked before the first long run */
+        FV_TRY(open_session(job, &job->result.run[r]));
+        close_session(job);
+    }
+    for (int r = 0; status == FV_OK && r < job->result.runs; r++) {
+        status = open_session(job, &job->result.run[r]);
+        if (status == FV_OK) status = measure(job, &job->result.run[r]);
+        close_session(job);
+    }
+    return status;
+}
+
+/* ---- results --------------------------------------------------------------------------------------------------- */
+
+static fv_status print_json(const comparison *c)
+{
+    json_t *root = json_object(), *runs = json_array();
+
+    app_put(root, "model", json_string(c->model_path));
+    app_put(root, "document_tokens", json_integer(c->document_tokens));
+    app_put(root, "scored_tokens", json_integer(c->scored_tokens));
+    app_put(root, "runs", runs);
+    for (int r = 0; r < c->runs; r++) {
+        const compare_run *run = &c->run[r];
+        json_t *object = json_object();
+        app_put(object, "spec", json_string(run->spec));
+        app_put(object, "prefill_tokens_per_second", app_number(run->prefill_rate));
+        app_put(object, "decode_tokens_per_second", app_number(run->decode_rate));
+        app_put(object, "kv_bytes", json_integer((json_int_t)run->kv_bytes));
+        app_put(object, "density", app_number(run->density));
+        app_put(object, "kl", app_number(run->kl));
+        app_put(object, "top1", app_number(run->top1));
+        app_put(object, "perplexity", app_number(run->perplexity));
+        app_put(object, "answer", app_text(run->answer.text ? run->answer.text : "", run->answer.length));
+        app_put(object, "tokens", app_ids(run->answer.ids, run->answer.count));
+        app_append(runs, object);
+    }
+    return app_json_print(root);
+}
+
+static fv_status print_table(const comparison *c)
+{
+    static const bool left[COMPARE_COLUMNS + 1] = {true};
+    app_table table = {.columns = COMPARE_COLUMNS + 1, .left = left};
+
+    app_table_cell(&table, "SET-UP");
+    for (int i = 0; i < COMPARE_COLUMNS; i++)
+        app_table_cell(&table, "%s", compare_columns[i].name);
+    for (int r = 0; r < c->runs; r++) {
+        app_table_cell(&table, "%.60s", c->run[r].spec);
+        for (int i = 0; i < COMPARE_COLUMNS; i++) {
+            const compare_column *column = &compare_columns[i];
+            double ratio = compare_value(column, &c->run[r]) / compare_value(column, &c->run[0]);
+            const char *mark = compare_best(c, column, r) ? "*" : " ", *value = compare_text(column, &c->run[r]);
+            if (column->others && r == 0)
+                app_table_cell(&table, "- ");
+            else if (column->ratio && r > 0 && isfinite(ratio))
+                app_table_cell(&table, "%s (%.2fx)%s", value, ratio, mark);
+            else
+                app_table_cell(&table, "%s%s", value, mark);
+        }
+    }
+    printf("\n%s, %lld tokens of document, the last %lld scored. * best; (ratio to dense).\n", c->info.name,
+           (long long)c->document_tokens, (long long)c->scored_tokens);
+    printf("READ and WRITE in tokens a second; KL in nats from dense; TOP-1 agreement with dense; PPL perplexity.\n\n");
+    FV_TRY(app_table_print(&table, stdout));
+    for (int r = 0; r < c->runs; r++) {
+        printf("\n%s:\n", c->run[r].spec);
+        fwrite(c->run[r].answer.text, 1, c->run[r].answer.length, stdout);
+        printf("\n");
+    }
+    return FV_OK;
+}
+
+/* ---- the verb -------------------------------------------------------------------------------------------------- */
+
+/* An unnamed file for dense's logits: exact, and not in memory (a vocabulary of 262,144 makes 256 rows of 1 MiB). */
+static fv_status open_scratch_file(struct job *job)
+{
+    const char *folder = getenv("TMPDIR");
+    char path[4096];
+    int descriptor;
+
+    snprintf(path, sizeof path, "%s/fovea-XXXXXX", folder && *folder ? folder : "/tmp");
+    descriptor = mkstemp(path);
+    if (descriptor < 0)
+        return fv_fail(FV_E_IO, "%s: cannot be created: %s (TMPDIR says where)", path, strerror(errno));
+    unlink(path);
+    job->dense = fdopen(descriptor, "w+b");
+    if (job->dense) return FV_OK;
+    close(descriptor);
+    return fv_fail(FV_E_MEMORY, "out of memory for a file");
+}
+
+/* The document's tokens, and how many of them are scored. */
+static fv_status divide(struct job *job)
+{
+    const struct values *values = job->values;
+    const app_prompt *prompt = &job->prompt;
+    comparison *c = &job->result;
+
+    FV_TRY(app_prompt_make(job->model, values->file, values->question, values->raw, &job->prompt));
+    app_prompt_note(job->app, prompt, values->raw);
+    FV_TRY(app_prompt_fit(prompt, &c->info, values->context, values->tokens, &job->context));
+    while (c->document_tokens < prompt->count &&
+           prompt->ends[c->document_tokens] <= (int64_t)prompt->document_end)
+        c->document_tokens++;
+    c->prompt_tokens = prompt->count;
+    c->scored_tokens = fv_min(values->score, c->document_tokens - 1);
+    if (c->scored_tokens < 1)
+        return fv_fail(FV_E_SHAPE, "the document is %lld tokens, expected at least 2 to read some and score the rest",
+                       (long long)c->document_tokens);
+    if (c->scored_tokens < values->score)
+        app_say(job->app, "the document has %lld tokens: the last %lld are scored", (long long)c->document_tokens,
+                (long long)c->scored_tokens);
+    job->prefill = c->document_tokens - c->scored_tokens;
+    return FV_OK;
+}
+
+static fv_status compare(struct job *job)
+{
+    const struct values *values = job->values;
+    comparison *c = &job->result;
+    double start = app_seconds();
+
+    FV_TRY(read_setups(job));
+    FV_TRY(app_begin(job->app, values->precision == 1 ? FV_PRECISION_F32 : FV_PRECISION_AUTO));
+    FV_TRY(app_model_open(values->model, &job->model, &c->info));
+    c->model_path = values->model;
+    c->file = values->file;
+    c->question = values->question;
+    c->backend = fv_ctx_backend(job->app->ctx);
+    c->threads = fv_ctx_threads(job->app->ctx);
+    FV_TRY(divide(job));
+    FV_TRY(open_scratch_file(job));
+    FV_TRY(FV_ALLOC(job->logits, c->info.vocabulary));
+    FV_TRY(FV_ALLOC(job->reference, c->info.vocabulary));
+    FV_TRY(run_all(job));
+    c->seconds = app_seconds() - start;
+    if (values->report) FV_TRY(compare_report(values->report, c));
+    FV_TRY(values->common.json ? print_json(c) : print_table(c));
+    if (values->report) app_say(job->app, "\nreport: %s", values->report);
+    return FV_OK;
+}
+
+static fv_status run(struct app *app, const void *data)
+{
+    const struct values *values = data;
+    struct job job = {.app = app, .values = values};
+    fv_status status;
+
+    if (!values->file && !values->question)
+        return cli_missing("-f FILE", "there is no document to read (-p QUESTION alone is read as one)");
+    status = compare(&job);
+    for (int r = 0; job.result.run && r < job.result.runs; r++) {
+        fv_generation_free(&job.result.run[r].answer);
+        app_reads_free(&job.result.run[r].reads);
+    }
+    for (int i = 0; job.words && i < values->with.count; i++)
+        fv_free(job.words[i]);
+    fv_free(job.words);
+    fv_free(job.result.run);
+    fv_free(job.logits);
+    fv_free(job.reference);
+    if (job.dense) fclose(job.dense);
+    app_prompt_free(&job.prompt);
+    fv_model_close(job.model);
+    return status;
+}
+
+const cli_verb verb_compare = {
+    .name = "compare",
+    .summary = "one model and document under several attentions, each against dense",
+    .about = "Reads a document with a model under dense attention and then under each set-up: prefills all but the last S "
+             "tokens of it, feeds those one at a time and scores them, and then answers the question greedily. Shows "
+             "speed, memory, distance from dense, and the answers.",
+    .example = "  fovea compare -m model.gguf -f report.txt -p 'What was decided?' \\\n"
+               "      --with sinkwin:window=1024 --with moba:block=256,top=4 --report report.html\n"
+               "  fovea compare -m model.gguf -f report.txt -p Who --with '0-2/dense;rest/sinkwin:window=512' --json\n",
+    .flags = flags,
+    .size = sizeof(struct values),
+    .run = run,
+};

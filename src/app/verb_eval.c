@@ -1,0 +1,426 @@
+/* fovea eval: perplexity of a text, and facts hidden in one. */
+#include <ctype.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "app/prompt.h"
+#include "app/verbs.h"
+#include "base/memory.h"
+#include "base/random.h"
+
+struct values {
+    cli_common common;
+    const char *model, *file, *attention, *cache;
+    int64_t context, chunks, needles;
+    cli_ints lengths, depths;
+    int precision;
+};
+
+static const char *const precisions[] = {"auto", "f32", NULL};
+static const char *const haystack = "/usr/share/common-licenses/GPL-3";
+
+#define AT(field) offsetof(struct values, field)
+#define MODEL_FLAG                                                                                                     \
+    {                                                                                                                  \
+        .name = "model", .letter = 'm', .kind = CLI_FILE, .offset = AT(model), .argument = "MODEL", .required = true,  \
+        .help = "GGUF file"                                                                                            \
+    }
+#define SETUP_FLAGS                                                                                                    \
+    {.name = "attention",                                                                                              \
+     .letter = 'a',                                                                                                    \
+     .kind = CLI_SPEC,                                                                                                 \
+     .offset = AT(attention),                                                                                          \
+     .argument = "SPEC",                                                                                               \
+     .help = "mechanism in the layers that see everything, or a layer plan RANGE/SPEC;...;rest/SPEC"},                 \
+        {.name = "cache",                                                                                              \
+         .kind = CLI_TEXT,                                                                                             \
+         .offset = AT(cache),                                                                                          \
+         .argument = "SPEC",                                                                                           \
+         .help = "cache policy (none is registered in this version)"},                                                 \
+        {.name = "precision",                                                                                          \
+         .kind = CLI_CHOICE,                                                                                           \
+         .offset = AT(precision),                                                                                      \
+         .argument = "TYPE",                                                                                           \
+         .choices = precisions,                                                                                        \
+         .initial = "auto",                                                                                            \
+         .help = "f32 computes everything in f32 from the weights as stored"}
+
+static const cli_flag ppl_flags[] = {
+    MODEL_FLAG,
+    {.name = "file", .letter = 'f', .kind = CLI_FILE, .offset = AT(file), .argument = "FILE", .required = true,
+     .help = "the text"},
+    {.name = "ctx", .kind = CLI_INT, .offset = AT(context), .argument = "N", .initial = "2048", .min = 4,
+     .max = 1 << 24, .help = "tokens in a chunk"},
+    {.name = "chunks", .kind = CLI_INT, .offset = AT(chunks), .argument = "C", .initial = "0", .min = 0,
+     .max = 1 << 24, .help = "most chunks; 0: all"},
+    SETUP_FLAGS,
+    CLI_END,
+};
+
+static const cli_flag needle_flags[] = {
+    MODEL_FLAG,
+    {.name = "file", .letter = 'f', .kind = CLI_FILE, .offset = AT(file), .argument = "FILE",
+     .help = "the text to hide facts in (otherwise the GPL version 3 as Debian carries it)"},
+    {.name = "lengths", .kind = CLI_INTS, .offset = AT(lengths), .argument = "1024,4096", .required = true, .min = 64,
+     .max = 1 << 24, .help = "tokens of each prompt"},
+    {.name = "depths", .kind = CLI_INTS, .offset = AT(depths), .argument = "0,50,100", .initial = "0,50,100", .min = 0,
+     .max = 100, .help = "where the first fact stands, in percent of the text"},
+    {.name = "needles", .kind = CLI_INT, .offset = AT(needles), .argument = "K", .initial = "1", .min = 1, .max = 20,
+     .help = "facts in a text; further ones spread from the first to the end"},
+    SETUP_FLAGS,
+    CLI_END,
+};
+
+struct job {
+    struct app *app;
+    const struct values *values;
+    fv_model *model;
+    fv_model_info info;
+    fv_session *session;
+};
+
+static fv_status job_begin(struct job *job, int64_t context)
+{
+    const struct values *values = job->values;
+    fv_session_options options = {
+        .context = context,
+        .attention = values->attention,
+        .precision = values->precision == 1 ? FV_PRECISION_F32 : FV_PRECISION_AUTO,
+    };
+
+    return fv_session_new(job->app->ctx, job->model, &options, &job->session);
+}
+
+/* ---- perplexity ------------------------------------------------------------------------------------------------ */
+
+struct scores {
+    const struct job *job;
+    const int32_t *targets; /* of row 0, 1, ... */
+    double sum, squares;
+    int64_t count, chunk, chunks, rows;
+};
+
+static fv_status score_rows(void *user, int64_t first_row, int64_t rows, const float *logits)
+{
+    struct scores *scores = user;
+    int64_t vocabulary = scores->job->info.vocabulary;
+
+    for (int64_t r = 0; r < rows; r++, logits += vocabulary) {
+        double top = -INFINITY, sum = 0;
+        for (int64_t i = 0; i < vocabulary; i++)
+            top = fmax(top, logits[i]);
+        for (int64_t i = 0; i < vocabulary; i++)
+            sum += exp(logits[i] - top);
+        double nll = top + log(sum) - logits[scores->targets[first_row + r]];
+        scores->sum += nll;
+        scores->squares += nll * nll;
+        scores->count++;
+    }
+    app_progress(scores->job->app, "perplexity",
+                 ((double)scores->chunk + 0.5 + 0.5 * (double)(first_row + rows) / (double)scores->rows) /
+                     (double)scores->chunks);
+    return app_check();
+}
+
+/* One chunk on its own: the second half is predicted, the last prediction left out. */
+static fv_status score_chunk(struct job *job, int32_t *ids, struct scores *scores)
+{
+    int64_t context = job->values->context, half = context / 2;
+
+    if (fv_model_adds_begin(job->model)) ids[0] = fv_model_begin_token(job->model);
+    fv_session_clear(job->session);
+    FV_TRY(fv_session_feed(job->session, ids, half, NULL, 0));
+    scores->targets = ids + half + 1;
+    scores->rows = context - half - 1;
+    return fv_session_stream(job->session, ids + half, scores->rows, score_rows, scores);
+}
+
+static fv_status tell_ppl(struct job *job, const struct scores *scores)
+{
+    double count = (double)scores->count, mean = scores->sum / count, perplexity = exp(mean);
+    double spread = scores->squares / count - mean * mean;
+    double error = scores->count > 1 ? perplexity * sqrt(fmax(spread, 0) / (count - 1)) : 0;
+    json_t *root;
+
+    app_progress_end();
+    if (!job->values->common.json) {
+        printf("perplexity %.4f +- %.4f (%lld chunks of %lld, %lld tokens scored)\n", perplexity, error,
+               (long long)scores->chunks, (long long)job->values->context, (long long)scores->count);
+        return FV_OK;
+    }
+    root = json_object();
+    app_put(root, "perplexity", app_number(perplexity));
+    app_put(root, "stderr", app_number(error));
+    app_put(root, "chunks", json_integer(scores->chunks));
+    app_put(root, "tokens", json_integer(scores->count));
+    return app_json_print(root);
+}
+
+static fv_status perplexity_of(struct job *job, int32_t *ids, int64_t count)
+{
+    const struct values *values = job->values;
+    struct scores scores = {.job = job, .chunks = count / values->context};
+
+    if (scores.chunks == 0)
+        return fv_fail(FV_E_SHAPE, "%s: %lld tokens are less than one chunk of %lld: --ctx %lld or less fits",
+                       values->file, (long long)count, (long long)values->context, (long long)count);
+    if (values->chunks > 0) scores.chunks = fv_min(scores.chunks, values->chunks);
+    FV_TRY(job_begin(job, values->context));
+    for (; scores.chunk < scores.chunks; scores.chunk++)
+        FV_TRY(score_chunk(job, ids + scores.chunk * values->context, &scores));
+    return tell_ppl(job, &scores);
+}
+
+static fv_status perplexity(struct job *job)
+{
+    const struct values *values = job->values;
+    char *text;
+    size_t length;
+    int32_t *ids = NULL;
+    int64_t count;
+    fv_status status;
+
+    if (values->context > job->info.context)
+        return fv_fail(FV_E_USAGE, "--ctx: expected at most %lld, the tokens this model was trained for, got %lld",
+                       (long long)job->info.context, (long long)values->context);
+    FV_TRY(app_text_read(values->file, &text, &length));
+    if (text[length - 1] == '\n') length--; /* as the procedure's first program reads files */
+    status = fv_model_tokenize(job->model, text, length, FV_TOKENIZE_MODEL, &ids, &count);
+    if (status == FV_OK) status = perplexity_of(job, ids, count);
+    fv_release(ids);
+    fv_free(text);
+    return status;
+}
+
+/* ---- needles --------------------------------------------------------------------------------------------------- */
+
+enum { NEEDLES = 20, NUMBER = 24 };
+static const char *const cities[NEEDLES] = {
+    "Lisbon", "Oslo",   "Nairobi", "Kyoto",  "Quito",  "Dublin", "Hanoi",  "Tunis", "Bergen", "Cusco",
+    "Riga",   "Dakar",  "Perth",   "Malaga", "Odessa", "Tampere", "Lagos", "Turin", "Jaipur", "Boston"};
+
+struct needles {
+    int count;
+    char number[NEEDLES][NUMBER];
+};
+
+static void draw_needles(struct needles *needles, int count, uint64_t seed, uint64_t row)
+{
+    fv_random random = fv_random_new(seed, row);
+
+    needles->count = count;
+    for (int i = 0; i < count; i++)
+        snprintf(needles->number[i], NUMBER, "%lld", (long long)(10000 + fv_random_below(&random, 90000)));
+}
+
+/* The next place at or behind `at` where a sentence or line has ended. */
+static size_t sentence_end(const char *text, size_t length, size_t at)
+{
+    for (; at > 0 && at < length; at++)
+        if (isspace((unsigned char)text[at]) && (text[at - 1] == '.' || text[at - 1] == '\n')) return at;
+    return at;
+}
+
+static void hide(fv_text *out, const char *text, size_t length, const struct needles *needles, int64_t depth)
+{
+    size_t from = 0;
+
+    for (int i = 0; i < needles->count; i++) {
+        double share = ((double)depth + (100.0 - (double)depth) * i / needles->count) / 100;
+        size_t at = sentence_end(text, length, (size_t)(share * (double)length));
+        at = at < from ? from : at;
+        fv_text_add(out, text + from, (int64_t)(at - from));
+        fv_text_printf(out, " The secret number of %s is %s. ", cities[i], needles->number[i]);
+        from = at;
+    }
+    fv_text_add(out, text + from, (int64_t)(length - from));
+}
+
+static void ask(fv_text *out, const struct needles *needles, bool chat)
+{
+    if (!chat) fv_text_printf(out, "\n\n");
+    fv_text_printf(out, needles->count > 1 ? "What are the secret numbers of" : "What is the secret number of");
+    for (int i = 0; i < needles->count; i++)
+        fv_text_printf(out, "%s %s", i == 0 ? "" : i + 1 == needles->count ? " and" : ",", cities[i]);
+    fv_text_printf(out, "? It is written in the text above.");
+    if (!chat) fv_text_printf(out, "\nAnswer: The secret number of %s is", cities[0]);
+}
+
+/* A prompt of at most `length` tokens with the needles in as much of the text as fits (repeated if it is too short). */
+static fv_status make_prompt(struct job *job, const char *text, size_t text_length, int64_t length, int64_t depth,
+                             const struct needles *needles, app_prompt *prompt)
+{
+    double bytes = (double)length * 3;
+    fv_status status = FV_OK;
+
+    *prompt = (app_prompt){0};
+    for (int attempt = 0; attempt < 8 && status == FV_OK; attempt++) {
+        fv_text hay = {0}, document = {0}, question = {0};
+        while (hay.length < (int64_t)bytes && fv_text_status(&hay) == FV_OK)
+            fv_text_add(&hay, text, fv_min((int64_t)text_length, (int64_t)bytes - hay.length));
+        while (hay.length > 0 && !isspace((unsigned char)hay.data[hay.length - 1]))
+            hay.length--; /* a whole word, and so whole characters */
+        hide(&document, fv_text_get(&hay), (size_t)hay.length, needles, depth);
+        ask(&question, needles, job->info.has_chat_template);
+        app_prompt_free(prompt);
+        status = fv_text_status(&document);
+        if (status == FV_OK)
+            status = app_prompt_from(job->model, fv_text_get(&document), (size_t)document.length,
+                                     fv_text_get(&question), false, prompt);
+        fv_text_free(&hay);
+        fv_text_free(&document);
+        fv_text_free(&question);
+        if (status != FV_OK || (prompt->count <= length && prompt->count + 16 >= length)) break;
+        bytes *= attempt < 6 ? ((double)length - 8) / (double)prompt->count : 0.97;
+        if (attempt == 6 && prompt->count <= length) break;
+    }
+    if (status == FV_OK && prompt->count > length)
+        status = fv_fail(FV_E_SHAPE, "--lengths: %lld tokens are too few for the question and the facts",
+                         (long long)length);
+    if (status != FV_OK) app_prompt_free(prompt);
+    return status;
+}
+
+static fv_status answer(struct job *job, const app_prompt *prompt, const struct needles *needles,
+                        fv_generation *generation)
+{
+    fv_generate_options options = {.limit = 24 + 12 * needles->count};
+    float *logits = NULL;
+    fv_status status;
+
+    fv_session_clear(job->session);
+    FV_TRY(FV_ALLOC(logits, job->info.vocabulary));
+    FV_TRY_DONE(fv_session_feed(job->session, prompt->ids, prompt->count, logits, 1));
+    FV_TRY_DONE(fv_sampler_new(&(fv_sampler_options){0}, job->info.vocabulary, &options.sampler));
+    status = fv_generate(job->session, logits, &options, generation);
+done:
+    fv_sampler_free(options.sampler);
+    fv_free(logits);
+    return status;
+}
+
+static fv_status needle_row(struct job *job, const char *text, size_t text_length, int64_t length, int64_t depth,
+                            uint64_t row, json_t *rows, double *score)
+{
+    fv_generation generation = {0};
+    struct needles needles;
+    app_prompt prompt;
+    int found = 0;
+    fv_status status;
+
+    draw_needles(&needles, (int)job->values->needles, (uint64_t)job->values->common.seed, row);
+    FV_TRY(make_prompt(job, text, text_length, length, depth, &needles, &prompt));
+    status = answer(job, &prompt, &needles, &generation);
+    for (int i = 0; status == FV_OK && i < needles.count; i++)
+        found += strstr(generation.text ? generation.text : "", needles.number[i]) != NULL;
+    *score = (double)found / needles.count;
+    app_progress_end();
+    if (status == FV_OK) {
+        json_t *object = json_object();
+        app_put(object, "length", json_integer(length));
+        app_put(object, "depth", json_integer(depth));
+        app_put(object, "prompt_tokens", json_integer(prompt.count));
+        app_put(object, "score", app_number(*score));
+        app_put(object, "answer", app_text(generation.text ? generation.text : "", generation.length));
+        app_append(rows, object);
+        if (!job->values->common.json)
+            printf("length %lld, depth %lld %%: %.2f  %.*s\n", (long long)length, (long long)depth, *score,
+                   (int)strcspn(generation.text ? generation.text : "", "\n"), generation.text ? generation.text : "");
+    }
+    fv_generation_free(&generation);
+    app_prompt_free(&prompt);
+    return status;
+}
+
+static fv_status needle_rows(struct job *job, const char *text, size_t length, json_t *rows, double *mean)
+{
+    const cli_ints *lengths = &job->values->lengths, *depths = &job->values->depths;
+    int64_t longest = 0, room = 24 + 12 * job->values->needles;
+    int row = 0;
+
+    for (int l = 0; l < lengths->count; l++)
+        longest = fv_max(longest, lengths->items[l]);
+    if (longest > job->info.context - room)
+        return fv_fail(FV_E_USAGE, "--lengths: expected at most %lld (this model's %lld, less %lld for the answer), got %lld",
+                       (long long)(job->info.context - room), (long long)job->info.context, (long long)room,
+                       (long long)longest);
+    FV_TRY(job_begin(job, longest + room));
+    for (int l = 0; l < lengths->count; l++)
+        for (int d = 0; d < depths->count; d++, row++) {
+            double score = 0;
+            app_say(job->app, "length %lld, depth %lld %%", (long long)lengths->items[l], (long long)depths->items[d]);
+            FV_TRY(needle_row(job, text, length, lengths->items[l], depths->items[d], (uint64_t)row, rows, &score));
+            *mean += score;
+        }
+    *mean /= row;
+    return FV_OK;
+}
+
+static fv_status needle(struct job *job)
+{
+    json_t *root = json_object(), *rows = json_array();
+    const char *path = job->values->file ? job->values->file : haystack;
+    double mean = 0;
+    char *text = NULL;
+    size_t length;
+    fv_status status = app_text_read(path, &text, &length);
+
+    app_put(root, "rows", rows);
+    if (status == FV_OK) status = needle_rows(job, text, length, rows, &mean);
+    fv_free(text);
+    app_put(root, "mean", app_number(mean));
+    if (status == FV_OK && job->values->common.json) return app_json_print(root);
+    if (status == FV_OK) printf("mean %.3f\n", mean);
+    json_decref(root);
+    return status;
+}
+
+/* ---- the verbs ------------------------------------------------------------------------------------------------- */
+
+static fv_status run(struct app *app, const struct values *values, fv_status (*work)(struct job *))
+{
+    struct job job = {.app = app, .values = values};
+    fv_status status;
+
+    FV_TRY(app_refuse_cache(values->cache));
+    FV_TRY(app_begin(app, values->precision == 1 ? FV_PRECISION_F32 : FV_PRECISION_AUTO));
+    status = app_model_open(values->model, &job.model, &job.info);
+    if (status == FV_OK) status = work(&job);
+    fv_session_free(job.session);
+    fv_model_close(job.model);
+    return status;
+}
+
+static fv_status run_ppl(struct app *app, const void *values)
+{
+    return run(app, values, perplexity);
+}
+
+static fv_status run_needle(struct app *app, const void *values)
+{
+    return run(app, values, needle);
+}
+
+const cli_verb verb_eval_ppl = {
+    .name = "eval ppl",
+    .summary = "perplexity of a text",
+    .about = "Cuts the text's tokens into consecutive chunks, gives each chunk to the model on its own (its first token "
+             "replaced by the begin token, where the model has one), and scores the second half of each: the procedure "
+             "of llama.cpp, so figures compare.",
+    .example = "  fovea eval ppl -m model.gguf -f text.txt --ctx 2048 --attention sinkwin:window=512\n",
+    .flags = ppl_flags,
+    .size = sizeof(struct values),
+    .run = run_ppl,
+};
+
+const cli_verb verb_eval_needle = {
+    .name = "eval needle",
+    .summary = "find facts hidden in a long text",
+    .about = "Hides made-up facts in real text at given depths, asks for them, and gives the share that the answer "
+             "names, for every length and depth.",
+    .example = "  fovea eval needle -m model.gguf --lengths 1024,4096 --depths 0,50,100 --needles 2 --json\n",
+    .flags = needle_flags,
+    .size = sizeof(struct values),
+    .run = run_needle,
+};

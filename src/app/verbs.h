@@ -1,0 +1,10 @@
+/* Every verb, one file each. */
+#ifndef APP_VERBS_H
+#define APP_VERBS_H
+
+#include "app/cli.h"
+
+extern const cli_verb verb_run, verb_compare, verb_eval_ppl, verb_eval_needle, verb_attend, verb_list, verb_show,
+    verb_tokenize, verb_bench;
+
+#endif

@@ -1,0 +1,76 @@
+# What the command's tests share.  Each test is run as: bash X.sh <fovea> <source folder>.
+# A check prints "ok NAME"; the first one that fails prints "not ok NAME: why" and ends the test.
+set -u
+fovea=$(realpath "$1")
+source_dir=$(realpath "$2")
+models=${FOVEA_MODELS:-$source_dir/models}
+smollm=$models/SmolLM2-135M-Instruct.Q4_1.gguf
+gemma=$models/gemma-3-270m-q4_k_m.gguf
+dir=$(mktemp -d)
+trap 'rm -rf "$dir"' EXIT
+cd "$dir" || exit 1
+
+fail() { # NAME WHY
+    echo "not ok $1: $2"
+    exit 1
+}
+
+# expect NAME STATUS WORDS COMMAND...: the exit status, and words on standard error (a grep pattern; '' is anything).
+# Failures say one sentence: the last line of standard error starts with "fovea: ".
+expect() {
+    local name=$1 status=$2 words=$3 got
+    shift 3
+    "$@" > out 2> err
+    got=$?
+    [ "$got" -eq "$status" ] || fail "$name" "expected exit status $status, got $got: $(tail -n 1 err)"
+    if [ -n "$words" ] && ! grep -q -- "$words" err; then
+        fail "$name" "expected '$words' in: $(tail -n 1 err)"
+    fi
+    if [ "$status" -ne 0 ] && [ "$(grep -c '^fovea: ' err)" -ne 1 ]; then
+        fail "$name" "expected one sentence, got: $(cat err)"
+    fi
+    echo "ok $name"
+}
+
+# holds NAME PYTHON: an expression over `j`, the JSON on standard output of the last command.
+holds() {
+    python3 - "$2" > why 2>&1 << 'PYTHON' || fail "$1" "$2: $(tail -n 1 why); got $(head -c 300 out)"
+import json, math, sys
+j = json.load(open("out"))
+if not eval(sys.argv[1]):
+    sys.exit("does not hold")
+PYTHON
+    echo "ok $1"
+}
+
+# No file under its final name, and none left over beside it.
+absent() { # NAME FILE...
+    local name=$1
+    shift
+    for file in "$@"; do
+        [ ! -e "$file" ] || fail "$name" "$file is there"
+    done
+    ! ls ./*.part* > /dev/null 2>&1 || fail "$name" "left over: $(ls ./*.part*)"
+    echo "ok $name"
+}
+
+# interrupt NAME SECONDS COMMAND...: Ctrl-C after some seconds gives a sentence and exit status 1.
+interrupt() {
+    local name=$1 seconds=$2 got
+    shift 2
+    "$@" > out 2> err &
+    local child=$!
+    sleep "$seconds"
+    kill -INT "$child" 2> /dev/null || fail "$name" "it ended within $seconds s: $(tail -n 1 err)"
+    wait "$child"
+    got=$?
+    [ "$got" -eq 1 ] || fail "$name" "expected exit status 1, got $got: $(tail -n 1 err)"
+    grep -q 'interrupted' err || fail "$name" "expected a sentence, got: $(tail -n 1 err)"
+    echo "ok $name"
+}
+
+need_model() { # FILE
+    [ -r "$1" ] || fail "model" "$1 is not there ('make models' fetches it)"
+}
+
+npy() { python3 "$source_dir/tests/app/npy.py" "$@"; }
