@@ -25,9 +25,6 @@ target_sources(test_seeds PRIVATE ${fuzz_targets})
 
 # Tests that drive the command as its users do.
 file(GLOB command_tests CONFIGURE_DEPENDS tests/app/*.sh)
-if(NOT TARGET fovea)
-    set(command_tests)
-endif()
 foreach(script ${command_tests})
     get_filename_component(name ${script} NAME_WE)
     add_test(NAME ${name} COMMAND bash ${script} $<TARGET_FILE:fovea> ${PROJECT_SOURCE_DIR})

@@ -1,0 +1,68 @@
+# fovea list, show, help: what the tables say, and wrong command lines.
+. "$(dirname "$(realpath "$0")")/common.bash"
+
+expect version 0 '' "$fovea" --version
+grep -q '^fovea [0-9]*\.[0-9]*\.[0-9]*$' out || fail version "$(cat out)"
+expect list 0 '' "$fovea" list
+grep -q '^sinkwin ' out || fail list_names_mechanisms "$(cat out)"
+expect list_json 0 '' "$fovea" list --json
+holds list_fields 'all(set(r) == {"name", "kind", "title", "sheet", "family", "traits"} for r in j)'
+holds list_kinds '{r["kind"] for r in j} == {"mechanism", "model"}'
+holds list_has 'all(n in [r["name"] for r in j] for n in ["dense", "sinkwin", "power", "lightning2", "hedgehog", "llama", "gemma3"])'
+holds list_once 'len({r["name"] for r in j}) == len(j)'
+expect list_one_kind 0 '' "$fovea" list mechanism --json
+holds list_one_kind_only 'j and all(r["kind"] == "mechanism" and r["traits"] for r in j)'
+names=$(python3 -c 'import json; print(*[r["name"] for r in json.load(open("out"))])')
+expect list_models 0 '' "$fovea" list models --json
+holds list_models_only 'j and all(r["kind"] == "model" for r in j)'
+
+for name in $names llama; do
+    expect "show_$name" 0 '' "$fovea" show "$name" --json
+    holds "show_${name}_fields" '{"options", "params", "formula", "cost", "paper", "name", "kind", "title", "sheet", "family", "traits"} == set(j)'
+    holds "show_${name}_options" 'all({"name", "type", "default", "min", "max", "help"} <= set(o) and o["help"] for o in j["options"])'
+    holds "show_${name}_params" 'all(set(p) == {"name", "shape", "help"} for p in j["params"])'
+    expect "show_${name}_text" 0 '' "$fovea" show "$name"
+done
+expect show_sinkwin 0 '' "$fovea" show sinkwin --json
+holds defaults '{o["name"]: str(o["default"]) for o in j["options"]} == {"sink": "4", "window": "1024", "block": "1"}'
+
+expect no_verb 2 '' sh -c "$fovea 2> e; s=\$?; grep -q usage e || exit 9; echo 'fovea: usage shown' >&2; exit \$s"
+expect unknown_verb 2 "did you mean 'compare'" "$fovea" compar
+for verb in inspect serve train apply; do
+    expect "no_$verb" 2 'no verb of this version' "$fovea" $verb
+done
+expect half_a_verb 2 'ppl or needle' "$fovea" eval
+expect unknown_name 2 "did you mean 'sinkwin'" "$fovea" show sinkwn
+expect no_name 2 'NAME' "$fovea" show
+expect unknown_kind 2 'mechanism or model' "$fovea" list policies
+expect too_many 2 'not expected' "$fovea" show dense power
+expect full_disk 1 'cannot be written' sh -c "exec $fovea list > /dev/full"
+sh -c "$fovea help --man; echo \$? > status" | head -c 1 > /dev/null
+echo ok closed_pipe_is_no_signal
+
+for verb in run compare "eval ppl" "eval needle" attend list show tokenize bench; do
+    expect "help ${verb}" 0 '' "$fovea" help $verb
+    cp out first
+    expect "${verb} --help" 0 '' "$fovea" $verb --help
+    cmp -s out first || fail "help of $verb" "two ways, two texts"
+done
+expect help_family 0 '' "$fovea" eval --help
+grep -q -- '--depths' out && grep -q -- '--chunks' out || fail help_family "$(cat out)"
+expect man 0 '' "$fovea" help --man
+grep -q '^.TH FOVEA 1' out || fail man "$(head -n 1 out)"
+for flag in attention with depths threads; do # every verb's flags are in the page, with their dashes escaped
+    grep -q -- "\\\\-\\\\-$flag" out || fail man_flags "--$flag is not in the man page"
+done
+expect bash_completion 0 '' "$fovea" help --bash
+bash -n out || fail bash_completion "does not parse"
+complete_with() { # WORDS...: what bash would offer for the last of them
+    bash -c '. ./completion; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _fovea; echo "${COMPREPLY[@]}"' _ "$@"
+}
+cp out completion
+[ "$(complete_with fovea comp)" = compare ] || fail completes_verbs "$(complete_with fovea comp)"
+[ "$(complete_with fovea run --attent)" = --attention ] || fail completes_flags "$(complete_with fovea run --attent)"
+[ "$(complete_with fovea attend -a sinkw)" = sinkwin ] || fail completes_names "$(complete_with fovea attend -a sinkw)"
+[ "$(complete_with fovea eval '')" = 'ppl needle' ] || fail completes_families "$(complete_with fovea eval '')"
+echo ok bash_completes
+expect zsh_completion 0 '' "$fovea" help --zsh
+head -n 1 out | grep -q '^#compdef fovea' || fail zsh_completion "$(head -n 1 out)"
