@@ -25,6 +25,21 @@ typedef void fv_dot_fn(int m, int64_t k, const float *x, int64_t x_row, const fl
 /* out[i] = element `from` + i of a row; `from` and `count` are whole blocks. */
 typedef void fv_load_fn(const void *row, int64_t from, int64_t count, float *out);
 
+/* One token of a recurrence over state [keys, width], width a multiple of tile_columns: the state decays by
+ * decay[d * decay_step] (NULL: 1) and value_decay[c] (NULL: 1), takes in beta k (v - [delta] state^T k)^T, and is read:
+ * o = state^T q. */
+struct fv_scan_step {
+    int64_t keys, width;
+    float *state;
+    const float *q, *k, *v; /* v, o: [width] */
+    float *o;
+    const float *decay;
+    int64_t decay_step;
+    const float *value_decay;
+    float beta;
+    bool delta;
+};
+
 struct fv_kernels {
     const char *name; /* of the backend: "cpu-avx512" */
     int width;        /* floats in a vector */
@@ -51,10 +66,12 @@ struct fv_kernels {
     float (*exp)(int64_t n, const float *x, float scale, float shift, float *out); /* exp(scale x - shift), its sum */
     /* turns pairs (x[c], x[half + c]) */
     void (*rotate)(int64_t half, const float *x, const float *cosine, const float *sine, float *out);
+    void (*rotate_pairs)(int64_t half, const float *x, const float *cosine, const float *sine, float *out);
     /* s [rows, FV_KEY_TILE] becomes exp(s - maximum), 0 where bits[r % tokens] hides a key; maximum, total [rows] and o
      * [rows, o_row] (o_row a multiple of width) are brought up to date. */
     void (*online_softmax)(int rows, int tokens, const uint64_t *bits, float *s, float *maximum, float *total, float *o,
                            int64_t o_row);
+    void (*scan_step)(const struct fv_scan_step *step);
 };
 
 extern const struct fv_kernels fv_kernels_c, fv_kernels_avx2, fv_kernels_avx512;

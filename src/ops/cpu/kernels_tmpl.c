@@ -7,6 +7,7 @@
 #include "ops/cpu/blocks_tmpl.c"
 #include "ops/cpu/math_tmpl.c"
 #include "ops/cpu/attend_tmpl.c"
+#include "ops/cpu/scan_tmpl.c"
 
 const struct fv_kernels KERNELS = {
     .name = KERNELS_NAME,
@@ -29,5 +30,7 @@ const struct fv_kernels KERNELS = {
     .largest = largest_row,
     .exp = exp_row,
     .rotate = rotate_row,
+    .rotate_pairs = rotate_pairs_row,
     .online_softmax = online_softmax,
+    .scan_step = scan_step,
 };

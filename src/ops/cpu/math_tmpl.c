@@ -166,6 +166,16 @@ static float exp_row(int64_t n, const float *x, float scale, float shift, float 
     return sum(s);
 }
 
+/* The same for pairs (x[2c], x[2c + 1]). */
+static void rotate_pairs_row(int64_t half, const float *x, const float *cosine, const float *sine, float *out)
+{
+    for (int64_t c = 0; c < half; c++) {
+        float a = x[2 * c], b = x[2 * c + 1];
+        out[2 * c] = a * cosine[c] - b * sine[c];
+        out[2 * c + 1] = a * sine[c] + b * cosine[c];
+    }
+}
+
 /* Turns pairs (x[c], x[c + half]) by the angles of cosine and sine; reads a pair before it writes it. */
 static void rotate_row(int64_t half, const float *x, const float *cosine, const float *sine, float *out)
 {

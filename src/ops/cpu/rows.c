@@ -210,7 +210,7 @@ static void rope_item(void *user, int64_t index, int thread)
             for (int64_t h = 0; h < r->x.dims[1]; h++) {
                 const float *x = fv_at(&r->x, b, h, token, 0);
                 float *out = fv_at(&r->out, b, h, token, 0);
-                job->kernels->rotate(half, x, cosine, sine, out);
+                (r->interleaved ? job->kernels->rotate_pairs : job->kernels->rotate)(half, x, cosine, sine, out);
                 if (out != x && d > r->rotary)
                     memmove(out + r->rotary, x + r->rotary, (size_t)(d - r->rotary) * sizeof *out);
             }
@@ -222,7 +222,7 @@ fv_status fv_cpu_rope(fv_ctx *ctx, const fv_rope_args *args)
     struct rope_job job = {.kernels = fv_kernels_of(ctx), .rope = args};
     int64_t half = args->rotary / 2;
 
-    if (!rows_of_f32(&args->x) || !rows_of_f32(&args->out) || args->interleaved || half > ROPE_HALF)
+    if (!rows_of_f32(&args->x) || !rows_of_f32(&args->out) || half > ROPE_HALF)
         return fv_backend_ref.rope(ctx, args);
     for (int64_t c = 0; c < half; c++)
         job.frequency[c] = fv_present(&args->frequency)

@@ -42,12 +42,12 @@ INLINE void tile_of(const int rows, multiply_add_fn *step, int64_t k, const floa
         }
 }
 
-/* a packed: the rows of a step lie side by side; or a row of FV_KEY_TILE steps each, as attention's weights do: both
- * strides are then constants to the compiler.  Any other layout goes through plain strides. */
+/* a packed: the rows of a step lie side by side; or a row of FV_KEY_TILE steps each, as attention's weights do: the
+ * strides between rows are then constants to the compiler.  Any other layout goes through plain strides. */
 #define TILE_CASE(n, step)                                                                                             \
     case n:                                                                                                            \
-        if (a_row == 1 && a_step == n)                                                                                 \
-            tile_of(n, step, k, a, 1, n, b, b_row, c, c_row, add);                                                     \
+        if (a_row == 1)                                                                                                \
+            tile_of(n, step, k, a, 1, a_step, b, b_row, c, c_row, add);                                                \
         else if (a_row == FV_KEY_TILE && a_step == 1)                                                                  \
             tile_of(n, step, k, a, FV_KEY_TILE, 1, b, b_row, c, c_row, add);                                           \
         else                                                                                                           \
