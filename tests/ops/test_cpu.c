@@ -298,6 +298,11 @@ static void check_rows(fv_ctx *ctx)
     r.out = expected;
     assert_ok(fv_backend_ref.rope(ctx, &r));
     test_close("rope", &got, doubles_of(ctx, &expected), 1e-6);
+    r.interleaved = r.inverse = true;
+    assert_ok(fv_backend_ref.rope(ctx, &r));
+    r.out = got;
+    assert_ok(ctx->backend->rope(ctx, &r));
+    test_close("interleaved rope", &got, doubles_of(ctx, &expected), 1e-6);
     for (int kind = 0; kind < 3; kind++) {
         fv_pool_args p = {.kind = (fv_pool_kind)kind, .x = x, .block = 3, .stride = 2};
         fv_tensor pooled, plain;
@@ -431,6 +436,84 @@ static void attention_agrees_with_its_definition(void **state)
     each_isa(check_attend);
 }
 
+/* ---- scan ------------------------------------------------------------------------------------------------------ */
+
+struct scan_case {
+    int64_t B, H, Hkv, N, D, Dv;
+    fv_decay decay;
+    bool delta, normalise, beta, state;
+};
+
+static fv_tensor negative(fv_ctx *ctx, double scale, int rank, const int64_t *dims)
+{
+    fv_tensor t = test_random(ctx, scale, rank, dims);
+
+    for (int64_t i = 0; i < fv_tensor_count(&t); i++)
+        ((float *)t.data)[i] = -fabsf(((float *)t.data)[i]);
+    return t;
+}
+
+static void check_scan_case(fv_ctx *ctx, const struct scan_case *c)
+{
+    fv_mark mark = fv_scratch_mark(ctx);
+    fv_scan_args a = {.decay = c->decay, .delta = c->delta, .normalise = c->normalise, .epsilon = 0.5f, .floor = 0.25f};
+    double scale = 1 / sqrt((double)c->D);
+    fv_tensor o[2], state[2], z[2];
+
+    a.q = test_random(ctx, 1, FV_DIMS(c->B, c->H, c->N, c->D));
+    a.k = test_random(ctx, scale, FV_DIMS(c->B, c->Hkv, c->N, c->D));
+    a.v = test_random(ctx, 1, FV_DIMS(c->B, c->Hkv, c->N, c->Dv));
+    if (c->normalise) { /* positive features, as a normaliser needs */
+        for (int64_t i = 0; i < fv_tensor_count(&a.q); i++)
+            ((float *)a.q.data)[i] = fabsf(((float *)a.q.data)[i]);
+        for (int64_t i = 0; i < fv_tensor_count(&a.k); i++)
+            ((float *)a.k.data)[i] = fabsf(((float *)a.k.data)[i]);
+    }
+    if (c->decay == FV_DECAY_PER_HEAD) a.log_decay = negative(ctx, 0.3, FV_DIMS(c->H));
+    if (c->decay == FV_DECAY_PER_TOKEN) a.log_decay = negative(ctx, 3, FV_DIMS(c->B, c->H, c->N));
+    if (c->decay == FV_DECAY_PER_KEY) a.log_decay = negative(ctx, 1, FV_DIMS(c->B, c->H, c->N, c->D));
+    if (c->decay == FV_DECAY_PER_VALUE) a.log_decay = negative(ctx, 1, FV_DIMS(c->B, c->H, c->N, c->Dv));
+    if (c->decay == FV_DECAY_PER_TOKEN) ((float *)a.log_decay.data)[c->N / 2] = -INFINITY;
+    if (c->beta) a.beta = test_random(ctx, 0.3, FV_DIMS(c->B, c->H, c->N));
+    if (c->state) a.state_in = test_random(ctx, 1, FV_DIMS(c->B, c->H, c->D, c->Dv));
+    if (c->state && c->normalise) a.z_in = test_random(ctx, 0.1, FV_DIMS(c->B, c->H, c->D));
+    for (int n = 0; n < 2; n++) {
+        assert_ok(fv_tensor_new(ctx, &o[n], FV_F32, FV_DIMS(c->B, c->H, c->N, c->Dv)));
+        assert_ok(fv_tensor_new(ctx, &state[n], FV_F32, FV_DIMS(c->B, c->H, c->D, c->Dv)));
+        assert_ok(fv_tensor_new(ctx, &z[n], FV_F32, FV_DIMS(c->B, c->H, c->D)));
+        a.o = o[n];
+        a.state_out = state[n];
+        if (c->normalise) a.z_out = z[n];
+        assert_ok(n == 0 ? ctx->backend->scan(ctx, &a) : fv_backend_ref.scan(ctx, &a));
+    }
+    /* sums of up to N D terms of size about 1, divided by at least 1/4 */
+    test_close("scan: o", &o[0], doubles_of(ctx, &o[1]), 1e-4);
+    test_close("scan: state", &state[0], doubles_of(ctx, &state[1]), 1e-4);
+    if (c->normalise) test_close("scan: z", &z[0], doubles_of(ctx, &z[1]), 1e-4);
+    fv_scratch_release(ctx, mark);
+}
+
+static void check_scan(fv_ctx *ctx)
+{
+    static const int64_t lengths[] = {1, 7, 64, 65, 150};
+
+    for (int n = 0; n < 5; n++)
+        for (int decay = 0; decay < 5; decay++)
+            for (int kind = 0; kind < 3; kind++) {
+                if (kind == 1 && decay == FV_DECAY_PER_VALUE) continue; /* no normaliser there */
+                check_scan_case(ctx, &(struct scan_case){.B = 2, .H = 4, .Hkv = 2, .N = lengths[n], .D = 24 + 8 * n,
+                                                         .Dv = 40 - 8 * n, .decay = (fv_decay)decay,
+                                                         .normalise = kind == 1, .delta = kind == 2,
+                                                         .beta = kind == 2 || n & 1, .state = n != 2});
+            }
+}
+
+static void recurrences_agree_with_the_reference(void **state)
+{
+    (void)state;
+    each_isa(check_scan);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -440,6 +523,7 @@ int main(void)
         cmocka_unit_test(exp_is_within_two_ulp),
         cmocka_unit_test(rows_agree_with_the_reference),
         cmocka_unit_test(attention_agrees_with_its_definition),
+        cmocka_unit_test(recurrences_agree_with_the_reference),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
