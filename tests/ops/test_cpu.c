@@ -383,6 +383,23 @@ static void check_attend_row(fv_ctx *ctx, const struct attend_case *c, const fv_
     }
 }
 
+/* Against the reference backend, which central differences check; sums of up to M (or N H/Hkv) terms of size about 1 */
+static void check_attend_gradients(fv_ctx *ctx, const fv_attend_args *a)
+{
+    fv_tensor d_q[2], d_k[2], d_v[2], d_o = test_random(ctx, 1, 4, a->o.dims), d_lse = test_random(ctx, 1, 3, a->lse.dims);
+
+    for (int n = 0; n < 2; n++) {
+        assert_ok(fv_tensor_zeros(ctx, &d_q[n], FV_F32, 4, a->q.dims));
+        assert_ok(fv_tensor_zeros(ctx, &d_k[n], FV_F32, 4, a->k.dims));
+        assert_ok(fv_tensor_zeros(ctx, &d_v[n], FV_F32, 4, a->v.dims));
+        fv_attend_grads grads = {.d_o = d_o, .d_lse = d_lse, .d_q = d_q[n], .d_k = d_k[n], .d_v = d_v[n]};
+        assert_ok(n ? fv_backend_ref.attend_backward(ctx, a, &grads) : ctx->backend->attend_backward(ctx, a, &grads));
+    }
+    test_close("attend: d_q", &d_q[0], doubles_of(ctx, &d_q[1]), 1e-4);
+    test_close("attend: d_k", &d_k[0], doubles_of(ctx, &d_k[1]), 1e-4);
+    test_close("attend: d_v", &d_v[0], doubles_of(ctx, &d_v[1]), 1e-4);
+}
+
 static void check_attend_case(fv_ctx *ctx, const struct attend_case *c)
 {
     fv_mark mark = fv_scratch_mark(ctx);
@@ -403,6 +420,7 @@ static void check_attend_case(fv_ctx *ctx, const struct attend_case *c)
         for (int64_t h = 0; h < c->H; h++)
             for (int64_t i = 0; i < c->N; i += 1 + i % 3)
                 check_attend_row(ctx, c, &a, b, h, i);
+    check_attend_gradients(ctx, &a);
     fv_scratch_release(ctx, mark);
 }
 

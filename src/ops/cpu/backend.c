@@ -22,6 +22,7 @@ static void fill(void)
         *table = fv_backend_ref;
         table->name = kernels[isa] ? kernels[isa]->name : fv_kernels_c.name;
         table->gemm = fv_cpu_gemm;
+        table->attend_backward = fv_cpu_attend_backward;
         table->scan = fv_cpu_scan;
         table->map = fv_cpu_map;
         table->attend = fv_cpu_attend;

@@ -8,6 +8,7 @@ fv_status fv_cpu_gemm(fv_ctx *ctx, const fv_gemm_args *args);
 
 fv_status fv_cpu_attend(fv_ctx *ctx, const fv_attend_args *args);
 fv_status fv_cpu_scan(fv_ctx *ctx, const fv_scan_args *args);
+fv_status fv_cpu_attend_backward(fv_ctx *ctx, const fv_attend_args *args, const fv_attend_grads *grads);
 fv_status fv_cpu_map(fv_ctx *ctx, const fv_map_args *args);
 fv_status fv_cpu_norm(fv_ctx *ctx, const fv_norm_args *args);
 fv_status fv_cpu_rope(fv_ctx *ctx, const fv_rope_args *args);
