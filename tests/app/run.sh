@@ -58,7 +58,7 @@ expect no_prompt 2 'nothing to read' sh -c "exec $call < /dev/null"
 expect unknown_attention 2 "did you mean 'sinkwin'" $call -p a --attention sinkwn
 expect unknown_option 2 "did you mean 'window'" $call -p a --attention sinkwin:windo=3
 expect bad_layers 2 'outside 0 to 29' $call -p a --attention '0-30/dense'
-expect never_causal 2 '' $call -p a --attention gna:grid=4x4,window=2x2
+expect never_causal 2 '' $call -p a --attention bra:grid=4x4
 expect no_cache 2 'none is registered' $call -p a --cache snapkv
 expect no_steer 2 'none is registered' $call -p a --steer pasta
 expect bad_precision 2 'auto or f32' $call -p a --precision f64

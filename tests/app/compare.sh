@@ -1,0 +1,109 @@
+# fovea compare: the procedure, its JSON, the table and the report.
+. "$(dirname "$(realpath "$0")")/common.bash"
+need_model "$smollm"
+call="$fovea compare -m $smollm"
+cat > '<b>doc & co.txt' << 'TEXT'
+Mr. Grimaud keeps seventeen bees in a glass house behind the railway station. Every morning he counts them twice, once
+from the left and once from the right, and writes both numbers into a red book. On Sundays he reads from the book to the
+bees, who do not listen. His sister, who lives in Tampere, believes that he keeps pigeons. <script>alert(1)</script>
+TEXT
+doc='<b>doc & co.txt'
+question='How many bees does he keep? <i>'
+
+expect compare 0 '' $call -f "$doc" -p "$question" --with sinkwin:sink=2,window=16 --with 'attention=0-3/dense;rest/power:block=8' \
+    --with dense -n 8 --score 16 --json --report r.html
+holds fields 'set(j) == {"model", "document_tokens", "scored_tokens", "runs"}'
+holds run_fields 'all(set(r) == {"spec", "prefill_tokens_per_second", "decode_tokens_per_second", "kv_bytes", "density", "kl", "top1", "perplexity", "answer", "tokens"} for r in j["runs"])'
+holds dense_is_first '[r["spec"] for r in j["runs"]] == ["dense", "sinkwin:sink=2,window=16", "attention=0-3/dense;rest/power:block=8", "dense"]'
+holds scored 'j["scored_tokens"] == 16 and 80 < j["document_tokens"] < 160'
+holds dense_is_dense 'j["runs"][0]["kl"] == 0 and j["runs"][0]["top1"] == 1 and abs(j["runs"][0]["density"] - 1) < 1e-9'
+holds same_set_up_same_numbers 'all(j["runs"][3][f] == j["runs"][0][f] for f in ["kl", "top1", "perplexity", "answer", "tokens", "kv_bytes", "density"])'
+holds others_differ 'all(0 < r["kl"] < 10 and 0 <= r["top1"] <= 1 and r["perplexity"] > 1 and 0 < r["density"] < 1 for r in j["runs"][1:3])'
+holds speeds 'all(r["prefill_tokens_per_second"] > 0 and r["decode_tokens_per_second"] > 0 for r in j["runs"])'
+holds answers 'all(len(r["tokens"]) <= 8 for r in j["runs"])'
+cp out compare.json
+
+# the answer of dense is what run gives for the same prompt
+expect run 0 '' "$fovea" run -m "$smollm" -f "$doc" -p "$question" -n 8 --json
+holds answer_is_runs 'j["tokens"] == json.load(open("compare.json"))["runs"][0]["tokens"]'
+
+# perplexity and distance are what the logits of run give
+cat > check.py << 'PYTHON'
+import json, math, struct, sys
+def rows(path):
+    data = open(path, "rb").read()
+    size = struct.unpack("<H", data[8:10])[0]
+    body, vocabulary = data[10 + size:], 49152
+    return [struct.unpack_from(f"<{vocabulary}f", body, 4 * vocabulary * r) for r in range(len(body) // 4 // vocabulary)]
+def log_softmax(row):
+    top = max(row)
+    total = top + math.log(sum(math.exp(x - top) for x in row))
+    return [x - total for x in row]
+compared = json.load(open("compare.json"))
+T, S = compared["document_tokens"], compared["scored_tokens"]
+dense, window = rows("dense.npy"), rows("window.npy")
+kl = top1 = 0
+for t in range(T - S, T):
+    p, q = log_softmax(dense[t]), log_softmax(window[t])
+    kl += sum(math.exp(a) * (a - b) for a, b in zip(p, q)) / S
+    top1 += (max(range(len(p)), key=p.__getitem__) == max(range(len(q)), key=q.__getitem__)) / S
+got = compared["runs"][1]
+assert abs(got["kl"] - kl) < 0.02 * kl + 1e-3, f"KL: expected {kl}, got {got['kl']}"
+assert abs(got["top1"] - top1) < 0.07, f"top-1: expected {top1}, got {got['top1']}"
+PYTHON
+expect dense_logits 0 '' "$fovea" run -m "$smollm" -f "$doc" -p "$question" -n 0 --logits dense.npy --json
+expect window_logits 0 '' "$fovea" run -m "$smollm" -f "$doc" -p "$question" -n 0 --logits window.npy --attention sinkwin:sink=2,window=16 --json
+python3 check.py > why 2>&1 || fail figures_agree_with_logits "$(tail -n 1 why)"
+echo ok figures_agree_with_logits
+
+# ---- the report ----
+python3 - << 'PYTHON' > why 2>&1 || fail report "$(tail -n 1 why)"
+import html.parser, re
+text = open("r.html", encoding="utf-8").read()
+assert text.startswith("<!doctype html>") and text.rstrip().endswith("</html>")
+assert not re.search(r"(src|href)\s*=\s*[\"'](?!data:)", text), "asks for something outside"
+assert not re.search(r"url\(|@import|https?://", text), "names something outside"
+assert "<script" not in text and "<b>doc" not in text and "<i>" not in text, "text of others is not escaped"
+assert "&lt;b&gt;doc &amp; co.txt" in text and "&lt;i&gt;" in text
+assert text.count("<svg") == 7 and text.count("data:image/png;base64,") == 4 and "prefers-color-scheme" in text
+class Balance(html.parser.HTMLParser):
+    stack = []
+    def handle_starttag(self, tag, attrs):
+        if tag not in ("meta", "img", "rect", "br"): self.stack.append(tag)
+    def handle_startendtag(self, tag, attrs): pass
+    def handle_endtag(self, tag): assert self.stack.pop() == tag, tag
+parser = Balance()
+parser.feed(text)
+assert not parser.stack, parser.stack
+PYTHON
+echo ok report
+
+# ---- the table ----
+expect table 0 'report: t.html' $call -f "$doc" -p "$question" --with lightning2 -n 2 --score 8 --report t.html
+grep -q '^SET-UP  *READ  *WRITE  *MEMORY  *DENSITY  *KL  *TOP-1  *PPL' out && grep -q '^lightning2 .*x)' out || fail table "$(cat out)"
+grep -q 'keeps a state' t.html || fail report_of_a_state "it does not say so"
+expect short 0 'the last' $call -f "$doc" --with sinkwin:window=8 -n 1 --score 100000 --json
+holds short_scores_what_there_is 'j["scored_tokens"] == j["document_tokens"] - 1'
+
+# ---- refusals ----
+expect no_with 2 'with is missing' $call -f "$doc"
+expect no_document 2 'no document' $call --with dense
+expect unknown_setup 2 "did you mean 'sinkwin'" $call -f "$doc" --with sinkwn
+expect late_setup_is_checked_first 2 'windo' $call -f "$doc" --with sinkwin:window=8 --with sinkwin:windo=8
+[ ! -s out ] || fail late_setup_is_checked_first "$(cat out)"
+expect cache 2 'none is registered' $call -f "$doc" --with 'cache=h2o:budget=64'
+expect steer 2 'none is registered' $call -f "$doc" --with 'dense steer=x'
+expect two_attentions 2 'two attentions' $call -f "$doc" --with 'dense attention=dense'
+expect empty_with 2 'expected a SPEC' $call -f "$doc" --with ''
+expect bad_score 2 'score' $call -f "$doc" --with dense --score 0
+: > empty
+expect empty_document 1 'is empty' $call -f empty --with dense
+printf a > one
+expect no_file 1 'cannot be opened' $call -f none --with dense
+python3 -c 'print("a word or two " * 4000)' > long
+expect past_context 1 'bytes of the text fit' $call -f long --with dense
+expect report_folder 1 'cannot be created' $call -f "$doc" --with dense -n 1 --score 2 --report none/r.html
+TMPDIR=/nowhere expect no_scratch 1 'TMPDIR' $call -f "$doc" --with dense
+head -c 20000 /usr/share/common-licenses/GPL-3 > big 2> /dev/null || head -c 11000 "$source_dir/LICENSE" > big
+interrupt ctrl_c 1.5 $call -f big --with dense --device ref --report half.html
+absent ctrl_c_leaves_nothing half.html

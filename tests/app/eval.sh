@@ -1,0 +1,46 @@
+# fovea eval: perplexity against known figures, needles, refusals.
+. "$(dirname "$(realpath "$0")")/common.bash"
+need_model "$smollm"
+need_model "$gemma"
+gpl=/usr/share/common-licenses/GPL-3
+
+if [ -r "$gpl" ]; then
+    # llama.cpp on the same weights in f32: 17.1202 and 14.4418; held to half a percent on the fast path
+    expect smollm 0 '' "$fovea" eval ppl -m "$smollm" -f "$gpl" --ctx 2048 --json
+    holds fields 'set(j) == {"perplexity", "stderr", "chunks", "tokens"}'
+    holds smollm_perplexity 'abs(j["perplexity"] / 17.1202 - 1) < 0.005 and j["chunks"] == 3 and j["tokens"] == 3069 and 0.8 < j["stderr"] < 0.95'
+    expect gemma 0 '' "$fovea" eval ppl -m "$gemma" -f "$gpl" --ctx 2048 --json
+    holds gemma_perplexity 'abs(j["perplexity"] / 14.4418 - 1) < 0.005 and j["chunks"] == 3'
+    expect chunks 0 '' "$fovea" eval ppl -m "$smollm" -f "$gpl" --ctx 256 --chunks 2 --json --precision f32
+    holds chunks_of_f32 'j["chunks"] == 2 and j["tokens"] == 2 * 127'
+    cp out f32.json
+    expect chunks_fast 0 '' "$fovea" eval ppl -m "$smollm" -f "$gpl" --ctx 256 --chunks 2 --json
+    holds fast_is_near_f32 'abs(j["perplexity"] / json.load(open("f32.json"))["perplexity"] - 1) < 0.01'
+    expect window 0 '' "$fovea" eval ppl -m "$smollm" -f "$gpl" --ctx 256 --chunks 2 --json --attention sinkwin:window=16
+    holds window_costs 'j["perplexity"] > json.load(open("f32.json"))["perplexity"]'
+    text=$gpl
+else
+    text=$source_dir/LICENSE
+fi
+
+expect needle 0 '' "$fovea" eval needle -m "$smollm" -f "$text" --lengths 256,512 --depths 0,100 --json
+holds needle_fields 'set(j) == {"rows", "mean"} and all({"length", "depth", "score", "answer"} <= set(r) for r in j["rows"])'
+holds needle_rows '[(r["length"], r["depth"]) for r in j["rows"]] == [(256, 0), (256, 100), (512, 0), (512, 100)]'
+holds needle_lengths 'all(0.85 * r["length"] <= r["prompt_tokens"] <= r["length"] for r in j["rows"])'
+holds needle_mean 'abs(j["mean"] - sum(r["score"] for r in j["rows"]) / 4) < 1e-9 and j["mean"] >= 0.5'
+expect needles 0 '' "$fovea" eval needle -m "$smollm" -f "$text" --lengths 384 --depths 50 --needles 3 --seed 4
+grep -q '^length 384, depth 50 %' out || fail needles "$(cat out)"
+
+expect which 2 'ppl or needle' "$fovea" eval
+expect no_text 2 'f is missing' "$fovea" eval ppl -m "$smollm"
+expect past_context 2 'expected at most 8192' "$fovea" eval ppl -m "$smollm" -f "$text" --ctx 10000
+expect past_context_needle 2 'expected at most' "$fovea" eval needle -m "$smollm" -f "$text" --lengths 9000
+expect bad_depth 2 'expected 0 to 100' "$fovea" eval needle -m "$smollm" -f "$text" --lengths 512 --depths 101
+expect bad_lengths 2 'whole numbers' "$fovea" eval needle -m "$smollm" -f "$text" --lengths 512,x
+expect cache 2 'none is registered' "$fovea" eval ppl -m "$smollm" -f "$text" --cache h2o
+printf 'Too short.' > short
+expect short 1 'less than one chunk' "$fovea" eval ppl -m "$smollm" -f short
+: > empty
+expect empty 1 'is empty' "$fovea" eval ppl -m "$smollm" -f empty
+expect too_short_a_prompt 1 'too few' "$fovea" eval needle -m "$smollm" -f "$text" --lengths 64 --needles 8
+interrupt ctrl_c 1.5 "$fovea" eval ppl -m "$smollm" -f "$text" --ctx 2048 --device ref
