@@ -109,7 +109,7 @@ static fv_status check_param(const fv_mechanism *mechanism, const fv_call *call,
                              const fv_param *param, const fv_tensor *t)
 {
     const char *text = param->shape;
-    fv_tensor expected = {.rank = shape_rank(text)};
+    fv_tensor expected = {.data = t->data, .rank = shape_rank(text)}; /* with data its shape prints */
     bool fits = true;
 
     if (t->dtype != FV_F32)
@@ -212,8 +212,8 @@ static fv_status check_operands(const char *owner, const fv_attention_args *args
 static fv_status check_outputs(const char *owner, const fv_attention_args *args)
 {
     const int64_t *q = args->q.dims;
-    const fv_tensor o = {.rank = 4, .dims = {q[0], q[1], q[2], args->v.dims[3]}};
-    const fv_tensor lse = {.rank = 3, .dims = {q[0], q[1], q[2]}};
+    const fv_tensor o = {.data = args->o.data, .rank = 4, .dims = {q[0], q[1], q[2], args->v.dims[3]}};
+    const fv_tensor lse = {.data = args->lse.data, .rank = 3, .dims = {q[0], q[1], q[2]}};
 
     FV_TRY(check_operand(owner, "o", &args->o, 4, false));
     if (!fv_tensor_same_shape(&args->o, &o))
