@@ -56,20 +56,25 @@ static float part_at(const fv_merge_args *a, int64_t b, int64_t h, struct term t
     return fv_ref_f32(&a->o_part[t.part], b, h, t.row)[d * a->o_part[t.part].strides[3]];
 }
 
+enum { CHANNELS = 128 }; /* summed together, so that a weight is computed once for them */
+
 static void merge_row(const fv_merge_args *a, int64_t b, int64_t h, int64_t i)
 {
     int64_t r = (b * a->o.dims[1] + h) * a->o.dims[2] + i;
     double lse = fv_present(&a->weight[0]) ? 0 : total(a, b, h, r);
     float *o = fv_ref_f32(&a->o, b, h, i);
 
-    for (int64_t d = 0; d < a->o.dims[3]; d++) {
-        double sum = 0;
+    for (int64_t from = 0; from < a->o.dims[3]; from += CHANNELS) {
+        int64_t to = fv_min(from + CHANNELS, a->o.dims[3]);
+        double sum[CHANNELS] = {0};
         for (int64_t n = 0; n < terms_of(a, r); n++) {
             struct term t = term_at(a, r, n);
             double weight = weight_of(a, b, h, t, lse);
-            if (weight != 0) sum += weight * part_at(a, b, h, t, d);
+            for (int64_t d = from; d < to && weight != 0; d++)
+                sum[d - from] += weight * part_at(a, b, h, t, d);
         }
-        o[d * a->o.strides[3]] = (float)sum;
+        for (int64_t d = from; d < to; d++)
+            o[d * a->o.strides[3]] = (float)sum[d - from];
     }
     if (fv_present(&a->lse)) *fv_ref_f32(&a->lse, b, h, i) = (float)lse;
 }
