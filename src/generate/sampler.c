@@ -191,11 +191,27 @@ static int32_t choose(fv_sampler *s, struct candidate *all, int64_t first)
     return draw(s, all, count);
 }
 
+/* The best logit that is a number, the lower id of equals. */
+static int32_t best_of(const float *logits, int64_t count)
+{
+    int64_t best = 0;
+
+    for (int64_t i = 1; i < count; i++)
+        if (logits[i] > logits[best] || (isnan(logits[best]) && !isnan(logits[i]))) best = i;
+    return (int32_t)best;
+}
+
 int32_t fv_sampler_pick(fv_sampler *s, const float *logits)
 {
+    bool penalty = s->options.repeat_penalty != 0 && s->options.repeat_penalty != 1;
     struct candidate *all = s->candidates;
     int64_t first = 0;
 
+    if (s->options.temperature == 0 && !penalty) {
+        int32_t best = best_of(logits, s->vocabulary);
+        fv_sampler_accept(s, best);
+        return best;
+    }
     for (int64_t i = 0; i < s->vocabulary; i++)
         all[i] = (struct candidate){(int32_t)i, isnan(logits[i]) ? -INFINITY : logits[i], 0};
     penalise(s);

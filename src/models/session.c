@@ -206,12 +206,15 @@ static fv_status feed_chunk(fv_session *session, const int32_t *ids, int64_t at,
                             const struct wanted *wanted)
 {
     int64_t from = fv_max(total - wanted->rows - at, 0); /* first row of the chunk whose logits are wanted */
+    double pairs = session->pairs, dense_pairs = session->dense_pairs;
     fv_status status;
     fv_tensor x, rows;
 
     status = fv_forward_chunk(session, ids + at, count, &x);
-    if (status != FV_OK) {
+    if (status != FV_OK) { /* rows past the length are of no account */
         session->broken = session->recurrent;
+        session->pairs = pairs;
+        session->dense_pairs = dense_pairs;
         return status;
     }
     session->length += count;
@@ -236,7 +239,7 @@ static fv_status feed(fv_session *session, const int32_t *ids, int64_t count, co
         status = fv_ctx_check(ctx);
         if (status == FV_OK) status = feed_chunk(session, ids, at, fv_min(session->chunk, count - at), count, wanted);
         fv_scratch_release(ctx, mark);
-        fv_ctx_report(ctx, "tokens", (double)fv_min(at + session->chunk, count) / (double)count);
+        if (count > 1) fv_ctx_report(ctx, "tokens", (double)fv_min(at + session->chunk, count) / (double)count);
     }
     ctx->precision = before;
     return status;

@@ -11,11 +11,12 @@
 
 enum { TOKENS = 40 };
 
-/* Of the largest logit: f32 sums of 256 terms are off by 1e-7 * sqrt(256) of their size, and the layers pass that on.
- */
-static const double tolerance = 2e-5;
-/* A key or value that is rounded to its other f16 neighbour is off by 2^-11 of itself; few are. */
-static const double tolerance_f16 = 2e-4;
+/* Of the largest logit: f32 sums of 256 terms are off by 1e-7 * sqrt(256) of their size, which a few layers pass on,
+ * and in blocks with a minimum scale * q and the minimum are several times as large as the weight that is their
+ * difference. */
+static const double tolerance = 7e-5;
+/* A key or value that is rounded to its other f16 neighbour is off by 2^-11 of itself. */
+static const double tolerance_f16 = 1e-3;
 
 static fv_status open_tiny(const tiny_model *m, fv_model **model)
 {

@@ -22,6 +22,7 @@ static void greedy_takes_the_best_and_ties_go_down(void **state)
     for (int i = 0; i < 3; i++)
         assert_int_equal(fv_sampler_pick(s, logits), 1);
     assert_int_equal(fv_sampler_pick(t, none), 0);
+    assert_int_equal(fv_sampler_pick(s, (const float[5]){(float)NAN, -INFINITY, -3, -3, (float)NAN}), 2);
     assert_int_equal(fv_sampler_pick(t, infinite), 1);
     fv_sampler_free(s);
     fv_sampler_free(t);

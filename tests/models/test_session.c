@@ -107,10 +107,11 @@ static void any_pieces_give_the_same_numbers(void **state)
 
     begin(&f, (tiny_model){.architecture = "gemma3"});
     for (size_t s = 0; s < sizeof specs / sizeof *specs; s++) {
-        /* a choice between two blocks that score alike may turn on the rounding of one f16 row: f32 rows there */
-        bool chooses = specs[s] && (strncmp(specs[s], "moba", 4) == 0 || strncmp(specs[s], "nsa", 3) == 0);
+        /* A sum in another order may round a cached row to its other f16 neighbour, off by 2^-11 of itself, and a
+         * choice between blocks that score alike may turn on that: f32 rows but for the first two. */
+        bool exact = s >= 2;
         fv_session *session =
-            session_of(&f, (fv_session_options){.attention = specs[s], .chunk = TOKENS, .cache_f32 = chooses});
+            session_of(&f, (fv_session_options){.attention = specs[s], .chunk = TOKENS, .cache_f32 = exact});
         feed_all(&f, session, TOKENS, whole);
         fv_session_clear(session);
         assert_int_equal(fv_session_length(session), 0);
@@ -119,11 +120,10 @@ static void any_pieces_give_the_same_numbers(void **state)
         fv_session_free(session);
         for (size_t w = 0; w < sizeof ways / sizeof *ways; w++) {
             session =
-                session_of(&f, (fv_session_options){.attention = specs[s], .chunk = ways[w][1], .cache_f32 = chooses});
+                session_of(&f, (fv_session_options){.attention = specs[s], .chunk = ways[w][1], .cache_f32 = exact});
             feed_all(&f, session, ways[w][0], got);
             double d = distance(whole, got, TOKENS * VOCABULARY);
-            /* a sum in another order may round a cached row to its other f16 neighbour: 2^-11 of a key */
-            if (!(d <= 2e-4))
+            if (!(d <= (exact ? rounding : 1e-3)))
                 fail_msg("%s in pieces of %d, chunks of %d: differs by %g", specs[s] ? specs[s] : "(own)",
                          (int)ways[w][0], (int)ways[w][1], d);
             fv_session_free(session);
