@@ -1,7 +1,7 @@
 #include "attention/choice.h"
 
 /* Bytes of partial results held at once when the loops are turned round. */
-#define PART_BYTES ((int64_t)32 << 20)
+#define PART_BYTES ((int64_t)8 << 20)
 
 fv_status fv_choice_new(fv_ctx *ctx, const fv_call *call, int64_t chosen, fv_choice *choice)
 {

@@ -85,6 +85,7 @@ const conformance_case conformance_cases[] = {
      16, false, "compress_position=1x8x16 gate=1x2x50x3", false},
     {"nsa:compress_block=8,compress_stride=4,block=4,top=4,init=1,local=1,schedule=fsa,window=6", 2, 2, 1, 40, 40, 16,
      16, false, "compress_k=1x128x16", false},
+    {"nsa:compress_block=2,compress_stride=1,block=2,top=6,window=9", 2, 8, 2, 120, 120, 16, 16, false, NULL, false},
     {"nsa", 1, 2, 1, 20, 20, 16, 16, false, NULL, false},
     {"nsa", 1, 1, 1, 1, 1, 64, 64, false, NULL, false},
 
@@ -100,6 +101,7 @@ const conformance_case conformance_cases[] = {
     {"moba:block=5,top=1", 1, 2, 1, 23, 23, 16, 16, false, NULL, false},
     {"moba:block=4,top=4", 1, 2, 1, 37, 50, 32, 32, true, NULL, false},
     {"moba:block=4,top=100", 1, 2, 2, 33, 33, 16, 16, false, NULL, false},
+    {"moba:block=1,top=100", 2, 8, 4, 120, 120, 16, 16, false, NULL, false},
     {"moba", 1, 2, 1, 21, 21, 64, 64, false, NULL, false},
     {"moba:block=4,top=2", 1, 2, 1, 20, 13, 16, 16, false, NULL, false},
     {NULL, 0, 0, 0, 0, 0, 0, 0, false, NULL, false},

@@ -7,7 +7,7 @@ struct moba {
 };
 
 /* Gate scores held at once. */
-#define SCORES ((int64_t)4 << 20)
+#define SCORES ((int64_t)1 << 17)
 
 static const fv_option options[] = {
     FV_INT(struct moba, block, 512, 1, INT32_MAX, "tokens in a block"),

@@ -14,7 +14,7 @@ enum { SCHEDULE_AUTO, SCHEDULE_NSA, SCHEDULE_FSA };
 enum { COMPRESS_K, COMPRESS_V, COMPRESS_POSITION, GATE };
 
 /* Weights of compressed keys held at once, and the widest group the turned schedule is for. */
-#define WEIGHTS ((int64_t)4 << 20)
+#define WEIGHTS ((int64_t)1 << 17)
 enum { FSA_GROUP = 8 };
 
 static const char *const compressions[] = {"linear", "mean", NULL};
@@ -177,7 +177,9 @@ static fv_status prepare(fv_ctx *ctx, const fv_call *call, struct operands *p)
  * shares one, is a sum over windows of `overlap` columns followed by a sum over `strides` of those. */
 struct stretch {
     int64_t overlap, strides, blocks, pad, width;
+    bool by_product;   /* the weights come with attention, which knows what is hidden from a query */
     fv_tensor weights; /* [B,H,n,width] */
+    fv_tensor lse;     /* [B,H,n] */
 };
 
 static fv_status new_stretch(fv_ctx *ctx, const fv_call *call, int64_t *step, struct stretch *s)
@@ -189,8 +191,30 @@ static fv_status new_stretch(fv_ctx *ctx, const fv_call *call, int64_t *step, st
     s->blocks = fv_ceil_div(call->keys, o->block);
     s->pad = s->overlap - 1;
     s->width = s->blocks * s->strides + s->pad;
+    s->by_product = o->compress_block - o->compress_stride > (o->local - 1) * o->block || call->scale == 0 ||
+                    call->softcap > 0 || call->gain != 0;
     *step = fv_clamp(WEIGHTS / (call->batch * call->query_heads * s->width), 16, call->queries);
+    FV_TRY(fv_tensor_zeros(ctx, &s->lse, FV_F32, FV_DIMS(call->batch, call->query_heads, call->queries)));
     return fv_tensor_zeros(ctx, &s->weights, FV_F32, FV_DIMS(call->batch, call->query_heads, *step, s->width));
+}
+
+/* Weights exp(scale q.k - lse) in one product, if blocks before the local ones share with no key that is hidden from
+ * the query: what stands in the columns of hidden keys is then never read. */
+static fv_status multiply(fv_ctx *ctx, const fv_call *call, const struct operands *p, const fv_attend_args *attend,
+                          const fv_tensor *weights)
+{
+    int64_t Hkv = call->key_heads, C = p->compressed;
+    fv_tensor k = fv_reshaped(&p->compressed_k, FV_DIMS(call->batch, Hkv, 1, C, call->head_dim));
+    fv_tensor lse =
+        fv_view(&attend->lse, FV_DIMS(call->batch, call->query_heads, attend->lse.dims[2], 1),
+                (const int64_t[]){attend->lse.strides[0], attend->lse.strides[1], attend->lse.strides[2], 0}, 0);
+
+    FV_TRY(fv_gemm(ctx, &(fv_gemm_args){.a = fv_grouped(&attend->q, Hkv),
+                                        .b = fv_transposed(&k),
+                                        .c = fv_grouped(weights, Hkv),
+                                        .alpha = call->scale}));
+    FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_SUB, .x = *weights, .y = lse, .out = *weights}));
+    return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_EXP, .x = *weights, .out = *weights});
 }
 
 /* Weights of a stretch, summed over the group and over what each block shares: the block scores, and the choice. */
@@ -217,13 +241,17 @@ static fv_status choose(fv_ctx *ctx, const fv_call *call, const struct stretch *
     return fv_choose(ctx, call, choice, from, &scores);
 }
 
-static fv_status choose_unrecorded(fv_ctx *ctx, const fv_call *call, const struct stretch *s, int64_t from,
-                                   int64_t count, fv_choice *choice)
+static fv_status choose_unrecorded(fv_ctx *ctx, const fv_call *call, const struct operands *p, const struct stretch *s,
+                                   const fv_attend_args *attend, int64_t from, fv_choice *choice)
 {
+    int64_t count = attend->q.dims[2];
     bool recording = fv_tape_pause(ctx);
     fv_mark mark = fv_scratch_mark(ctx);
-    fv_status status = choose(ctx, call, s, from, count, choice);
+    fv_tensor rows = fv_slice(&s->weights, 2, 0, count), weights = fv_slice(&rows, 3, s->pad, p->compressed);
+    fv_status status = FV_OK;
 
+    if (!s->by_product && p->compressed > 0) status = multiply(ctx, call, p, attend, &weights);
+    if (status == FV_OK) status = choose(ctx, call, s, from, count, choice);
     fv_scratch_release(ctx, mark);
     fv_tape_resume(ctx, recording);
     return status;
@@ -249,12 +277,13 @@ static fv_status attend_compressed(fv_ctx *ctx, const fv_call *call, const struc
                                  .o = fv_slice(o_out, 2, from, count),
                                  .plan = &plan,
                                  .logits = fv_call_logits(call)};
-        if (choice->index.dims[3] > 0) {
+        attend.lse = fv_slice(&s.lse, 2, from, count);
+        if (choice->index.dims[3] > 0 && s.by_product) {
             attend.weights = fv_slice(&s.weights, 2, 0, count);
             attend.weights = fv_slice(&attend.weights, 3, s.pad, p->compressed);
         }
         if (p->compressed > 0) FV_TRY(fv_attend(ctx, &attend));
-        if (choice->index.dims[3] > 0) FV_TRY(choose_unrecorded(ctx, call, &s, from, count, choice));
+        if (choice->index.dims[3] > 0) FV_TRY(choose_unrecorded(ctx, call, p, &s, &attend, from, choice));
     }
     return FV_OK;
 }
