@@ -349,6 +349,41 @@ static void interrupts_leave_whole_chunks(void **state)
     end(&f);
 }
 
+/* Memory that fails in a chunk: rows are simply written again, a recurrent state must be cleared first. */
+static void failed_chunks_can_be_fed_again(void **state)
+{
+    static float whole[VOCABULARY], got[VOCABULARY];
+    struct fixture f;
+    (void)state;
+
+    begin(&f, (tiny_model){.architecture = "llama", .hidden = 4096}); /* more than a context's first scratch memory */
+    for (int kind = 0; kind < 2; kind++) {
+        fv_session_options options = {.attention = kind ? "1/lightning2" : NULL, .precision = FV_PRECISION_F32};
+        fv_ctx *fresh = test_ctx("cpu", 1);
+        fv_session *session = session_of(&f, options);
+        fv_session_stats stats;
+        assert_ok(fv_session_feed(session, f.ids, TOKENS, whole, 1));
+        fv_session_free(session);
+        assert_ok(fv_session_new(fresh, f.model, &options, &session));
+        test_alloc_fail(1);
+        fv_status status = fv_session_feed(session, f.ids, TOKENS, got, 1);
+        test_alloc_fail(0);
+        assert_int_equal(status, FV_E_MEMORY);
+        assert_int_equal(fv_session_length(session), 0);
+        fv_session_measure(session, &stats);
+        assert_true(stats.pairs == 0 && stats.dense_pairs == 0);
+        if (kind == 1) {
+            assert_fails(fv_session_feed(session, f.ids, TOKENS, got, 1), FV_E_ARGUMENT, "clear the session");
+            fv_session_clear(session);
+        }
+        assert_ok(fv_session_feed(session, f.ids, TOKENS, got, 1));
+        assert_true(distance(whole, got, VOCABULARY) <= rounding);
+        fv_session_free(session);
+        fv_ctx_free(fresh);
+    }
+    end(&f);
+}
+
 /* ---- generation ------------------------------------------------------------------------------------------------- */
 
 /* A model that says its vocabulary in order: token i is followed by i + 1, the last one by 2, the end. */
@@ -519,15 +554,11 @@ static void interrupted_answers_leave_nothing_behind(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(any_pieces_give_the_same_numbers),
-        cmocka_unit_test(logits_come_of_the_rows_asked_for),
-        cmocka_unit_test(bare_specs_leave_windows_alone),
-        cmocka_unit_test(bad_plans_are_refused),
-        cmocka_unit_test(bytes_and_pairs_are_counted),
-        cmocka_unit_test(what_does_not_fit_is_refused),
-        cmocka_unit_test(interrupts_leave_whole_chunks),
-        cmocka_unit_test(answers_end_where_they_should),
-        cmocka_unit_test(interrupted_answers_leave_nothing_behind),
+        cmocka_unit_test(any_pieces_give_the_same_numbers), cmocka_unit_test(logits_come_of_the_rows_asked_for),
+        cmocka_unit_test(bare_specs_leave_windows_alone),   cmocka_unit_test(bad_plans_are_refused),
+        cmocka_unit_test(bytes_and_pairs_are_counted),      cmocka_unit_test(what_does_not_fit_is_refused),
+        cmocka_unit_test(interrupts_leave_whole_chunks),    cmocka_unit_test(failed_chunks_can_be_fed_again),
+        cmocka_unit_test(answers_end_where_they_should),    cmocka_unit_test(interrupted_answers_leave_nothing_behind),
     };
     return cmocka_run_group_tests_name("session", tests, NULL, NULL);
 }
