@@ -50,8 +50,8 @@ static const struct {
     fv_dtype dtype;
     int scale[2];
 } types[] = {
-    {FV_Q4_0, {0, 0}}, {FV_Q4_1, {0, 2}},   {FV_Q5_0, {0, 0}},     {FV_Q5_1, {0, 2}},
-    {FV_Q8_0, {0, 0}}, {FV_Q2_K, {80, 82}}, {FV_Q3_K, {108, 108}}, {FV_Q4_K, {0, 2}},
+    {FV_Q4_0, {0, 0}}, {FV_Q4_1, {0, 2}},     {FV_Q5_0, {0, 0}},     {FV_Q5_1, {0, 2}},
+    {FV_Q8_0, {0, 0}}, {FV_Q2_K, {80, 82}},   {FV_Q3_K, {108, 108}}, {FV_Q4_K, {0, 2}},
     {FV_Q5_K, {0, 2}}, {FV_Q6_K, {208, 208}}, {FV_IQ4_NL, {0, 0}},
 };
 enum { TYPES = sizeof types / sizeof *types };
@@ -141,8 +141,11 @@ static void check_product(fv_ctx *ctx, const struct gemm_case *g)
     fv_tensor b = g->b_rows ? random_rows(ctx, g->b, g->k, g->n) : random_rows(ctx, g->b, g->n, g->k);
     fv_tensor c = test_random(ctx, 1, FV_DIMS(g->m, g->n)), bias = test_random(ctx, 1, FV_DIMS(g->n)), old = c;
     float *af = f32_of(ctx, &a), *bf = f32_of(ctx, &b);
-    fv_gemm_args args = {.a = g->a_transposed ? fv_transposed(&a) : a, .b = g->b_rows ? b : fv_transposed(&b),
-                         .c = c, .alpha = g->alpha, .beta = g->beta};
+    fv_gemm_args args = {.a = g->a_transposed ? fv_transposed(&a) : a,
+                         .b = g->b_rows ? b : fv_transposed(&b),
+                         .c = c,
+                         .alpha = g->alpha,
+                         .beta = g->beta};
 
     if (g->bias) args.bias = bias;
     assert_ok(fv_tensor_new(ctx, &old, FV_F32, 2, c.dims));
@@ -172,22 +175,31 @@ static void check_product(fv_ctx *ctx, const struct gemm_case *g)
 
 static void check_gemm(fv_ctx *ctx)
 {
-    static const int64_t shapes[][3] = {{1, 1, 1},   {1, 67, 33},  {2, 33, 64},  {3, 130, 17}, {4, 31, 100}, {5, 1, 3},
-                                        {14, 32, 5}, {15, 33, 65}, {29, 70, 40}, {64, 129, 96}, {7, 5, 1100}, {100, 40, 0}};
+    static const int64_t shapes[][3] = {{1, 1, 1},    {1, 67, 33},   {2, 33, 64},  {3, 130, 17},
+                                        {4, 31, 100}, {5, 1, 3},     {14, 32, 5},  {15, 33, 65},
+                                        {29, 70, 40}, {64, 129, 96}, {7, 5, 1100}, {100, 40, 0}};
     static const fv_dtype plain[] = {FV_F32, FV_F16, FV_BF16};
 
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
         for (int layout = 0; layout < 4; layout++)
             for (int t = 0; t < 3; t++)
-                check_product(ctx, &(struct gemm_case){.m = shapes[s][0], .n = shapes[s][1], .k = shapes[s][2],
-                                                       .a = plain[(t + (int)s) % 3], .b = plain[t],
-                                                       .a_transposed = layout & 1, .b_rows = layout & 2,
-                                                       .alpha = t == 1 ? 0.5f : 0, .beta = layout == 2 ? -0.25f : 0,
+                check_product(ctx, &(struct gemm_case){.m = shapes[s][0],
+                                                       .n = shapes[s][1],
+                                                       .k = shapes[s][2],
+                                                       .a = plain[(t + (int)s) % 3],
+                                                       .b = plain[t],
+                                                       .a_transposed = layout & 1,
+                                                       .b_rows = layout & 2,
+                                                       .alpha = t == 1 ? 0.5f : 0,
+                                                       .beta = layout == 2 ? -0.25f : 0,
                                                        .bias = (layout + t) & 1});
     for (int n = 0; n < TYPES; n++)
         for (int64_t m = 1; m <= 9; m++)
-            check_product(ctx, &(struct gemm_case){.m = m, .n = 37, .k = 3 * fv_dtype_block(types[n].dtype) * (1 + n % 2),
-                                                   .b = types[n].dtype, .bias = m == 2});
+            check_product(ctx, &(struct gemm_case){.m = m,
+                                                   .n = 37,
+                                                   .k = 3 * fv_dtype_block(types[n].dtype) * (1 + n % 2),
+                                                   .b = types[n].dtype,
+                                                   .bias = m == 2});
 }
 
 static void products_agree_with_double_loops(void **state)
@@ -259,9 +271,9 @@ static double *doubles_of(fv_ctx *ctx, const fv_tensor *t)
 /* out of the CPU backend against that of the reference backend. */
 static void check_rows(fv_ctx *ctx)
 {
-    static const fv_map ops[] = {FV_MAP_COPY, FV_MAP_ADD, FV_MAP_SUB, FV_MAP_MUL, FV_MAP_DIV, FV_MAP_MAX, FV_MAP_EXP,
-                                 FV_MAP_LOG, FV_MAP_SQRT, FV_MAP_TANH, FV_MAP_SIGMOID, FV_MAP_SILU, FV_MAP_GELU,
-                                 FV_MAP_GELU_TANH, FV_MAP_RELU, FV_MAP_ELU1, FV_MAP_SOFTCAP};
+    static const fv_map ops[] = {FV_MAP_COPY, FV_MAP_ADD,       FV_MAP_SUB,  FV_MAP_MUL,  FV_MAP_DIV,     FV_MAP_MAX,
+                                 FV_MAP_EXP,  FV_MAP_LOG,       FV_MAP_SQRT, FV_MAP_TANH, FV_MAP_SIGMOID, FV_MAP_SILU,
+                                 FV_MAP_GELU, FV_MAP_GELU_TANH, FV_MAP_RELU, FV_MAP_ELU1, FV_MAP_SOFTCAP};
     fv_mark mark = fv_scratch_mark(ctx);
     fv_tensor x = test_random(ctx, 3, FV_DIMS(3, 5, 7, 34)), y = test_random(ctx, 1, FV_DIMS(5, 1, 34));
     fv_tensor column = test_random(ctx, 1, FV_DIMS(5, 7, 1)), got, expected;
@@ -386,7 +398,8 @@ static void check_attend_row(fv_ctx *ctx, const struct attend_case *c, const fv_
 /* Against the reference backend, which central differences check; sums of up to M (or N H/Hkv) terms of size about 1 */
 static void check_attend_gradients(fv_ctx *ctx, const fv_attend_args *a)
 {
-    fv_tensor d_q[2], d_k[2], d_v[2], d_o = test_random(ctx, 1, 4, a->o.dims), d_lse = test_random(ctx, 1, 3, a->lse.dims);
+    fv_tensor d_q[2], d_k[2], d_v[2], d_o = test_random(ctx, 1, 4, a->o.dims),
+                                      d_lse = test_random(ctx, 1, 3, a->lse.dims);
 
     for (int n = 0; n < 2; n++) {
         assert_ok(fv_tensor_zeros(ctx, &d_q[n], FV_F32, 4, a->q.dims));
@@ -430,15 +443,36 @@ static void check_attend(fv_ctx *ctx)
     static const int64_t row_start[] = {0, 3, 3, 8};
     static const int32_t entry[] = {0, 2, 9, 1, 3, 4, 5, 11}, tile[] = {0, 1, 0, 0, 2, 0, 0, 1};
     static const uint64_t tiles[] = {0x123456789abcdef, 0xf0f0f0f00f0f0f0f, 1, 0x8000000000000001};
-    fv_lists lists = {.query_block = 16, .key_block = 8, .groups = 3, .key_blocks = 12, .heads = 1,
-                      .row_start = row_start, .entry = entry, .tile = tile, .tiles = tiles, .tile_words = 2};
+    fv_lists lists = {.query_block = 16,
+                      .key_block = 8,
+                      .groups = 3,
+                      .key_blocks = 12,
+                      .heads = 1,
+                      .row_start = row_start,
+                      .entry = entry,
+                      .tile = tile,
+                      .tiles = tiles,
+                      .tile_words = 2};
     struct attend_case cases[] = {
         {1, 3, 1, 100, 100, 64, 64, FV_F32, FV_F32, {.causal = true}, 0, 0, false, false},
         {2, 4, 2, 33, 70, 40, 24, FV_F32, FV_F32, {0}, 0, 0, false, true},
         {1, 4, 4, 1, 1500, 64, 64, FV_F32, FV_F32, {.causal = true, .offset = 1499}, 0, 0, false, false},
         {1, 9, 3, 1, 1300, 64, 64, FV_F16, FV_F16, {.causal = true, .offset = 1250}, 0, 0, false, true},
         {1, 2, 1, 130, 700, 17, 33, FV_BF16, FV_F16, {.causal = true, .offset = 570}, 0, 0, true, false},
-        {1, 2, 2, 90, 90, 32, 32, FV_F32, FV_F32, {.causal = true, .window = {.sink = 4, .window = 10}}, 0, 0, false, false},
+        {1,
+         2,
+         2,
+         90,
+         90,
+         32,
+         32,
+         FV_F32,
+         FV_F32,
+         {.causal = true, .window = {.sink = 4, .window = 10}},
+         0,
+         0,
+         false,
+         false},
         {1, 2, 1, 5, 75, 16, 16, FV_F32, FV_F32, {.key_from = from, .key_to = to}, 5, 0.5f, true, false},
         {1, 2, 1, 41, 90, 16, 16, FV_F32, FV_F32, {.lists = lists}, 0, 0, false, false},
         {1, 2, 1, 41, 90, 16, 16, FV_F16, FV_F32, {.causal = true, .offset = 30, .lists = lists}, 0, 0, false, true},
@@ -519,10 +553,17 @@ static void check_scan(fv_ctx *ctx)
         for (int decay = 0; decay < 5; decay++)
             for (int kind = 0; kind < 3; kind++) {
                 if (kind == 1 && decay == FV_DECAY_PER_VALUE) continue; /* no normaliser there */
-                check_scan_case(ctx, &(struct scan_case){.B = 2, .H = 4, .Hkv = 2, .N = lengths[n], .D = 24 + 8 * n,
-                                                         .Dv = 40 - 8 * n, .decay = (fv_decay)decay,
-                                                         .normalise = kind == 1, .delta = kind == 2,
-                                                         .beta = kind == 2 || n & 1, .state = n != 2});
+                check_scan_case(ctx, &(struct scan_case){.B = 2,
+                                                         .H = 4,
+                                                         .Hkv = 2,
+                                                         .N = lengths[n],
+                                                         .D = 24 + 8 * n,
+                                                         .Dv = 40 - 8 * n,
+                                                         .decay = (fv_decay)decay,
+                                                         .normalise = kind == 1,
+                                                         .delta = kind == 2,
+                                                         .beta = kind == 2 || n & 1,
+                                                         .state = n != 2});
             }
 }
 

@@ -10,14 +10,14 @@
 
 struct memory {
     fv_tiles tiles;
-    float *q, *d_q;            /* [rows, key_width] */
-    float *o_panels;           /* d_o for the micro-kernel */
-    float *d_o;                /* [rows, value_width] */
-    float *values, *keys;      /* staging [FV_KEY_TILE, value_width], [.., key_width] */
-    float *transposed;         /* v [Dv, FV_KEY_TILE] */
-    float *d_p;                /* [rows, FV_KEY_TILE]: d_o v^T, then d_s */
-    float *d_rows;             /* [FV_KEY_TILE, wider]: of k or v */
-    float *delta, *lse;        /* [rows] */
+    float *q, *d_q;       /* [rows, key_width] */
+    float *o_panels;      /* d_o for the micro-kernel */
+    float *d_o;           /* [rows, value_width] */
+    float *values, *keys; /* staging [FV_KEY_TILE, value_width], [.., key_width] */
+    float *transposed;    /* v [Dv, FV_KEY_TILE] */
+    float *d_p;           /* [rows, FV_KEY_TILE]: d_o v^T, then d_s */
+    float *d_rows;        /* [FV_KEY_TILE, wider]: of k or v */
+    float *delta, *lse;   /* [rows] */
 };
 
 struct backward {

@@ -5,7 +5,8 @@ INLINE vi seen_lanes(uint64_t bits, int from)
 {
     vi lane;
 
-    UNROLL for (int i = 0; i < W; i++)
+    UNROLL
+    for (int i = 0; i < W; i++)
         lane[i] = i;
     return -((splat_i((int32_t)(bits >> from)) >> lane) & 1);
 }
@@ -24,11 +25,13 @@ static void online_softmax(int rows, int tokens, const uint64_t *bits, float *s,
         float top;
 
         if (!seen) {
-            UNROLL for (int n = 0; n < N; n++)
+            UNROLL
+            for (int n = 0; n < N; n++)
                 store(s + n * W, splat(0));
             continue;
         }
-        UNROLL for (int n = 0; n < N; n++) {
+        UNROLL
+        for (int n = 0; n < N; n++) {
             x[n] = load(s + n * W);
             if (seen != UINT64_MAX) x[n] = choose(seen_lanes(seen, n * W), x[n], splat(-INFINITY));
             high = vmax(x[n], high);
@@ -42,7 +45,8 @@ static void online_softmax(int rows, int tokens, const uint64_t *bits, float *s,
                 store(o + d, load(o + d) * splat(factor));
         }
         top = maximum[r] == -INFINITY ? 0 : maximum[r];
-        UNROLL for (int n = 0; n < N; n++) {
+        UNROLL
+        for (int n = 0; n < N; n++) {
             x[n] = vexp(x[n] - splat(top));
             store(s + n * W, x[n]);
             added += x[n];

@@ -67,7 +67,8 @@ INLINE void signed_scales(const uint8_t *block, struct scales *s)
 /* 16 bytes: low nibbles are the first half of the group, high nibbles the second. */
 INLINE void nibbles(const uint8_t *p, vi q[VECTORS])
 {
-    UNROLL for (int v = 0; v < VECTORS / 2; v++) {
+    UNROLL
+    for (int v = 0; v < VECTORS / 2; v++) {
         vi byte = load_u8(p + v * W);
         q[v] = byte & 15;
         q[v + VECTORS / 2] = byte >> 4;
@@ -85,16 +86,19 @@ INLINE void fifth_bits(const uint8_t *p, vi q[VECTORS])
     q[1] = (vi)_mm512_mask_add_epi32((__m512i)q[1], (__mmask16)(bits >> 16), (__m512i)q[1], _mm512_set1_epi32(16));
 #else
     vi lane;
-    UNROLL for (int i = 0; i < W; i++)
+    UNROLL
+    for (int i = 0; i < W; i++)
         lane[i] = i;
-    UNROLL for (int v = 0; v < VECTORS; v++)
+    UNROLL
+    for (int v = 0; v < VECTORS; v++)
         q[v] |= ((splat_i((int32_t)(bits >> (v * W))) >> lane) & 1) << 4;
 #endif
 }
 
 INLINE void to_floats(const vi in[VECTORS], int bias, vf q[VECTORS])
 {
-    UNROLL for (int v = 0; v < VECTORS; v++)
+    UNROLL
+    for (int v = 0; v < VECTORS; v++)
         q[v] = to_float(in[v] - bias);
 }
 
@@ -139,7 +143,8 @@ INLINE void unpack_q5_1(const uint8_t *block, int part, vf q[VECTORS])
 INLINE void unpack_q8_0(const uint8_t *block, int part, vf q[VECTORS])
 {
     (void)part;
-    UNROLL for (int v = 0; v < VECTORS; v++)
+    UNROLL
+    for (int v = 0; v < VECTORS; v++)
         q[v] = to_float(load_i8((const int8_t *)block + 2 + v * W));
 }
 
@@ -153,19 +158,22 @@ INLINE void unpack_iq4_nl(const uint8_t *block, int part, vf q[VECTORS])
         list[i] = value[block[2 + i] & 15];
         list[i + GROUP / 2] = value[block[2 + i] >> 4];
     }
-    UNROLL for (int v = 0; v < VECTORS; v++)
+    UNROLL
+    for (int v = 0; v < VECTORS; v++)
         q[v] = to_float(load_i8(list + v * W));
 }
 
 INLINE void unpack_q4_k(const uint8_t *block, int part, vf q[VECTORS])
 {
-    UNROLL for (int v = 0; v < VECTORS; v++)
+    UNROLL
+    for (int v = 0; v < VECTORS; v++)
         q[v] = to_float(load_u8(block + 16 + part / 2 * 32 + v * W) >> (part & 1 ? 4 : 0) & 15);
 }
 
 INLINE void unpack_q5_k(const uint8_t *block, int part, vf q[VECTORS])
 {
-    UNROLL for (int v = 0; v < VECTORS; v++)
+    UNROLL
+    for (int v = 0; v < VECTORS; v++)
         q[v] = to_float((load_u8(block + 48 + part / 2 * 32 + v * W) >> (part & 1 ? 4 : 0) & 15) |
                         (load_u8(block + 16 + v * W) >> part & 1) << 4);
 }
@@ -175,9 +183,11 @@ INLINE void unpack_q6_k(const uint8_t *block, int part, vf q[VECTORS])
     int side = part / 4, quarter = part & 3;
     const uint8_t *low = block + side * 64 + (quarter & 1) * 32, *high = block + 128 + side * 32;
 
-    UNROLL for (int v = 0; v < VECTORS; v++)
-        q[v] = to_float(((load_u8(low + v * W) >> (quarter & 2 ? 4 : 0) & 15) |
-                         (load_u8(high + v * W) >> (2 * quarter) & 3) << 4) - 32);
+    UNROLL
+    for (int v = 0; v < VECTORS; v++)
+        q[v] = to_float(
+            ((load_u8(low + v * W) >> (quarter & 2 ? 4 : 0) & 15) | (load_u8(high + v * W) >> (2 * quarter) & 3) << 4) -
+            32);
 }
 
 INLINE void load_groups(scales_fn *read_scales, unpack_fn *unpack, const int bytes, const int parts, const bool low,
@@ -189,9 +199,11 @@ INLINE void load_groups(scales_fn *read_scales, unpack_fn *unpack, const int byt
 
     for (; count > 0; count -= parts * GROUP, block += bytes) {
         read_scales(block, &s);
-        UNROLL for (int part = 0; part < parts; part++) {
+        UNROLL
+        for (int part = 0; part < parts; part++) {
             unpack(block, part, q);
-            UNROLL for (int v = 0; v < VECTORS; v++) {
+            UNROLL
+            for (int v = 0; v < VECTORS; v++) {
                 vf value = q[v] * splat(s.scale[2 * part + v * 2 / VECTORS]);
                 store(out, low ? value + splat(s.low[part]) : value);
                 out += W;
@@ -210,19 +222,27 @@ INLINE void dot_groups(scales_fn *read_scales, unpack_fn *unpack, const int byte
     float lows[2][FV_DOT_ROWS];
     struct scales scales[2];
 
-    UNROLL for (int r = 0; r < R; r++)
-        UNROLL for (int i = 0; i < M; i++)
+    UNROLL
+    for (int r = 0; r < R; r++) {
+        UNROLL
+        for (int i = 0; i < M; i++)
             s[r][i] = splat(lows[r][i] = 0);
+    }
     for (int64_t n = 0; n < k / (parts * GROUP); n++, x += parts * GROUP) {
-        UNROLL for (int r = 0; r < R; r++)
+        UNROLL
+        for (int r = 0; r < R; r++)
             read_scales(w + r * w_row_bytes + n * bytes, &scales[r]);
-        UNROLL for (int part = 0; part < parts; part++)
-            UNROLL for (int r = 0; r < R; r++) {
+        UNROLL
+        for (int part = 0; part < parts; part++) {
+            UNROLL
+            for (int r = 0; r < R; r++) {
                 __builtin_prefetch(w + ((n * parts + part) * R + r) * bytes / parts + AHEAD);
                 unpack(w + r * w_row_bytes + n * bytes, part, q);
-                UNROLL for (int i = 0; i < M; i++) {
+                UNROLL
+                for (int i = 0; i < M; i++) {
                     vf dot = splat(0);
-                    UNROLL for (int v = 0; v < VECTORS; v++) {
+                    UNROLL
+                    for (int v = 0; v < VECTORS; v++) {
                         vf xv = load(x + i * x_row + part * GROUP + v * W);
                         if (halves && v == VECTORS / 2) {
                             s[r][i] = dot * splat(scales[r].scale[2 * part]) + s[r][i];
@@ -235,21 +255,23 @@ INLINE void dot_groups(scales_fn *read_scales, unpack_fn *unpack, const int byte
                     if (low) lows[r][i] += scales[r].low[part] * x_sums[i * (k / GROUP) + n * parts + part];
                 }
             }
+        }
     }
-    UNROLL for (int r = 0; r < R; r++)
-        UNROLL for (int i = 0; i < M; i++)
+    UNROLL
+    for (int r = 0; r < R; r++) {
+        UNROLL
+        for (int i = 0; i < M; i++)
             out[i * out_row + r] = low ? sum(s[r][i]) + lows[r][i] : sum(s[r][i]);
+    }
 }
 
-#define DOT_M(scales, type, bytes, parts, low, halves, M)                                                              \
-    for (; rows >= 2; rows -= 2, w += 2 * w_row_bytes, out += 2)                                                       \
-        dot_groups(scales, unpack_##type, bytes, parts, low, halves, M, 2, k, x, x_row, x_sums, w, w_row_bytes, out,   \
-                   out_row);                                                                                           \
-    if (rows)                                                                                                          \
-        dot_groups(scales, unpack_##type, bytes, parts, low, halves, M, 1, k, x, x_row, x_sums, w, w_row_bytes, out,   \
-                   out_row);
+/* Rows of weights in pairs for one row of x; one by one for several, which share what was unpacked. */
+#define DOT_TYPE(scales, type, bytes, parts, low, halves, M, R)                                                        \
+    for (; rows >= R; rows -= R, w += R * w_row_bytes, out += R)                                                       \
+    dot_groups(scales, unpack_##type, bytes, parts, low, halves, M, R, k, x, x_row, x_sums, w, w_row_bytes, out,       \
+               out_row)
 #define BLOCK_TYPE(type, scales, bytes, parts, low, halves)                                                            \
-    static void row_##type(const void *row, int64_t from, int64_t count, float *out)                                  \
+    static void row_##type(const void *row, int64_t from, int64_t count, float *out)                                   \
     {                                                                                                                  \
         load_groups(scales, unpack_##type, bytes, parts, low, row, from, count, out);                                  \
     }                                                                                                                  \
@@ -257,12 +279,15 @@ INLINE void dot_groups(scales_fn *read_scales, unpack_fn *unpack, const int byte
                            int64_t w_row_bytes, int64_t rows, float *out, int64_t out_row)                             \
     {                                                                                                                  \
         const uint8_t *w = weights;                                                                                    \
-        switch (m) {                                                                                                   \
-        case 1: DOT_M(scales, type, bytes, parts, low, halves, 1) break;                                               \
-        case 2: DOT_M(scales, type, bytes, parts, low, halves, 2) break;                                               \
-        case 3: DOT_M(scales, type, bytes, parts, low, halves, 3) break;                                               \
-        default: DOT_M(scales, type, bytes, parts, low, halves, 4) break;                                              \
+        if (m == 3) {                                                                                                  \
+            dot_##type(1, k, x + 2 * x_row, x_row, x_sums ? x_sums + 2 * (k / GROUP) : NULL, weights, w_row_bytes,     \
+                       rows, out + 2 * out_row, out_row);                                                              \
+            m = 2;                                                                                                     \
         }                                                                                                              \
+        if (m == 4) DOT_TYPE(scales, type, bytes, parts, low, halves, 4, 1);                                           \
+        if (m == 2) DOT_TYPE(scales, type, bytes, parts, low, halves, 2, 1);                                           \
+        DOT_TYPE(scales, type, bytes, parts, low, halves, 1, 2);                                                       \
+        DOT_TYPE(scales, type, bytes, parts, low, halves, 1, 1);                                                       \
     }
 
 BLOCK_TYPE(q4_0, one_scale, 18, 1, false, false)
@@ -312,30 +337,37 @@ INLINE void dot_plain(read_fn *read, fv_dtype dtype, const int M, int64_t k, con
     float tail[FV_DOT_ROWS];
     int64_t p = 0;
 
-    UNROLL for (int i = 0; i < M; i++)
+    UNROLL
+    for (int i = 0; i < M; i++)
         s[i][0] = s[i][1] = s[i][2] = s[i][3] = splat(tail[i] = 0);
-    for (; p + 4 * W <= k; p += 4 * W)
-        UNROLL for (int u = 0; u < 4; u++) {
+    for (; p + 4 * W <= k; p += 4 * W) {
+        UNROLL
+        for (int u = 0; u < 4; u++) {
             vf weight = read(w, p + u * W);
-            UNROLL for (int i = 0; i < M; i++)
+            UNROLL
+            for (int i = 0; i < M; i++)
                 s[i][u] = weight * load(x + i * x_row + p + u * W) + s[i][u];
         }
+    }
     for (; p + W <= k; p += W) {
         vf weight = read(w, p);
-        UNROLL for (int i = 0; i < M; i++)
+        UNROLL
+        for (int i = 0; i < M; i++)
             s[i][0] = weight * load(x + i * x_row + p) + s[i][0];
     }
     for (; p < k; p++) {
         float weight = (float)fv_load(dtype, w, p);
-        UNROLL for (int i = 0; i < M; i++)
+        UNROLL
+        for (int i = 0; i < M; i++)
             tail[i] += weight * x[i * x_row + p];
     }
-    UNROLL for (int i = 0; i < M; i++)
+    UNROLL
+    for (int i = 0; i < M; i++)
         out[i * out_row] = sum((s[i][0] + s[i][1]) + (s[i][2] + s[i][3])) + tail[i];
 }
 
 #define PLAIN_TYPE(type, dtype)                                                                                        \
-    static void row_##type(const void *row, int64_t from, int64_t count, float *out)                                  \
+    static void row_##type(const void *row, int64_t from, int64_t count, float *out)                                   \
     {                                                                                                                  \
         load_plain(read_##type, dtype, row, from, count, out);                                                         \
     }                                                                                                                  \
@@ -358,9 +390,9 @@ PLAIN_TYPE(f16, FV_F16)
 PLAIN_TYPE(bf16, FV_BF16)
 
 static fv_load_fn *const load_table[FV_DTYPE_COUNT] = {
-    [FV_F32] = row_f32,   [FV_F16] = row_f16, [FV_BF16] = row_bf16, [FV_Q4_0] = row_q4_0,
-    [FV_Q4_1] = row_q4_1, [FV_Q5_0] = row_q5_0,   [FV_Q5_1] = row_q5_1,     [FV_Q8_0] = row_q8_0,
-    [FV_Q4_K] = row_q4_k, [FV_Q5_K] = row_q5_k,   [FV_Q6_K] = row_q6_k,     [FV_IQ4_NL] = row_iq4_nl,
+    [FV_F32] = row_f32,   [FV_F16] = row_f16,   [FV_BF16] = row_bf16, [FV_Q4_0] = row_q4_0,
+    [FV_Q4_1] = row_q4_1, [FV_Q5_0] = row_q5_0, [FV_Q5_1] = row_q5_1, [FV_Q8_0] = row_q8_0,
+    [FV_Q4_K] = row_q4_k, [FV_Q5_K] = row_q5_k, [FV_Q6_K] = row_q6_k, [FV_IQ4_NL] = row_iq4_nl,
 };
 
 static fv_dot_fn *const dot_table[FV_DTYPE_COUNT] = {

@@ -10,9 +10,9 @@
 #include "ops/cpu/kernels.h"
 
 enum {
-    DEPTH = 512,            /* of b at a time: a multiple of every block; a panel of it fits the first-level cache */
-    BLOCK_COLUMNS = 128,    /* of b at a time: 256 KiB with DEPTH, a share of the second-level cache */
-    SLAB_FLOATS = 4 << 20,  /* of packed a at a time */
+    DEPTH = 512,           /* of b at a time: a multiple of every block; a panel of it fits the first-level cache */
+    BLOCK_COLUMNS = 128,   /* of b at a time: 256 KiB with DEPTH, a share of the second-level cache */
+    SLAB_FLOATS = 4 << 20, /* of packed a at a time */
     PANEL_SPARE = FV_MAX_TILE_COLUMNS,
     DOT_ROWS_AT_ONCE = 128,
 };
@@ -106,8 +106,7 @@ static fv_status sum_groups(fv_ctx *ctx, struct product *p)
     FV_TRY(FV_SCRATCH(ctx, sums, p->products * p->m * groups));
     for (int64_t r = 0; r < p->products * p->m; r++)
         for (int64_t g = 0; g < groups; g++)
-            sums[r * groups + g] =
-                p->kernels->sum(32, p->x + r / p->m * p->x_product + r % p->m * p->x_row + g * 32);
+            sums[r * groups + g] = p->kernels->sum(32, p->x + r / p->m * p->x_product + r % p->m * p->x_row + g * 32);
     p->x_sums = sums;
     return FV_OK;
 }

@@ -13,7 +13,8 @@ enum {
 };
 
 /* c[rows x tile_columns] (+)= a b:  a(i, p) = a[i * a_row + p * a_step], b(p, j) = b[p * b_row + j]; 1 <= rows <=
- * tile_rows.  The sum of an element runs over p in ascending order, whatever `rows` is. */
+ * tile_rows; either a_row is 1 (packed), or a_row is FV_KEY_TILE and a_step 1 (weights of attention).  The sum of an
+ * element runs over p in ascending order, whatever `rows` is. */
 typedef void fv_tile_fn(int rows, int64_t k, const float *a, int64_t a_row, int64_t a_step, const float *b,
                         int64_t b_row, float *c, int64_t c_row, bool add);
 
@@ -45,7 +46,7 @@ struct fv_kernels {
     int width;        /* floats in a vector */
     int tile_rows, tile_columns;
     fv_tile_fn *tile;
-    /* The same over pairs of bf16 in the place of floats (k counts pairs); NULL if there is none. */
+    /* The same over pairs of bf16 in the place of floats (k counts pairs), packed only; NULL if there is none. */
     fv_tile_fn *tile_bf16;
     /* out[p * out_row + r] = in[r * in_row + p], r < rows <= width, p < count.  May write width - rows floats past a
      * row of out, so rows of out are written in ascending order and the buffer has FV_MAX_TILE_COLUMNS to spare. */

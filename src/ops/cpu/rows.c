@@ -30,8 +30,8 @@ struct map_job {
 static void map_rows(const struct map_job *job, int64_t row, int64_t from, int64_t count)
 {
     const fv_map_args *m = job->map;
-    const char *x = (const char *)m->x.data +
-                    (fv_lead_offset(&m->x, job->lead, row) + from) * (int64_t)fv_dtype_size(m->x.dtype);
+    const char *x =
+        (const char *)m->x.data + (fv_lead_offset(&m->x, job->lead, row) + from) * (int64_t)fv_dtype_size(m->x.dtype);
     char *out =
         (char *)m->out.data + (fv_lead_offset(&m->out, job->lead, row) + from) * (int64_t)fv_dtype_size(m->out.dtype);
     const float *y = NULL;
@@ -222,8 +222,7 @@ fv_status fv_cpu_rope(fv_ctx *ctx, const fv_rope_args *args)
     struct rope_job job = {.kernels = fv_kernels_of(ctx), .rope = args};
     int64_t half = args->rotary / 2;
 
-    if (!rows_of_f32(&args->x) || !rows_of_f32(&args->out) || half > ROPE_HALF)
-        return fv_backend_ref.rope(ctx, args);
+    if (!rows_of_f32(&args->x) || !rows_of_f32(&args->out) || half > ROPE_HALF) return fv_backend_ref.rope(ctx, args);
     for (int64_t c = 0; c < half; c++)
         job.frequency[c] = fv_present(&args->frequency)
                                ? ((const float *)args->frequency.data)[c * args->frequency.strides[0]]
@@ -249,8 +248,7 @@ static void pool_item(void *user, int64_t index, int thread)
     int64_t step = p->stride ? p->stride : p->block;
     int64_t from = p->start ? p->start[m] : m * step, to = p->start ? p->start[m + 1] : fv_min(from + p->block, n);
     const float *x = (const float *)p->x.data + fv_lead_offset(&p->x, lead, index / cells);
-    float *out =
-        (float *)p->out.data + fv_lead_offset(&p->out, lead, index / cells) + m * p->out.strides[lead];
+    float *out = (float *)p->out.data + fv_lead_offset(&p->out, lead, index / cells) + m * p->out.strides[lead];
 
     (void)thread;
     memset(out, 0, (size_t)c * sizeof *out);

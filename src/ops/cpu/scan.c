@@ -9,8 +9,8 @@
 
 enum {
     CHUNK = FV_KEY_TILE,
-    CHUNK_FROM = 8,      /* tokens from which a chunk pays */
-    LEAST_DECAY = -100,  /* exp of this is 0 in f32; below it differences would lose digits */
+    CHUNK_FROM = 8,     /* tokens from which a chunk pays */
+    LEAST_DECAY = -100, /* exp of this is 0 in f32; below it differences would lose digits */
 };
 
 struct memory {
@@ -75,8 +75,14 @@ static void write_output(const struct scan *s, int64_t b, int64_t h, int64_t t, 
 static void step(const struct scan *s, struct memory *m, int64_t b, int64_t h, int64_t kv, int64_t t)
 {
     const fv_scan_args *a = s->args;
-    struct fv_scan_step one = {.keys = s->D, .width = s->width, .state = m->state, .q = row_of(&a->q, b, h, t),
-                               .k = row_of(&a->k, b, kv, t), .v = m->v, .o = m->o, .beta = beta_of(a, b, h, t),
+    struct fv_scan_step one = {.keys = s->D,
+                               .width = s->width,
+                               .state = m->state,
+                               .q = row_of(&a->q, b, h, t),
+                               .k = row_of(&a->k, b, kv, t),
+                               .v = m->v,
+                               .o = m->o,
+                               .beta = beta_of(a, b, h, t),
                                .delta = a->delta};
 
     load_value(s, row_of(&a->v, b, kv, t), 1, m->v);

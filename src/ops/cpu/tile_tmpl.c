@@ -22,60 +22,83 @@ INLINE void tile_of(const int rows, multiply_add_fn *step, int64_t k, const floa
 {
     vf s[TILE_ROWS][TILE_VECTORS];
 
-    UNROLL for (int i = 0; i < rows; i++)
-        UNROLL for (int v = 0; v < TILE_VECTORS; v++)
+    UNROLL
+    for (int i = 0; i < rows; i++) {
+        UNROLL
+        for (int v = 0; v < TILE_VECTORS; v++)
             s[i][v] = splat(0);
+    }
     for (int64_t p = 0; p < k; p++, a += a_step, b += b_row) {
         vf column[TILE_VECTORS];
-        UNROLL for (int v = 0; v < TILE_VECTORS; v++)
+        UNROLL
+        for (int v = 0; v < TILE_VECTORS; v++)
             column[v] = load(b + v * W);
-        UNROLL for (int i = 0; i < rows; i++) {
+        UNROLL
+        for (int i = 0; i < rows; i++) {
             vf x = splat(a[i * a_row]);
-            UNROLL for (int v = 0; v < TILE_VECTORS; v++)
+            UNROLL
+            for (int v = 0; v < TILE_VECTORS; v++)
                 s[i][v] = step(x, column[v], s[i][v]);
         }
     }
-    UNROLL for (int i = 0; i < rows; i++)
-        UNROLL for (int v = 0; v < TILE_VECTORS; v++) {
+    UNROLL
+    for (int i = 0; i < rows; i++) {
+        UNROLL
+        for (int v = 0; v < TILE_VECTORS; v++) {
             float *to = c + i * c_row + v * W;
             store(to, add ? load(to) + s[i][v] : s[i][v]);
         }
+    }
 }
 
-/* a packed: the rows of a step lie side by side; or a row of FV_KEY_TILE steps each, as attention's weights do: the
- * strides between rows are then constants to the compiler.  Any other layout goes through plain strides. */
-#define TILE_CASE(n, step)                                                                                             \
+/* Strides between rows are constants to the compiler: 1 for packed rows, FV_KEY_TILE for attention's weights. */
+#define PACKED_CASE(n, step)                                                                                           \
     case n:                                                                                                            \
-        if (a_row == 1)                                                                                                \
-            tile_of(n, step, k, a, 1, a_step, b, b_row, c, c_row, add);                                                \
-        else if (a_row == FV_KEY_TILE && a_step == 1)                                                                  \
-            tile_of(n, step, k, a, FV_KEY_TILE, 1, b, b_row, c, c_row, add);                                           \
-        else                                                                                                           \
-            tile_of(n, step, k, a, a_row, a_step, b, b_row, c, c_row, add);                                            \
+        tile_of(n, step, k, a, 1, a_step, b, b_row, c, c_row, add);                                                    \
         break;
+#define WEIGHTS_CASE(n, step)                                                                                          \
+    case n:                                                                                                            \
+        tile_of(n, step, k, a, FV_KEY_TILE, 1, b, b_row, c, c_row, add);                                               \
+        break;
+#define CASES_4(CASE, step) CASE(1, step) CASE(2, step) CASE(3, step) CASE(4, step)
+#define CASES_6(CASE, step) CASES_4(CASE, step) CASE(5, step) CASE(6, step)
+#define CASES_14(CASE, step)                                                                                           \
+    CASES_6(CASE, step)                                                                                                \
+    CASE(7, step) CASE(8, step) CASE(9, step) CASE(10, step) CASE(11, step) CASE(12, step) CASE(13, step) CASE(14, step)
 #if TILE_ROWS == 14
-#define TILE_MORE(step)                                                                                                \
-    TILE_CASE(5, step) TILE_CASE(6, step) TILE_CASE(7, step) TILE_CASE(8, step) TILE_CASE(9, step)                     \
-    TILE_CASE(10, step) TILE_CASE(11, step) TILE_CASE(12, step) TILE_CASE(13, step) TILE_CASE(14, step)
+#define CASES CASES_14
 #elif TILE_ROWS == 6
-#define TILE_MORE(step) TILE_CASE(5, step) TILE_CASE(6, step)
+#define CASES CASES_6
 #else
-#define TILE_MORE(step)
+#define CASES CASES_4
 #endif
-#define TILE(name, step)                                                                                               \
-    static void name(int rows, int64_t k, const float *a, int64_t a_row, int64_t a_step, const float *b,               \
-                     int64_t b_row, float *c, int64_t c_row, bool add)                                                 \
+#define TILE(name, CASE, step)                                                                                         \
+    static void name(int rows, int64_t k, const float *a, int64_t a_step, const float *b, int64_t b_row, float *c,     \
+                     int64_t c_row, bool add)                                                                          \
     {                                                                                                                  \
         switch (rows) {                                                                                                \
-            TILE_CASE(1, step)                                                                                         \
-            TILE_CASE(2, step)                                                                                         \
-            TILE_CASE(3, step)                                                                                         \
-            TILE_CASE(4, step)                                                                                         \
-            TILE_MORE(step)                                                                                            \
+            CASES(CASE, step)                                                                                          \
         }                                                                                                              \
     }
 
-TILE(tile_f32, multiply_add)
+TILE(tile_packed, PACKED_CASE, multiply_add)
+
+static void tile_weights(int rows, int64_t k, const float *a, const float *b, int64_t b_row, float *c, int64_t c_row,
+                         bool add)
+{
+    switch (rows) {
+        CASES(WEIGHTS_CASE, multiply_add)
+    }
+}
+
+static void tile_f32(int rows, int64_t k, const float *a, int64_t a_row, int64_t a_step, const float *b, int64_t b_row,
+                     float *c, int64_t c_row, bool add)
+{
+    if (a_row == 1)
+        tile_packed(rows, k, a, a_step, b, b_row, c, c_row, add);
+    else
+        tile_weights(rows, k, a, b, b_row, c, c_row, add);
+}
 
 #if defined(__AVX512BF16__)
 INLINE vf multiply_add_pairs(vf a, vf b, vf c)
@@ -83,7 +106,14 @@ INLINE vf multiply_add_pairs(vf a, vf b, vf c)
     return (vf)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b);
 }
 
-TILE(tile_pairs, multiply_add_pairs)
+TILE(tile_packed_pairs, PACKED_CASE, multiply_add_pairs)
+
+static void tile_pairs(int rows, int64_t k, const float *a, int64_t a_row, int64_t a_step, const float *b,
+                       int64_t b_row, float *c, int64_t c_row, bool add)
+{
+    (void)a_row;
+    tile_packed_pairs(rows, k, a, a_step, b, b_row, c, c_row, add);
+}
 #endif
 
 /* ---- transposing ----------------------------------------------------------------------------------------------- */
@@ -97,7 +127,9 @@ TILE(tile_pairs, multiply_add_pairs)
     } while (0)
 #define LIST(...) __VA_ARGS__
 #define STAGE(d, low, high)                                                                                            \
-    UNROLL for (int i = 0; i < W; i++) if (!(i & (d))) SWAP(i, d, LIST(low), LIST(high))
+    UNROLL                                                                                                             \
+    for (int i = 0; i < W; i++)                                                                                        \
+        if (!(i & (d))) SWAP(i, d, LIST(low), LIST(high))
 
 INLINE void transpose_square(vf x[W])
 {
@@ -141,15 +173,19 @@ static void transpose(const float *in, int64_t in_row, int rows, int64_t count, 
     for (int64_t p = 0; p < count; p += W) {
         int64_t part = count - p;
         if (rows == W && part >= W) {
-            UNROLL for (int r = 0; r < W; r++)
+            UNROLL
+            for (int r = 0; r < W; r++)
                 x[r] = load(in + r * in_row + p);
         } else {
             for (int r = 0; r < W; r++)
-                x[r] = r >= rows ? splat(0) : part >= W ? load(in + r * in_row + p) : load_part(in + r * in_row + p, part, 0);
+                x[r] = r >= rows   ? splat(0)
+                       : part >= W ? load(in + r * in_row + p)
+                                   : load_part(in + r * in_row + p, part, 0);
         }
         transpose_square(x);
         if (part >= W) {
-            UNROLL for (int r = 0; r < W; r++)
+            UNROLL
+            for (int r = 0; r < W; r++)
                 store(out + (p + r) * out_row, x[r]);
         } else {
             for (int r = 0; r < part; r++)

@@ -3,8 +3,8 @@
 #include <math.h>
 
 enum {
-    ROWS = 192,     /* aimed at: the cost of bringing keys into order is shared by so many rows */
-    DOT_LIMIT = 8,  /* rows up to which keys are multiplied where they lie */
+    ROWS = 192,    /* aimed at: the cost of bringing keys into order is shared by so many rows */
+    DOT_LIMIT = 8, /* rows up to which keys are multiplied where they lie */
 };
 
 int64_t fv_tiles_share(const fv_plan *plan, int64_t heads, int64_t key_heads, const int32_t *key_head,
@@ -125,8 +125,8 @@ static void products(fv_tiles *t)
         int rows = (int)fv_min(kernels->tile_rows, t->rows - r);
         if (!fv_tiles_any(t, r, rows)) continue;
         for (int n = 0; n < t->count; n += kernels->tile_columns)
-            kernels->tile(rows, D, t->panels + r * D, 1, rows, t->keys + n, FV_KEY_TILE, t->logits + r * FV_KEY_TILE + n,
-                          FV_KEY_TILE, false);
+            kernels->tile(rows, D, t->panels + r * D, 1, rows, t->keys + n, FV_KEY_TILE,
+                          t->logits + r * FV_KEY_TILE + n, FV_KEY_TILE, false);
     }
 }
 

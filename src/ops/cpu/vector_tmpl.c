@@ -6,13 +6,22 @@
 
 #if defined(__AVX512F__)
 #define W 16
-#define SPLAT(x) {x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}
+#define SPLAT(x)                                                                                                       \
+    {                                                                                                                  \
+        x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x                                                                 \
+    }
 #elif defined(__AVX2__)
 #define W 8
-#define SPLAT(x) {x, x, x, x, x, x, x, x}
+#define SPLAT(x)                                                                                                       \
+    {                                                                                                                  \
+        x, x, x, x, x, x, x, x                                                                                         \
+    }
 #else
 #define W 4
-#define SPLAT(x) {x, x, x, x}
+#define SPLAT(x)                                                                                                       \
+    {                                                                                                                  \
+        x, x, x, x                                                                                                     \
+    }
 #endif
 
 #if defined(__clang__)
@@ -224,7 +233,7 @@ INLINE vf to_float(vi x)
 INLINE vf vexp(vf x)
 {
     const vf magic = splat(12582912.0f);
-    vi small = x < splat(-87.3f), large = x > splat(88.0f);
+    vi small = x<splat(-87.3f), large = x> splat(88.0f);
     vf clamped = choose(large, splat(88.0f), choose(small, splat(-87.0f), x));
     vf shifted = clamped * splat(1.44269504f) + magic, n = shifted - magic;
     vf r = clamped - n * splat(0.693359375f);
