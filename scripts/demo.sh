@@ -19,7 +19,7 @@ fi
 
 # A text of 7,000 tokens, 30 layers: windows of 1,024 tokens, blocks of 128, and the first layers, which look
 # everywhere, left dense in the mixture.
-build/fovea compare -m "$model" -f "$text" -p "$question" -n 48 --score 128 \
+build/fovea compare -m "$model" -f "$text" -p "$question" -n 40 --score 64 \
     --with sinkwin:sink=4,window=1024 \
     --with power:block=128,window_blocks=5 \
     --with moba:block=128,top=8 \

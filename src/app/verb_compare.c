@@ -68,13 +68,13 @@ double compare_value(const compare_column *column, const compare_run *run)
 bool compare_best(const comparison *c, const compare_column *column, int run)
 {
     double own = compare_value(column, &c->run[run]);
-    bool differs = false; /* nobody is best where all are alike */
+    bool differs = false; /* nobody is best where all are alike: answers of other lengths, a little more memory */
 
     if (c->runs < 2 || (column->others && (run == 0 || c->runs < 3))) return false;
     for (int r = column->others ? 1 : 0; r < c->runs; r++) {
         double other = compare_value(column, &c->run[r]);
         if (column->better * other > column->better * own) return false;
-        differs |= other != own;
+        differs |= fabs(other - own) > (column->ratio ? 0.01 * fabs(own) : 0);
     }
     return differs;
 }
