@@ -79,7 +79,7 @@ const char *app_count_text(double count);
 /* A table: columns as wide as their widest cell, the first row a heading. */
 typedef struct app_table {
     int columns;
-    const bool *left;       /* [columns]: set to the left; otherwise to the right */
+    const bool *left;        /* [columns]: set to the left; otherwise to the right */
     int64_t count, capacity; /* of cells, row by row */
     char **cells;
     fv_status status;

@@ -12,11 +12,26 @@
 #define COMMON(field) offsetof(cli_common, field)
 
 const cli_flag cli_common_flags[] = {
-    {.name = "threads", .kind = CLI_INT, .offset = COMMON(threads), .argument = "N", .initial = "0", .max = 1024,
-     .group = "Everywhere", .help = "threads to use (0: as many as the process may)"},
-    {.name = "device", .kind = CLI_TEXT, .offset = COMMON(device), .argument = "ref|cpu", .initial = "cpu",
+    {.name = "threads",
+     .kind = CLI_INT,
+     .offset = COMMON(threads),
+     .argument = "N",
+     .initial = "0",
+     .max = 1024,
+     .group = "Everywhere",
+     .help = "threads to use (0: as many as the process may)"},
+    {.name = "device",
+     .kind = CLI_TEXT,
+     .offset = COMMON(device),
+     .argument = "ref|cpu",
+     .initial = "cpu",
      .help = "cpu, or ref: plain loops with double sums, slow and exact"},
-    {.name = "seed", .kind = CLI_INT, .offset = COMMON(seed), .argument = "N", .initial = "0", .max = 9e18,
+    {.name = "seed",
+     .kind = CLI_INT,
+     .offset = COMMON(seed),
+     .argument = "N",
+     .initial = "0",
+     .max = 9e18,
      .help = "seed of everything random"},
     {.name = "json", .kind = CLI_SWITCH, .offset = COMMON(json), .help = "write JSON, alone, to standard output"},
     {.name = "quiet", .kind = CLI_SWITCH, .offset = COMMON(quiet), .help = "no words and no progress"},
@@ -188,7 +203,6 @@ static fv_status set_defaults(const cli_verb *verb, int words, void *values)
 
 /* ---- words ----------------------------------------------------------------------------------------------------- */
 
-
 static const char *flag_name(const void *user, int index)
 {
     const cli_flag *flag = cli_flag_at(user, index);
@@ -244,8 +258,7 @@ static fv_status check_required(const cli_verb *verb, const bool *given)
     const cli_flag *flag;
 
     for (int i = 0; (flag = cli_flag_at(verb, i)); i++)
-        if (flag->required && !given[i])
-            return fv_fail(FV_E_USAGE, "%s is missing: %s", typed(flag), flag->help);
+        if (flag->required && !given[i]) return fv_fail(FV_E_USAGE, "%s is missing: %s", typed(flag), flag->help);
     return FV_OK;
 }
 
@@ -267,7 +280,8 @@ fv_status cli_parse(const cli_verb *verb, int count, char **words, void *values)
         const char *value, *word = words[w];
         if (flags_end || word[0] != '-' || !word[1]) {
             if (common->operands == verb->operands_max)
-                return fv_fail(FV_E_USAGE, "'%s' is not expected here ('fovea help %s' shows what is)", word, verb->name);
+                return fv_fail(FV_E_USAGE, "'%s' is not expected here ('fovea help %s' shows what is)", word,
+                               verb->name);
             common->operand[common->operands++] = word;
             continue;
         }
@@ -341,8 +355,8 @@ static fv_status second_word(const char *first, const char *second)
         if (strncmp(cli_verbs[i]->name, first, length) == 0 && cli_verbs[i]->name[length] == ' ')
             fv_text_printf(&list, "%s%s", list.length ? " or " : "", cli_verbs[i]->name + length + 1);
     status = list.length == 0 ? FV_OK
-             : second         ? fv_fail(FV_E_USAGE, "%s: expected %s behind it, got '%s'", first, fv_text_get(&list), second)
-                              : fv_fail(FV_E_USAGE, "%s: expected %s behind it, got nothing", first, fv_text_get(&list));
+             : second ? fv_fail(FV_E_USAGE, "%s: expected %s behind it, got '%s'", first, fv_text_get(&list), second)
+                      : fv_fail(FV_E_USAGE, "%s: expected %s behind it, got nothing", first, fv_text_get(&list));
     fv_text_free(&list);
     return status;
 }

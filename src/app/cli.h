@@ -56,14 +56,14 @@ typedef struct cli_common {
 struct app;
 
 typedef struct cli_verb {
-    const char *name;    /* "run", or two words: "eval ppl" */
-    const char *summary; /* one line */
+    const char *name;     /* "run", or two words: "eval ppl" */
+    const char *summary;  /* one line */
     const char *operands; /* "[KIND]"; NULL: takes none */
     int operands_min, operands_max;
-    const char *about;    /* a paragraph or two */
-    const char *example;  /* command lines */
+    const char *about;     /* a paragraph or two */
+    const char *example;   /* command lines */
     const cli_flag *flags; /* ends with an entry without name and letter */
-    size_t size;          /* of the struct the offsets belong to; it starts with a cli_common */
+    size_t size;           /* of the struct the offsets belong to; it starts with a cli_common */
     fv_status (*run)(struct app *app, const void *values);
 } cli_verb;
 

@@ -97,14 +97,14 @@ void cli_help_verb(const cli_verb *verb, fv_text *text)
 
 void cli_help(fv_text *text)
 {
-    fv_text_printf(text,
-                   "fovea %s: computes, runs and compares attention\n\nusage: fovea VERB [flags]\n\nVerbs:\n",
+    fv_text_printf(text, "fovea %s: computes, runs and compares attention\n\nusage: fovea VERB [flags]\n\nVerbs:\n",
                    fv_version());
     for (int i = 0; cli_verbs[i]; i++)
         fv_text_printf(text, "  %-12s  %s\n", cli_verbs[i]->name, cli_verbs[i]->summary);
-    fv_text_printf(text, "\n'fovea help VERB' shows a verb's flags, 'fovea list' the mechanisms, 'fovea show NAME' one of "
-                         "them.\n'fovea --version' prints the version. Exit status: 0 done, 1 the work failed, 2 the "
-                         "command line is wrong.\n");
+    fv_text_printf(text,
+                   "\n'fovea help VERB' shows a verb's flags, 'fovea list' the mechanisms, 'fovea show NAME' one of "
+                   "them.\n'fovea --version' prints the version. Exit status: 0 done, 1 the work failed, 2 the "
+                   "command line is wrong.\n");
 }
 
 /* ---- man page -------------------------------------------------------------------------------------------------- */

@@ -35,8 +35,8 @@ void app_prompt_free(app_prompt *prompt);
 fv_status app_prompt_fit(const app_prompt *prompt, const fv_model_info *info, int64_t asked, int64_t room,
                          int64_t *context);
 
-/* Tokens a second of an answer and `more` single tokens fed in `seconds`.  The last token of an answer that ended at its
- * limit was never fed. */
+/* Tokens a second of an answer and `more` single tokens fed in `seconds`.  The last token of an answer that ended at
+ * its limit was never fed. */
 double app_decode_rate(const fv_generation *answer, int64_t more, double seconds);
 
 /* --cache and --steer: none is registered yet.  FV_E_USAGE for any. */

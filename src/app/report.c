@@ -56,8 +56,7 @@ void report_chart(fv_text *out, const comparison *c, const compare_column *colum
                        "<rect x=\"0\" y=\"%d\" width=\"%d\" height=\"%d\" class=\"rail\"/>"
                        "<rect x=\"0\" y=\"%d\" width=\"%.1f\" height=\"%d\" class=\"s%d%s\"/>",
                        WIDTH, row * ROW + 14, compare_best(c, column, r) ? "★ " : "", compare_text(column, &c->run[r]),
-                       row * ROW + 20, WIDTH, BAR, row * ROW + 20, fmax(length, 1), BAR, r % 6,
-                       r == 0 ? " base" : "");
+                       row * ROW + 20, WIDTH, BAR, row * ROW + 20, fmax(length, 1), BAR, r % 6, r == 0 ? " base" : "");
     }
     fv_text_printf(out, "</svg></figure>\n");
 }
@@ -135,7 +134,8 @@ static const char style[] =
     "th small,td small{color:var(--soft);font-weight:400;display:block}"
     ".grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(300px,100%),1fr));gap:16px}"
     "figure,article{margin:0;padding:14px 16px;border:1px solid var(--line);border-radius:8px;background:var(--card);"
-    "min-width:0}figcaption{margin-bottom:10px;overflow-wrap:anywhere}figcaption span{color:var(--soft);font-size:.85rem}"
+    "min-width:0}figcaption{margin-bottom:10px;overflow-wrap:anywhere}figcaption "
+    "span{color:var(--soft);font-size:.85rem}"
     "svg{width:100%;display:block}svg text{font:13px system-ui,sans-serif;fill:var(--ink)}"
     "svg .value{text-anchor:end;font-weight:600;paint-order:stroke;stroke:var(--card);stroke-width:4px}"
     "svg .rail{fill:var(--rail)}"
@@ -146,7 +146,8 @@ static const char style[] =
     ".map img{width:100%;height:330px;display:block;image-rendering:pixelated}"
     ".axis{display:flex;justify-content:space-between;color:var(--soft);font-size:.8rem;margin-top:4px}"
     ".ramp{height:10px;border-radius:5px;max-width:320px;margin:8px 0 2px;background:linear-gradient(90deg,"
-    "#2c345c,#465fbe,#28a0aa,#f0be3c,#fff5c8)}blockquote{margin:8px 0;padding:4px 14px;border-left:3px solid var(--line);"
+    "#2c345c,#465fbe,#28a0aa,#f0be3c,#fff5c8)}blockquote{margin:8px 0;padding:4px 14px;border-left:3px solid "
+    "var(--line);"
     "white-space:pre-wrap}";
 
 static void write_head(fv_text *out, const comparison *c)
@@ -161,12 +162,13 @@ static void write_head(fv_text *out, const comparison *c)
     escape(out, *c->info.name ? c->info.name : c->model_path);
     fv_text_printf(out, " reads ");
     escape(out, c->file ? (slash ? slash + 1 : c->file) : "a prompt");
-    fv_text_printf(out,
-                   "</h1>\n<p>%lld tokens of document; the last %lld were fed one at a time and scored. %lld layers, %lld "
-                   "query and %lld key-value heads. %s, %d thread%s; %.0f seconds in all; fovea %s.</p>\n",
-                   (long long)c->document_tokens, (long long)c->scored_tokens, (long long)c->info.layers,
-                   (long long)c->info.query_heads, (long long)c->info.key_heads, c->backend, c->threads,
-                   c->threads == 1 ? "" : "s", c->seconds, fv_version());
+    fv_text_printf(
+        out,
+        "</h1>\n<p>%lld tokens of document; the last %lld were fed one at a time and scored. %lld layers, %lld "
+        "query and %lld key-value heads. %s, %d thread%s; %.0f seconds in all; fovea %s.</p>\n",
+        (long long)c->document_tokens, (long long)c->scored_tokens, (long long)c->info.layers,
+        (long long)c->info.query_heads, (long long)c->info.key_heads, c->backend, c->threads,
+        c->threads == 1 ? "" : "s", c->seconds, fv_version());
     if (!c->question || !c->file) return;
     fv_text_printf(out, "<p>The question behind it:</p><blockquote>");
     escape(out, c->question);
@@ -195,9 +197,10 @@ static void write_table(fv_text *out, const comparison *c)
         }
         fv_text_printf(out, "</tr>\n");
     }
-    fv_text_printf(out, "</tbody></table></div>\n<p>★ best in its column. Distance is the mean KL divergence of the next "
-                        "token's distribution from dense attention's, over the scored tokens; agreement is how often "
-                        "both think the same token likeliest.</p>\n");
+    fv_text_printf(out,
+                   "</tbody></table></div>\n<p>★ best in its column. Distance is the mean KL divergence of the next "
+                   "token's distribution from dense attention's, over the scored tokens; agreement is how often "
+                   "both think the same token likeliest.</p>\n");
 }
 
 static void write_answers(fv_text *out, const comparison *c)

@@ -17,8 +17,11 @@ static const char *with_unit(double value, double step, const char *const *units
         value /= step;
         unit++;
     }
-    snprintf(text, sizeof ring[0], "%.*f%s%s", unit == 0 || value >= 99.95 ? 0 : value >= 9.995 ? 1 : 2, value,
-             *units[unit] ? " " : "", units[unit]);
+    snprintf(text, sizeof ring[0], "%.*f%s%s",
+             unit == 0 || value >= 99.95 ? 0
+             : value >= 9.995            ? 1
+                                         : 2,
+             value, *units[unit] ? " " : "", units[unit]);
     return text;
 }
 

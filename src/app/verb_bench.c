@@ -18,9 +18,19 @@ struct values {
 
 #define AT(field) offsetof(struct values, field)
 static const cli_flag flags[] = {
-    {.name = "sizes", .kind = CLI_INTS, .offset = AT(sizes), .argument = "512,2048", .initial = "512,2048", .min = 1,
-     .max = 1 << 20, .help = "sequence lengths, or sides of square matrices"},
-    {.name = "model", .letter = 'm', .kind = CLI_FILE, .offset = AT(model), .argument = "MODEL",
+    {.name = "sizes",
+     .kind = CLI_INTS,
+     .offset = AT(sizes),
+     .argument = "512,2048",
+     .initial = "512,2048",
+     .min = 1,
+     .max = 1 << 20,
+     .help = "sequence lengths, or sides of square matrices"},
+    {.name = "model",
+     .letter = 'm',
+     .kind = CLI_FILE,
+     .offset = AT(model),
+     .argument = "MODEL",
      .help = "GGUF file, for 'model'"},
     CLI_END,
 };
@@ -343,8 +353,7 @@ static fv_status bench_peaks(struct job *job)
     app_progress(job->app, "peaks", 0);
     FV_TRY(app_peaks_measure(job->app->ctx, &job->peaks));
     add_row(job, &(struct task){.what = "peak fma", .shape = "f32", .flops = peaks->fma}, 1, 1);
-    if (peaks->dot > 0)
-        add_row(job, &(struct task){.what = "peak dot", .shape = "bf16", .flops = peaks->dot}, 1, 1);
+    if (peaks->dot > 0) add_row(job, &(struct task){.what = "peak dot", .shape = "bf16", .flops = peaks->dot}, 1, 1);
     add_row(job, &(struct task){.what = "peak copy", .shape = "bytes read and written", .bytes = peaks->copy}, 1, 1);
     return FV_OK;
 }

@@ -24,24 +24,70 @@ enum { LOOKS = 8 }; /* decode steps whose attention is looked at for the report 
 
 #define AT(field) offsetof(struct values, field)
 static const cli_flag flags[] = {
-    {.name = "model", .letter = 'm', .kind = CLI_FILE, .offset = AT(model), .argument = "MODEL", .required = true,
-     .group = "Input", .help = "GGUF file"},
-    {.name = "file", .letter = 'f', .kind = CLI_FILE, .offset = AT(file), .argument = "FILE",
+    {.name = "model",
+     .letter = 'm',
+     .kind = CLI_FILE,
+     .offset = AT(model),
+     .argument = "MODEL",
+     .required = true,
+     .group = "Input",
+     .help = "GGUF file"},
+    {.name = "file",
+     .letter = 'f',
+     .kind = CLI_FILE,
+     .offset = AT(file),
+     .argument = "FILE",
      .help = "the document to read"},
-    {.name = "prompt", .letter = 'p', .kind = CLI_TEXT, .offset = AT(question), .argument = "QUESTION",
+    {.name = "prompt",
+     .letter = 'p',
+     .kind = CLI_TEXT,
+     .offset = AT(question),
+     .argument = "QUESTION",
      .help = "what to ask about it"},
     {.name = "raw", .kind = CLI_SWITCH, .offset = AT(raw), .help = "no chat template: FILE, then TEXT, as they are"},
-    {.name = "ctx", .kind = CLI_INT, .offset = AT(context), .argument = "N", .min = 1, .max = 1 << 24,
+    {.name = "ctx",
+     .kind = CLI_INT,
+     .offset = AT(context),
+     .argument = "N",
+     .min = 1,
+     .max = 1 << 24,
      .help = "most tokens to hold (otherwise as many as the model was trained for)"},
-    {.name = "with", .kind = CLI_SPECS, .offset = AT(with), .argument = "SPEC", .required = true, .group = "How",
+    {.name = "with",
+     .kind = CLI_SPECS,
+     .offset = AT(with),
+     .argument = "SPEC",
+     .required = true,
+     .group = "How",
      .help = "a set-up: '[attention=SPEC][ cache=SPEC][ steer=SPEC]...', or an attention or layer plan by itself"},
-    {.name = "score", .kind = CLI_INT, .offset = AT(score), .argument = "S", .initial = "256", .min = 1,
-     .max = 1 << 20, .help = "tokens at the document's end that are fed one at a time and scored"},
-    {.name = "tokens", .letter = 'n', .kind = CLI_INT, .offset = AT(tokens), .argument = "N", .initial = "64",
-     .min = 0, .max = 1 << 24, .help = "most tokens of each answer"},
-    {.name = "precision", .kind = CLI_CHOICE, .offset = AT(precision), .argument = "TYPE", .choices = precisions,
-     .initial = "auto", .help = "f32 computes everything in f32 from the weights as stored"},
-    {.name = "report", .kind = CLI_FILE, .offset = AT(report), .argument = "FILE.html", .group = "Output",
+    {.name = "score",
+     .kind = CLI_INT,
+     .offset = AT(score),
+     .argument = "S",
+     .initial = "256",
+     .min = 1,
+     .max = 1 << 20,
+     .help = "tokens at the document's end that are fed one at a time and scored"},
+    {.name = "tokens",
+     .letter = 'n',
+     .kind = CLI_INT,
+     .offset = AT(tokens),
+     .argument = "N",
+     .initial = "64",
+     .min = 0,
+     .max = 1 << 24,
+     .help = "most tokens of each answer"},
+    {.name = "precision",
+     .kind = CLI_CHOICE,
+     .offset = AT(precision),
+     .argument = "TYPE",
+     .choices = precisions,
+     .initial = "auto",
+     .help = "f32 computes everything in f32 from the weights as stored"},
+    {.name = "report",
+     .kind = CLI_FILE,
+     .offset = AT(report),
+     .argument = "FILE.html",
+     .group = "Output",
      .help = "one self-contained page with plots, answers, and which keys each head read"},
     CLI_END,
 };
@@ -55,8 +101,7 @@ const compare_column compare_columns[] = {
     {"MEMORY", "Memory", "", "keys, values and states held at the end", -1, false, true, 0, OF(kv_bytes)},
     {"DENSITY", "Density", "of dense", "query-key pairs computed", -1, false, false, 3, OF(density)},
     {"KL", "Distance", "nats", "mean KL(dense || this) over the scored tokens", -1, true, false, 4, OF(kl)},
-    {"TOP-1", "Agreement", "", "share of scored tokens with dense's likeliest next token", 1, true, false, 3,
-     OF(top1)},
+    {"TOP-1", "Agreement", "", "share of scored tokens with dense's likeliest next token", 1, true, false, 3, OF(top1)},
     {"PPL", "Perplexity", "", "of the scored tokens", -1, false, true, 2, OF(perplexity)},
 };
 
@@ -119,8 +164,8 @@ struct job {
     fv_model *model;
     comparison result;
     app_prompt prompt;
-    char **words; /* copies of --with values, cut */
-    FILE *dense;  /* logits of the scored steps under dense, f32, in a file without a name */
+    char **words;              /* copies of --with values, cut */
+    FILE *dense;               /* logits of the scored steps under dense, f32, in a file without a name */
     float *logits, *reference; /* [vocabulary] */
     int64_t prefill, context;
     fv_session *session;
@@ -375,8 +420,7 @@ static fv_status open_scratch_file(struct job *job)
 
     snprintf(path, sizeof path, "%s/fovea-XXXXXX", folder && *folder ? folder : "/tmp");
     descriptor = mkstemp(path);
-    if (descriptor < 0)
-        return fv_fail(FV_E_IO, "%s: cannot be created: %s (TMPDIR says where)", path, strerror(errno));
+    if (descriptor < 0) return fv_fail(FV_E_IO, "%s: cannot be created: %s (TMPDIR says where)", path, strerror(errno));
     unlink(path);
     job->dense = fdopen(descriptor, "w+b");
     if (job->dense) return FV_OK;
@@ -394,8 +438,7 @@ static fv_status divide(struct job *job)
     FV_TRY(app_prompt_make(job->model, values->file, values->question, values->raw, &job->prompt));
     app_prompt_note(job->app, prompt, values->raw);
     FV_TRY(app_prompt_fit(prompt, &c->info, values->context, values->tokens, &job->context));
-    while (c->document_tokens < prompt->count &&
-           prompt->ends[c->document_tokens] <= (int64_t)prompt->document_end)
+    while (c->document_tokens < prompt->count && prompt->ends[c->document_tokens] <= (int64_t)prompt->document_end)
         c->document_tokens++;
     c->prompt_tokens = prompt->count;
     c->scored_tokens = fv_min(values->score, c->document_tokens - 1);
@@ -463,9 +506,10 @@ static fv_status run(struct app *app, const void *data)
 const cli_verb verb_compare = {
     .name = "compare",
     .summary = "one model and document under several attentions, each against dense",
-    .about = "Reads a document with a model under dense attention and then under each set-up: prefills all but the last S "
-             "tokens of it, feeds those one at a time and scores them, and then answers the question greedily. Shows "
-             "speed, memory, distance from dense, and the answers.",
+    .about =
+        "Reads a document with a model under dense attention and then under each set-up: prefills all but the last S "
+        "tokens of it, feeds those one at a time and scores them, and then answers the question greedily. Shows "
+        "speed, memory, distance from dense, and the answers.",
     .example = "  fovea compare -m model.gguf -f report.txt -p 'What was decided?' \\\n"
                "      --with sinkwin:window=1024 --with moba:block=256,top=4 --report report.html\n"
                "  fovea compare -m model.gguf -f report.txt -p Who --with '0-2/dense;rest/sinkwin:window=512' --json\n",

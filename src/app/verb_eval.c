@@ -38,35 +38,71 @@ static const char *const haystack = "/usr/share/common-licenses/GPL-3";
          .offset = AT(cache),                                                                                          \
          .argument = "SPEC",                                                                                           \
          .help = "cache policy (none is registered in this version)"},                                                 \
-        {.name = "precision",                                                                                          \
-         .kind = CLI_CHOICE,                                                                                           \
-         .offset = AT(precision),                                                                                      \
-         .argument = "TYPE",                                                                                           \
-         .choices = precisions,                                                                                        \
-         .initial = "auto",                                                                                            \
-         .help = "f32 computes everything in f32 from the weights as stored"}
+    {                                                                                                                  \
+        .name = "precision", .kind = CLI_CHOICE, .offset = AT(precision), .argument = "TYPE", .choices = precisions,   \
+        .initial = "auto", .help = "f32 computes everything in f32 from the weights as stored"                         \
+    }
 
 static const cli_flag ppl_flags[] = {
     MODEL_FLAG,
-    {.name = "file", .letter = 'f', .kind = CLI_FILE, .offset = AT(file), .argument = "FILE", .required = true,
+    {.name = "file",
+     .letter = 'f',
+     .kind = CLI_FILE,
+     .offset = AT(file),
+     .argument = "FILE",
+     .required = true,
      .help = "the text"},
-    {.name = "ctx", .kind = CLI_INT, .offset = AT(context), .argument = "N", .initial = "2048", .min = 4,
-     .max = 1 << 24, .help = "tokens in a chunk"},
-    {.name = "chunks", .kind = CLI_INT, .offset = AT(chunks), .argument = "C", .initial = "0", .min = 0,
-     .max = 1 << 24, .help = "most chunks; 0: all"},
+    {.name = "ctx",
+     .kind = CLI_INT,
+     .offset = AT(context),
+     .argument = "N",
+     .initial = "2048",
+     .min = 4,
+     .max = 1 << 24,
+     .help = "tokens in a chunk"},
+    {.name = "chunks",
+     .kind = CLI_INT,
+     .offset = AT(chunks),
+     .argument = "C",
+     .initial = "0",
+     .min = 0,
+     .max = 1 << 24,
+     .help = "most chunks; 0: all"},
     SETUP_FLAGS,
     CLI_END,
 };
 
 static const cli_flag needle_flags[] = {
     MODEL_FLAG,
-    {.name = "file", .letter = 'f', .kind = CLI_FILE, .offset = AT(file), .argument = "FILE",
+    {.name = "file",
+     .letter = 'f',
+     .kind = CLI_FILE,
+     .offset = AT(file),
+     .argument = "FILE",
      .help = "the text to hide facts in (otherwise the GPL version 3 as Debian carries it)"},
-    {.name = "lengths", .kind = CLI_INTS, .offset = AT(lengths), .argument = "1024,4096", .required = true, .min = 64,
-     .max = 1 << 24, .help = "tokens of each prompt"},
-    {.name = "depths", .kind = CLI_INTS, .offset = AT(depths), .argument = "0,50,100", .initial = "0,50,100", .min = 0,
-     .max = 100, .help = "where the first fact stands, in percent of the text"},
-    {.name = "needles", .kind = CLI_INT, .offset = AT(needles), .argument = "K", .initial = "1", .min = 1, .max = 20,
+    {.name = "lengths",
+     .kind = CLI_INTS,
+     .offset = AT(lengths),
+     .argument = "1024,4096",
+     .required = true,
+     .min = 64,
+     .max = 1 << 24,
+     .help = "tokens of each prompt"},
+    {.name = "depths",
+     .kind = CLI_INTS,
+     .offset = AT(depths),
+     .argument = "0,50,100",
+     .initial = "0,50,100",
+     .min = 0,
+     .max = 100,
+     .help = "where the first fact stands, in percent of the text"},
+    {.name = "needles",
+     .kind = CLI_INT,
+     .offset = AT(needles),
+     .argument = "K",
+     .initial = "1",
+     .min = 1,
+     .max = 20,
      .help = "facts in a text; further ones spread from the first to the end"},
     SETUP_FLAGS,
     CLI_END,
@@ -196,9 +232,9 @@ static fv_status perplexity(struct job *job)
 /* ---- needles --------------------------------------------------------------------------------------------------- */
 
 enum { NEEDLES = 20, NUMBER = 24 };
-static const char *const cities[NEEDLES] = {
-    "Lisbon", "Oslo",   "Nairobi", "Kyoto",  "Quito",  "Dublin", "Hanoi",  "Tunis", "Bergen", "Cusco",
-    "Riga",   "Dakar",  "Perth",   "Malaga", "Odessa", "Tampere", "Lagos", "Turin", "Jaipur", "Boston"};
+static const char *const cities[NEEDLES] = {"Lisbon", "Oslo",    "Nairobi", "Kyoto", "Quito",  "Dublin", "Hanoi",
+                                            "Tunis",  "Bergen",  "Cusco",   "Riga",  "Dakar",  "Perth",  "Malaga",
+                                            "Odessa", "Tampere", "Lagos",   "Turin", "Jaipur", "Boston"};
 
 struct needles {
     int count;
@@ -276,8 +312,8 @@ static fv_status make_prompt(struct job *job, const char *text, size_t text_leng
         if (attempt == 6 && prompt->count <= length) break;
     }
     if (status == FV_OK && prompt->count > length)
-        status = fv_fail(FV_E_SHAPE, "--lengths: %lld tokens are too few for the question and the facts",
-                         (long long)length);
+        status =
+            fv_fail(FV_E_SHAPE, "--lengths: %lld tokens are too few for the question and the facts", (long long)length);
     if (status != FV_OK) app_prompt_free(prompt);
     return status;
 }
@@ -342,9 +378,9 @@ static fv_status needle_rows(struct job *job, const char *text, size_t length, j
     for (int l = 0; l < lengths->count; l++)
         longest = fv_max(longest, lengths->items[l]);
     if (longest > job->info.context - room)
-        return fv_fail(FV_E_USAGE, "--lengths: expected at most %lld (this model's %lld, less %lld for the answer), got %lld",
-                       (long long)(job->info.context - room), (long long)job->info.context, (long long)room,
-                       (long long)longest);
+        return fv_fail(
+            FV_E_USAGE, "--lengths: expected at most %lld (this model's %lld, less %lld for the answer), got %lld",
+            (long long)(job->info.context - room), (long long)job->info.context, (long long)room, (long long)longest);
     FV_TRY(job_begin(job, longest + room));
     for (int l = 0; l < lengths->count; l++)
         for (int d = 0; d < depths->count; d++, row++) {
@@ -405,9 +441,10 @@ static fv_status run_needle(struct app *app, const void *values)
 const cli_verb verb_eval_ppl = {
     .name = "eval ppl",
     .summary = "perplexity of a text",
-    .about = "Cuts the text's tokens into consecutive chunks, gives each chunk to the model on its own (its first token "
-             "replaced by the begin token, where the model has one), and scores the second half of each: the procedure "
-             "of llama.cpp, so figures compare.",
+    .about =
+        "Cuts the text's tokens into consecutive chunks, gives each chunk to the model on its own (its first token "
+        "replaced by the begin token, where the model has one), and scores the second half of each: the procedure "
+        "of llama.cpp, so figures compare.",
     .example = "  fovea eval ppl -m model.gguf -f text.txt --ctx 2048 --attention sinkwin:window=512\n",
     .flags = ppl_flags,
     .size = sizeof(struct values),

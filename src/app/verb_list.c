@@ -136,13 +136,14 @@ static fv_status read_kind(const cli_common *common, int *kind)
 
     for (*kind = 0; word && *kind < KINDS; (*kind)++) {
         size_t length = strlen(kinds[*kind]);
-        if (strncmp(word, kinds[*kind], length) == 0 && (!word[length] || strcmp(word + length, "s") == 0)) return FV_OK;
+        if (strncmp(word, kinds[*kind], length) == 0 && (!word[length] || strcmp(word + length, "s") == 0))
+            return FV_OK;
     }
     *kind = KINDS;
     if (!word) return FV_OK;
     const char *near = fv_nearest(word, KINDS, kind_name, NULL);
-    return fv_fail(FV_E_USAGE, "kind: expected mechanism or model, got '%s'%s%s%s", word, near ? "; did you mean '" : "",
-                   near ? near : "", near ? "'?" : "");
+    return fv_fail(FV_E_USAGE, "kind: expected mechanism or model, got '%s'%s%s%s", word,
+                   near ? "; did you mean '" : "", near ? near : "", near ? "'?" : "");
 }
 
 static fv_status list_table(int kind)

@@ -15,13 +15,29 @@ struct values {
 
 #define AT(field) offsetof(struct values, field)
 static const cli_flag flags[] = {
-    {.name = "model", .letter = 'm', .kind = CLI_FILE, .offset = AT(model), .argument = "MODEL", .required = true,
+    {.name = "model",
+     .letter = 'm',
+     .kind = CLI_FILE,
+     .offset = AT(model),
+     .argument = "MODEL",
+     .required = true,
      .help = "GGUF file"},
     {.name = "prompt", .letter = 'p', .kind = CLI_TEXT, .offset = AT(text), .argument = "TEXT", .help = "text"},
-    {.name = "file", .letter = 'f', .kind = CLI_FILE, .offset = AT(file), .argument = "FILE", .help = "text from a file"},
-    {.name = "ids", .kind = CLI_INTS, .offset = AT(ids), .argument = "1,2,3", .max = INT32_MAX,
+    {.name = "file",
+     .letter = 'f',
+     .kind = CLI_FILE,
+     .offset = AT(file),
+     .argument = "FILE",
+     .help = "text from a file"},
+    {.name = "ids",
+     .kind = CLI_INTS,
+     .offset = AT(ids),
+     .argument = "1,2,3",
+     .max = INT32_MAX,
      .help = "ids to turn into text"},
-    {.name = "special", .kind = CLI_SWITCH, .offset = AT(special),
+    {.name = "special",
+     .kind = CLI_SWITCH,
+     .offset = AT(special),
      .help = "text of a special token becomes that token"},
     {.name = "bos", .kind = CLI_SWITCH, .offset = AT(begin), .help = "a begin token first, where the model has one"},
     CLI_END,
@@ -108,8 +124,8 @@ static fv_status to_text(const struct values *values, const fv_model *model, int
 
     for (int i = 0; i < values->ids.count; i++)
         if (values->ids.items[i] >= vocabulary)
-            return fv_fail(FV_E_USAGE, "--ids: expected ids below the vocabulary's %lld, got %lld", (long long)vocabulary,
-                           (long long)values->ids.items[i]);
+            return fv_fail(FV_E_USAGE, "--ids: expected ids below the vocabulary's %lld, got %lld",
+                           (long long)vocabulary, (long long)values->ids.items[i]);
     FV_TRY(FV_ALLOC(ids, values->ids.count));
     for (int i = 0; i < values->ids.count; i++)
         ids[i] = (int32_t)values->ids.items[i];

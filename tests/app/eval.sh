@@ -5,12 +5,14 @@ need_model "$gemma"
 gpl=/usr/share/common-licenses/GPL-3
 
 if [ -r "$gpl" ]; then
-    # llama.cpp on the same weights in f32: 17.1202 and 14.4418; held to half a percent on the fast path
-    expect smollm 0 '' "$fovea" eval ppl -m "$smollm" -f "$gpl" --ctx 2048 --json
-    holds fields 'set(j) == {"perplexity", "stderr", "chunks", "tokens"}'
-    holds smollm_perplexity 'abs(j["perplexity"] / 17.1202 - 1) < 0.005 and j["chunks"] == 3 and j["tokens"] == 3069 and 0.8 < j["stderr"] < 0.95'
-    expect gemma 0 '' "$fovea" eval ppl -m "$gemma" -f "$gpl" --ctx 2048 --json
-    holds gemma_perplexity 'abs(j["perplexity"] / 14.4418 - 1) < 0.005 and j["chunks"] == 3'
+    if [ "${FOVEA_SANITIZED:-0}" = 0 ]; then # minutes under sanitizers
+        # llama.cpp on the same weights in f32: 17.1202 and 14.4418; held to half a percent on the fast path
+        expect smollm 0 '' "$fovea" eval ppl -m "$smollm" -f "$gpl" --ctx 2048 --json
+        holds fields 'set(j) == {"perplexity", "stderr", "chunks", "tokens"}'
+        holds smollm_perplexity 'abs(j["perplexity"] / 17.1202 - 1) < 0.005 and j["chunks"] == 3 and j["tokens"] == 3069 and 0.8 < j["stderr"] < 0.95'
+        expect gemma 0 '' "$fovea" eval ppl -m "$gemma" -f "$gpl" --ctx 2048 --json
+        holds gemma_perplexity 'abs(j["perplexity"] / 14.4418 - 1) < 0.005 and j["chunks"] == 3'
+    fi
     expect chunks 0 '' "$fovea" eval ppl -m "$smollm" -f "$gpl" --ctx 256 --chunks 2 --json --precision f32
     holds chunks_of_f32 'j["chunks"] == 2 and j["tokens"] == 2 * 127'
     cp out f32.json
