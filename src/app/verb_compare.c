@@ -5,6 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "app/flags.h"
 #include "app/compare.h"
 #include "app/verbs.h"
 #include "base/memory.h"
@@ -19,19 +20,11 @@ struct values {
     bool raw;
 };
 
-static const char *const precisions[] = {"auto", "f32", NULL};
 enum { LOOKS = 8 }; /* decode steps whose attention is looked at for the report */
 
 #define AT(field) offsetof(struct values, field)
 static const cli_flag flags[] = {
-    {.name = "model",
-     .letter = 'm',
-     .kind = CLI_FILE,
-     .offset = AT(model),
-     .argument = "MODEL",
-     .required = true,
-     .group = "Input",
-     .help = "GGUF file"},
+    FLAG_MODEL(AT(model), "Input"),
     {.name = "file",
      .letter = 'f',
      .kind = CLI_FILE,
@@ -44,14 +37,8 @@ static const cli_flag flags[] = {
      .offset = AT(question),
      .argument = "QUESTION",
      .help = "what to ask about it"},
-    {.name = "raw", .kind = CLI_SWITCH, .offset = AT(raw), .help = "no chat template: FILE, then TEXT, as they are"},
-    {.name = "ctx",
-     .kind = CLI_INT,
-     .offset = AT(context),
-     .argument = "N",
-     .min = 1,
-     .max = 1 << 24,
-     .help = "most tokens to hold (otherwise as many as the model was trained for)"},
+    FLAG_RAW(AT(raw)),
+    FLAG_CONTEXT(AT(context)),
     {.name = "with",
      .kind = CLI_SPECS,
      .offset = AT(with),
@@ -76,13 +63,7 @@ static const cli_flag flags[] = {
      .min = 0,
      .max = 1 << 24,
      .help = "most tokens of each answer"},
-    {.name = "precision",
-     .kind = CLI_CHOICE,
-     .offset = AT(precision),
-     .argument = "TYPE",
-     .choices = precisions,
-     .initial = "auto",
-     .help = "f32 computes everything in f32 from the weights as stored"},
+    FLAG_PRECISION(AT(precision)),
     {.name = "report",
      .kind = CLI_FILE,
      .offset = AT(report),

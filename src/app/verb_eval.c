@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "app/flags.h"
 #include "app/prompt.h"
 #include "app/verbs.h"
 #include "base/memory.h"
@@ -17,34 +18,11 @@ struct values {
     int precision;
 };
 
-static const char *const precisions[] = {"auto", "f32", NULL};
 static const char *const haystack = "/usr/share/common-licenses/GPL-3";
 
 #define AT(field) offsetof(struct values, field)
-#define MODEL_FLAG                                                                                                     \
-    {                                                                                                                  \
-        .name = "model", .letter = 'm', .kind = CLI_FILE, .offset = AT(model), .argument = "MODEL", .required = true,  \
-        .help = "GGUF file"                                                                                            \
-    }
-#define SETUP_FLAGS                                                                                                    \
-    {.name = "attention",                                                                                              \
-     .letter = 'a',                                                                                                    \
-     .kind = CLI_SPEC,                                                                                                 \
-     .offset = AT(attention),                                                                                          \
-     .argument = "SPEC",                                                                                               \
-     .help = "mechanism in the layers that see everything, or a layer plan RANGE/SPEC;...;rest/SPEC"},                 \
-        {.name = "cache",                                                                                              \
-         .kind = CLI_TEXT,                                                                                             \
-         .offset = AT(cache),                                                                                          \
-         .argument = "SPEC",                                                                                           \
-         .help = "cache policy (none is registered in this version)"},                                                 \
-    {                                                                                                                  \
-        .name = "precision", .kind = CLI_CHOICE, .offset = AT(precision), .argument = "TYPE", .choices = precisions,   \
-        .initial = "auto", .help = "f32 computes everything in f32 from the weights as stored"                         \
-    }
-
 static const cli_flag ppl_flags[] = {
-    MODEL_FLAG,
+    FLAG_MODEL(AT(model), NULL),
     {.name = "file",
      .letter = 'f',
      .kind = CLI_FILE,
@@ -68,12 +46,14 @@ static const cli_flag ppl_flags[] = {
      .min = 0,
      .max = 1 << 24,
      .help = "most chunks; 0: all"},
-    SETUP_FLAGS,
+    FLAG_ATTENTION(AT(attention), NULL),
+    FLAG_CACHE(AT(cache)),
+    FLAG_PRECISION(AT(precision)),
     CLI_END,
 };
 
 static const cli_flag needle_flags[] = {
-    MODEL_FLAG,
+    FLAG_MODEL(AT(model), NULL),
     {.name = "file",
      .letter = 'f',
      .kind = CLI_FILE,
@@ -104,7 +84,9 @@ static const cli_flag needle_flags[] = {
      .min = 1,
      .max = 20,
      .help = "facts in a text; further ones spread from the first to the end"},
-    SETUP_FLAGS,
+    FLAG_ATTENTION(AT(attention), NULL),
+    FLAG_CACHE(AT(cache)),
+    FLAG_PRECISION(AT(precision)),
     CLI_END,
 };
 

@@ -4,6 +4,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "app/flags.h"
 #include "app/prompt.h"
 #include "app/verbs.h"
 #include "base/memory.h"
@@ -19,18 +20,9 @@ struct values {
     bool raw;
 };
 
-static const char *const precisions[] = {"auto", "f32", NULL};
-
 #define AT(field) offsetof(struct values, field)
 static const cli_flag flags[] = {
-    {.name = "model",
-     .letter = 'm',
-     .kind = CLI_FILE,
-     .offset = AT(model),
-     .argument = "MODEL",
-     .required = true,
-     .group = "Input",
-     .help = "GGUF file"},
+    FLAG_MODEL(AT(model), "Input"),
     {.name = "file",
      .letter = 'f',
      .kind = CLI_FILE,
@@ -43,38 +35,16 @@ static const cli_flag flags[] = {
      .offset = AT(text),
      .argument = "TEXT",
      .help = "what to ask or continue; without -p and -f, on a terminal, a chat"},
-    {.name = "raw", .kind = CLI_SWITCH, .offset = AT(raw), .help = "no chat template: FILE, then TEXT, as they are"},
-    {.name = "ctx",
-     .kind = CLI_INT,
-     .offset = AT(context),
-     .argument = "N",
-     .min = 1,
-     .max = 1 << 24,
-     .help = "most tokens to hold (otherwise as many as the model was trained for)"},
-    {.name = "attention",
-     .letter = 'a',
-     .kind = CLI_SPEC,
-     .offset = AT(attention),
-     .argument = "SPEC",
-     .group = "How",
-     .help = "mechanism in the layers that see everything, or a layer plan RANGE/SPEC;...;rest/SPEC"},
-    {.name = "cache",
-     .kind = CLI_TEXT,
-     .offset = AT(cache),
-     .argument = "SPEC",
-     .help = "cache policy (none is registered in this version)"},
+    FLAG_RAW(AT(raw)),
+    FLAG_CONTEXT(AT(context)),
+    FLAG_ATTENTION(AT(attention), "How"),
+    FLAG_CACHE(AT(cache)),
     {.name = "steer",
      .kind = CLI_TEXTS,
      .offset = AT(steers),
      .argument = "SPEC",
      .help = "steer (none is registered in this version)"},
-    {.name = "precision",
-     .kind = CLI_CHOICE,
-     .offset = AT(precision),
-     .argument = "TYPE",
-     .choices = precisions,
-     .initial = "auto",
-     .help = "f32 computes everything in f32 from the weights as stored"},
+    FLAG_PRECISION(AT(precision)),
     {.name = "tokens",
      .letter = 'n',
      .kind = CLI_INT,

@@ -1,6 +1,7 @@
 /* fovea tokenize: text to ids, ids to text. */
 #include <string.h>
 
+#include "app/flags.h"
 #include "app/prompt.h"
 #include "app/verbs.h"
 #include "base/file.h"
@@ -15,13 +16,7 @@ struct values {
 
 #define AT(field) offsetof(struct values, field)
 static const cli_flag flags[] = {
-    {.name = "model",
-     .letter = 'm',
-     .kind = CLI_FILE,
-     .offset = AT(model),
-     .argument = "MODEL",
-     .required = true,
-     .help = "GGUF file"},
+    FLAG_MODEL(AT(model), NULL),
     {.name = "prompt", .letter = 'p', .kind = CLI_TEXT, .offset = AT(text), .argument = "TEXT", .help = "text"},
     {.name = "file",
      .letter = 'f',

@@ -1,0 +1,27 @@
+/* Flags that several verbs have, written once: where a value goes, and the heading it stands under (NULL: none). */
+#ifndef FV_APP_FLAGS_H
+#define FV_APP_FLAGS_H
+
+#include "app/cli.h"
+
+/* clang-format off */
+#define FLAG_MODEL(at, heading)                                                                                        \
+    {.name = "model", .letter = 'm', .kind = CLI_FILE, .offset = (at), .argument = "MODEL", .required = true,         \
+     .group = heading, .help = "GGUF file"}
+#define FLAG_RAW(at)                                                                                                   \
+    {.name = "raw", .kind = CLI_SWITCH, .offset = (at), .help = "no chat template: FILE, then TEXT, as they are"}
+#define FLAG_CONTEXT(at)                                                                                               \
+    {.name = "ctx", .kind = CLI_INT, .offset = (at), .argument = "N", .min = 1, .max = 1 << 24,                       \
+     .help = "most tokens to hold (otherwise as many as the model was trained for)"}
+#define FLAG_ATTENTION(at, heading)                                                                                    \
+    {.name = "attention", .letter = 'a', .kind = CLI_SPEC, .offset = (at), .argument = "SPEC", .group = heading,      \
+     .help = "mechanism in the layers that see everything, or a layer plan RANGE/SPEC;...;rest/SPEC"}
+#define FLAG_CACHE(at)                                                                                                 \
+    {.name = "cache", .kind = CLI_TEXT, .offset = (at), .argument = "SPEC",                                           \
+     .help = "cache policy (none is registered in this version)"}
+#define FLAG_PRECISION(at)                                                                                             \
+    {.name = "precision", .kind = CLI_CHOICE, .offset = (at), .argument = "TYPE", .initial = "auto",                  \
+     .choices = (const char *const[]){"auto", "f32", NULL}, .help = "f32 computes everything in f32 from the weights as stored"}
+/* clang-format on */
+
+#endif
