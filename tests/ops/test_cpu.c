@@ -413,6 +413,61 @@ static void check_attend_gradients(fv_ctx *ctx, const fv_attend_args *a)
     test_close("attend: d_v", &d_v[0], doubles_of(ctx, &d_v[1]), 1e-4);
 }
 
+static void compare(const char *what, fv_ctx *ctx, const fv_tensor got[2], double tolerance)
+{
+    test_close(what, &got[0], doubles_of(ctx, &got[1]), tolerance);
+}
+
+/* By-products, given normalisers and statistics against the reference backend; tolerances as for o. */
+static void check_attend_by_products(fv_ctx *ctx, const fv_attend_args *given, const fv_tensor *lse)
+{
+    int64_t B = given->q.dims[0], H = given->q.dims[1], N = given->q.dims[2], M = given->k.dims[2];
+    fv_tensor o[2], top[2], weights[2], sums[2], entropy[2], distance[2], mass[2], by_row[2], by_key[2];
+    fv_tensor key_lse = test_random(ctx, 1, FV_DIMS(B, H, M));
+    static uint8_t set[2048];
+    const struct {
+        fv_tensor *t;
+        int64_t last[2];
+    } made[] = {{o, {N, given->o.dims[3]}},
+                {by_row, {N, given->o.dims[3]}},
+                {by_key, {N, given->o.dims[3]}},
+                {top, {N, 0}},
+                {weights, {N, M - 3}},
+                {sums, {M, 0}},
+                {entropy, {N, 0}},
+                {distance, {N, 0}},
+                {mass, {N, 0}}};
+
+    for (int64_t j = 0; j < M; j++)
+        set[j] = j % 3 == 0;
+    for (int n = 0; n < 2; n++) {
+        const fv_backend *backend = n ? &fv_backend_ref : ctx->backend;
+        for (size_t t = 0; t < sizeof made / sizeof *made; t++)
+            assert_ok(fv_tensor_new(ctx, &made[t].t[n], FV_F32, made[t].last[1] ? 4 : 3,
+                                    (const int64_t[]){B, H, made[t].last[0], made[t].last[1]}));
+        fv_attend_args a = *given;
+        a.o = o[n], a.lse = (fv_tensor){0}, a.row_max = top[n], a.weights = weights[n], a.weight_from = 2;
+        assert_ok(backend->attend(ctx, &a));
+        a.o = by_row[n], a.lse_in = *lse, a.row_max = a.weights = (fv_tensor){0};
+        assert_ok(backend->attend(ctx, &a));
+        a.o = by_key[n], a.lse_in = (fv_tensor){0}, a.lse_in_key = key_lse;
+        assert_ok(backend->attend(ctx, &a));
+        fv_stats_args s = {.q = a.q, .k = a.k, .lse = *lse, .plan = a.plan, .logits = a.logits, .key_set = set};
+        s.column_sum = sums[n], s.entropy = entropy[n], s.distance = distance[n], s.mass = mass[n];
+        s.distance_clip = 50;
+        assert_ok(backend->attend_stats(ctx, &s));
+    }
+    compare("attend: o with by-products", ctx, o, 2e-5);
+    compare("attend: row_max", ctx, top, 2e-5);
+    compare("attend: weights", ctx, weights, 2e-5);
+    compare("attend: o by lse_in", ctx, by_row, 2e-5);
+    compare("attend: o by lse_in_key", ctx, by_key, 1e-3); /* sums of up to M terms of size about e */
+    compare("attend_stats: column_sum", ctx, sums, 1e-4);
+    compare("attend_stats: entropy", ctx, entropy, 1e-4);
+    compare("attend_stats: distance", ctx, distance, 1e-3); /* of up to 50 */
+    compare("attend_stats: mass", ctx, mass, 2e-5);
+}
+
 static void check_attend_case(fv_ctx *ctx, const struct attend_case *c)
 {
     fv_mark mark = fv_scratch_mark(ctx);
@@ -434,6 +489,7 @@ static void check_attend_case(fv_ctx *ctx, const struct attend_case *c)
             for (int64_t i = 0; i < c->N; i += 1 + i % 3)
                 check_attend_row(ctx, c, &a, b, h, i);
     check_attend_gradients(ctx, &a);
+    check_attend_by_products(ctx, &a, &a.lse);
     fv_scratch_release(ctx, mark);
 }
 

@@ -230,11 +230,6 @@ static fv_status take_memory(fv_ctx *ctx, struct backward *w)
     return FV_OK;
 }
 
-static bool rows_lie_together(const fv_tensor *t)
-{
-    return !fv_present(t) || t->strides[3] == 1 || t->dims[3] == 1;
-}
-
 /* Absent, or a place of its own for each element. */
 static bool does_not_repeat(const fv_tensor *t)
 {
@@ -242,13 +237,13 @@ static bool does_not_repeat(const fv_tensor *t)
 
     for (int d = 0; fv_present(t) && d < t->rank; d++)
         repeats = repeats || (t->strides[d] == 0 && t->dims[d] > 1);
-    return !repeats && rows_lie_together(t);
+    return !repeats && fv_cpu_rows_together(t);
 }
 
 static bool is_fast(const fv_attend_args *a, const fv_attend_grads *g)
 {
-    return rows_lie_together(&a->q) && rows_lie_together(&a->k) && rows_lie_together(&a->v) &&
-           rows_lie_together(&a->o) && rows_lie_together(&g->d_o) && does_not_repeat(&g->d_q) &&
+    return fv_cpu_rows_together(&a->q) && fv_cpu_rows_together(&a->k) && fv_cpu_rows_together(&a->v) &&
+           fv_cpu_rows_together(&a->o) && fv_cpu_rows_together(&g->d_o) && does_not_repeat(&g->d_q) &&
            does_not_repeat(&g->d_k) && does_not_repeat(&g->d_v) && !fv_present(&a->lse_in) &&
            !fv_present(&a->lse_in_key) && a->logits.softcap == 0 && a->logits.gain == 0 && !fv_present(&g->d_bias) &&
            !fv_present(&g->d_sinks) && !fv_present(&g->d_temperature) && !fv_present(&g->d_offset_bias) &&
@@ -269,7 +264,6 @@ fv_status fv_cpu_attend_backward(fv_ctx *ctx, const fv_attend_args *args, const 
     share = fv_tiles_share(args->plan, H, args->k.dims[1], args->key_head, &tile_rows);
     FV_TRY_DONE(fv_plan_open(ctx, args->plan, B, H, share, tile_rows, N, M, &view));
     w.source = (fv_tiles_source){kernels, args->q, args->k, l, args->key_head, &view, false};
-    w.source.transforms = fv_present(&l->bias) || fv_present(&l->offset_bias) || fv_present(&l->row_bias);
     w.key_width = fv_round_up(args->q.dims[3], kernels->tile_columns);
     w.value_width = fv_round_up(args->v.dims[3], kernels->tile_columns);
     FV_TRY_DONE(take_memory(ctx, &w));

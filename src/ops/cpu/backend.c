@@ -23,6 +23,9 @@ static void fill(void)
         table->name = kernels[isa] ? kernels[isa]->name : fv_kernels_c.name;
         table->gemm = fv_cpu_gemm;
         table->attend_backward = fv_cpu_attend_backward;
+        table->attend_stats = fv_cpu_attend_stats;
+        table->merge = fv_cpu_merge;
+        table->merge_backward = fv_cpu_merge_backward;
         table->scan = fv_cpu_scan;
         table->map = fv_cpu_map;
         table->attend = fv_cpu_attend;

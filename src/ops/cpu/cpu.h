@@ -7,6 +7,9 @@
 fv_status fv_cpu_gemm(fv_ctx *ctx, const fv_gemm_args *args);
 
 fv_status fv_cpu_attend(fv_ctx *ctx, const fv_attend_args *args);
+fv_status fv_cpu_attend_stats(fv_ctx *ctx, const fv_stats_args *args);
+fv_status fv_cpu_merge(fv_ctx *ctx, const fv_merge_args *args);
+fv_status fv_cpu_merge_backward(fv_ctx *ctx, const fv_merge_args *args, const fv_merge_grads *grads);
 fv_status fv_cpu_scan(fv_ctx *ctx, const fv_scan_args *args);
 fv_status fv_cpu_attend_backward(fv_ctx *ctx, const fv_attend_args *args, const fv_attend_grads *grads);
 fv_status fv_cpu_map(fv_ctx *ctx, const fv_map_args *args);
@@ -15,5 +18,11 @@ fv_status fv_cpu_rope(fv_ctx *ctx, const fv_rope_args *args);
 fv_status fv_cpu_softmax(fv_ctx *ctx, const fv_softmax_args *args);
 fv_status fv_cpu_pool(fv_ctx *ctx, const fv_pool_args *args);
 fv_status fv_cpu_dequantize(fv_ctx *ctx, const fv_dequantize_args *args);
+
+/* Absent, or the elements of a row lie side by side. */
+static inline bool fv_cpu_rows_together(const fv_tensor *t)
+{
+    return !fv_present(t) || t->rank < 4 || t->strides[3] == 1 || t->dims[3] == 1;
+}
 
 #endif

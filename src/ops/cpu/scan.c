@@ -249,11 +249,6 @@ static fv_status take_memory(fv_ctx *ctx, struct scan *s)
     return FV_OK;
 }
 
-static bool rows_lie_together(const fv_tensor *t)
-{
-    return !fv_present(t) || t->rank < 4 || t->strides[3] == 1 || t->dims[3] == 1;
-}
-
 fv_status fv_cpu_scan(fv_ctx *ctx, const fv_scan_args *args)
 {
     struct scan s = {.args = args, .kernels = fv_kernels_of(ctx), .D = args->q.dims[3], .Dv = args->v.dims[3]};
@@ -261,8 +256,8 @@ fv_status fv_cpu_scan(fv_ctx *ctx, const fv_scan_args *args)
     double work = 4.0 * (double)fv_tensor_count(&args->q) * (double)s.Dv;
     fv_status status;
 
-    if (!rows_lie_together(&args->q) || !rows_lie_together(&args->k) || !rows_lie_together(&args->v) ||
-        !rows_lie_together(&args->o) || !rows_lie_together(&args->log_decay))
+    if (!fv_cpu_rows_together(&args->q) || !fv_cpu_rows_together(&args->k) || !fv_cpu_rows_together(&args->v) ||
+        !fv_cpu_rows_together(&args->o) || !fv_cpu_rows_together(&args->log_decay))
         return fv_backend_ref.scan(ctx, args);
     s.width = fv_round_up(s.Dv + args->normalise, s.kernels->tile_columns);
     s.chunked = !args->delta && args->decay <= FV_DECAY_PER_TOKEN && args->q.dims[2] >= CHUNK_FROM;

@@ -25,6 +25,8 @@ fv_status fv_tiles_new(fv_ctx *ctx, const fv_tiles_source *source, int64_t width
     width = fv_max(width, D);
     FV_TRY(FV_SCRATCH(ctx, tiles->bias, FV_TILE * FV_KEY_TILE));
     FV_TRY(FV_SCRATCH(ctx, tiles->logits, rows * FV_KEY_TILE));
+    if (source->slopes && (source->logits->gain != 0 || source->logits->softcap > 0))
+        FV_TRY(FV_SCRATCH(ctx, tiles->slopes, rows * FV_KEY_TILE));
     FV_TRY(FV_SCRATCH(ctx, tiles->q, rows * D));
     FV_TRY(FV_SCRATCH(ctx, tiles->panels, rows * D + FV_MAX_TILE_COLUMNS));
     FV_TRY(FV_SCRATCH(ctx, tiles->keys, D * FV_KEY_TILE));
@@ -150,23 +152,59 @@ static float bias_of(const fv_tiles *t, int64_t h, int64_t i, int64_t j)
     return bias;
 }
 
-/* s += gain |s|; soft-cap; biases. */
+static bool has_bias(const fv_logits *l)
+{
+    return fv_present(&l->bias) || fv_present(&l->offset_bias) || fv_present(&l->row_bias);
+}
+
+static bool is_curved(const fv_logits *l)
+{
+    return l->gain != 0 || l->softcap > 0;
+}
+
+/* s += gain |s|; soft-cap; and what a change of s then makes of itself. */
+static void curve(const fv_tiles *t, float *s, float *slope)
+{
+    const fv_logits *l = t->source->logits;
+
+    for (int n = 0; slope && n < t->count; n++)
+        slope[n] = 1 + (s[n] < 0 ? -l->gain : l->gain);
+    for (int n = 0; l->gain != 0 && n < t->count; n++)
+        s[n] += l->gain * fabsf(s[n]);
+    if (l->softcap <= 0) return;
+    t->source->kernels->map(FV_MAP_SOFTCAP, t->count, s, NULL, 0, l->softcap, 0, s);
+    for (int n = 0; slope && n < t->count; n++) {
+        float part = s[n] / l->softcap;
+        slope[n] *= 1 - part * part;
+    }
+}
+
+/* Adds the biases of a row. */
+static void add_biases(const fv_tiles *t, int64_t h, int64_t i, float *s)
+{
+    const fv_logits *l = t->source->logits;
+    bool one_row = !fv_present(&l->offset_bias) && !fv_present(&l->row_bias) && stretch(t, 0) == t->count;
+
+    if (one_row && l->bias.strides[3] == 1) {
+        t->source->kernels->map(FV_MAP_ADD, t->count, s, fv_at(&l->bias, t->b, h, i, t->key[0]), 1, 1, 0, s);
+        return;
+    }
+    for (int n = 0; n < t->count; n++)
+        s[n] += bias_of(t, h, i, t->key[n]);
+}
+
 static void transform(fv_tiles *t)
 {
     const fv_logits *l = t->source->logits;
-    bool biased = fv_present(&l->bias) || fv_present(&l->offset_bias) || fv_present(&l->row_bias);
+    bool biased = has_bias(l), curved = is_curved(l);
 
     for (int r = 0; r < t->rows; r++) {
         int token = r % t->tile.rows;
         int64_t h = t->tile.h + r / t->tile.rows, i = t->tile.query[token];
         float *s = t->logits + r * FV_KEY_TILE;
         if (!t->bits[token]) continue;
-        if (l->gain != 0)
-            for (int n = 0; n < t->count; n++)
-                s[n] += l->gain * fabsf(s[n]);
-        if (l->softcap > 0) t->source->kernels->map(FV_MAP_SOFTCAP, t->count, s, NULL, 0, l->softcap, 0, s);
-        for (int n = 0; biased && n < t->count; n++)
-            s[n] += bias_of(t, h, i, t->key[n]);
+        if (curved) curve(t, s, t->slopes ? t->slopes + r * FV_KEY_TILE : NULL);
+        if (biased) add_biases(t, h, i, s);
         for (int n = 0; t->biased && n < t->count; n++)
             s[n] += t->bias[token * FV_KEY_TILE + n];
     }
@@ -185,7 +223,7 @@ static void finish(fv_tiles *t, fv_tiles_fn *visit, void *user)
             dots(t);
         else
             products(t);
-        if (s->transforms || t->biased) transform(t);
+        if (t->biased || has_bias(s->logits) || is_curved(s->logits)) transform(t);
         visit(user, t);
     }
     t->count = 0;
@@ -215,10 +253,15 @@ static void append(fv_tiles *t, const fv_plan_run *run, int64_t key, int count)
 
 void fv_tiles_walk(fv_tiles *t, int64_t item, int64_t from, int64_t to, fv_tiles_fn *visit, void *user)
 {
+    fv_plan_tile_at(t->source->view, item, &t->tile);
+    fv_tiles_walk_rows(t, from, to, visit, user);
+}
+
+void fv_tiles_walk_rows(fv_tiles *t, int64_t from, int64_t to, fv_tiles_fn *visit, void *user)
+{
     const fv_tiles_source *s = t->source;
     fv_plan_run run;
 
-    fv_plan_tile_at(s->view, item, &t->tile);
     t->rows = t->tile.rows * (int)s->view->share;
     t->b = t->tile.b;
     t->key_head = s->key_head ? s->key_head[t->tile.h] : t->tile.h / fv_max(s->q.dims[1] / s->k.dims[1], 1);
@@ -237,4 +280,33 @@ void fv_tiles_walk(fv_tiles *t, int64_t item, int64_t from, int64_t to, fv_tiles
         if (run.key >= to) break;
     }
     finish(t, visit, user);
+}
+
+/* ---- what is made of logits ------------------------------------------------------------------------------------ */
+
+void fv_tiles_normalise(fv_tiles *t, const float *lse, const fv_tensor *by_key)
+{
+    bool keyed = by_key && fv_present(by_key);
+
+    for (int r = 0; r < t->rows; r++) {
+        float *p = t->logits + r * FV_KEY_TILE;
+        uint64_t bits = !keyed && lse[r] == -INFINITY ? 0 : t->bits[r % t->tile.rows];
+        if (!bits) {
+            memset(p, 0, FV_KEY_TILE * sizeof *p);
+            continue;
+        }
+        for (int n = 0; keyed && n < t->count; n++) {
+            float shift = *(const float *)fv_at(by_key, t->b, t->tile.h + r / t->tile.rows, t->key[n], 0);
+            p[n] = shift == -INFINITY ? -INFINITY : p[n] - shift;
+        }
+        for (int n = 0; bits != UINT64_MAX && n < FV_KEY_TILE; n++)
+            if (!(bits >> n & 1)) p[n] = -INFINITY;
+        t->source->kernels->exp(FV_KEY_TILE, p, 1, keyed ? 0 : lse[r], p);
+    }
+}
+
+void fv_tiles_group(const fv_plan_view *view, int64_t n, int64_t *first, int64_t *end)
+{
+    *first = view->classes == 1 ? n * view->class_tile[1] : view->item_first[n];
+    *end = view->classes == 1 ? *first + view->class_tile[1] : view->item_first[n + 1];
 }

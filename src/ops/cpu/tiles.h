@@ -13,7 +13,7 @@ typedef struct fv_tiles_source {
     const fv_logits *logits;
     const int32_t *key_head;
     const fv_plan_view *view;
-    bool transforms; /* logits are more than scaled products */
+    bool slopes; /* wanted: d logit / d scaled product */
 } fv_tiles_source;
 
 /* A thread's place in a walk.  Row r stands for head tile.h + r / tile.rows and the tile's row r % tile.rows. */
@@ -30,6 +30,7 @@ typedef struct fv_tiles {
     bool biased;
     float *bias;    /* [FV_TILE, FV_KEY_TILE] of list entries, if biased */
     float *logits;  /* [rows, FV_KEY_TILE]; undefined where bits are 0 */
+    float *slopes;  /* the same, if wanted and not all 1 */
     float *q;       /* [rows, D], scaled */
     float *panels;  /* q for the micro-kernel */
     float *keys;    /* [D, FV_KEY_TILE] */
@@ -46,6 +47,14 @@ fv_status fv_tiles_new(fv_ctx *ctx, const fv_tiles_source *source, int64_t width
 /* Walks the keys from..to-1 that item sees, calling `visit` with logits filled in. */
 typedef void fv_tiles_fn(void *user, fv_tiles *tiles);
 void fv_tiles_walk(fv_tiles *tiles, int64_t item, int64_t from, int64_t to, fv_tiles_fn *visit, void *user);
+/* The same for rows the caller has put into tiles->tile. */
+void fv_tiles_walk_rows(fv_tiles *tiles, int64_t from, int64_t to, fv_tiles_fn *visit, void *user);
+
+/* Logits become exp(logit - lse), 0 where nothing is seen: lse[r] of a row, or by_key [B,H,M] if that is present. */
+void fv_tiles_normalise(fv_tiles *tiles, const float *lse, const fv_tensor *by_key);
+
+/* Items *first..*end - 1 of a view hold the rows of the n-th (over batches) group of `share` heads. */
+void fv_tiles_group(const fv_plan_view *view, int64_t n, int64_t *first, int64_t *end);
 
 /* The rows of t [B,Hkv,M,D] that the current tile holds, as f32 with `row` floats between them: in place if they lie
  * so, else in `staging` (whose padding stays as it is). */

@@ -1,6 +1,7 @@
-/* merge and its gradients, in doubles.  A row combines terms: the parts at its place, or the slots that name it. */
+/* merge and its gradients, in doubles. */
 #include <math.h>
 
+#include "ops/merge.h"
 #include "ops/ref/pieces.h"
 #include "ops/ref/ref.h"
 
@@ -9,25 +10,7 @@ struct merge {
     const fv_merge_grads *grads; /* NULL: forward */
 };
 
-/* Term n of a row: its part and the row in that part. */
-struct term {
-    int part;
-    int64_t row;
-};
-
-static int64_t terms_of(const fv_merge_args *a, int64_t r)
-{
-    return a->slot ? a->slot_start[r + 1] - a->slot_start[r] : a->parts;
-}
-
-static struct term term_at(const fv_merge_args *a, int64_t r, int64_t n)
-{
-    int64_t row = r % a->o.dims[2];
-
-    return a->slot ? (struct term){0, a->slot[a->slot_start[r] + n]} : (struct term){(int)n, row};
-}
-
-static double lse_of(const fv_merge_args *a, int64_t b, int64_t h, struct term t)
+static double lse_of(const fv_merge_args *a, int64_t b, int64_t h, fv_merge_term t)
 {
     return *fv_ref_f32(&a->lse_part[t.part], b, h, t.row);
 }
@@ -37,21 +20,21 @@ static double total(const fv_merge_args *a, int64_t b, int64_t h, int64_t r)
 {
     double max = -INFINITY, sum = 0;
 
-    for (int64_t n = 0; n < terms_of(a, r); n++)
-        max = fmax(max, lse_of(a, b, h, term_at(a, r, n)));
+    for (int64_t n = 0; n < fv_merge_terms(a, r); n++)
+        max = fmax(max, lse_of(a, b, h, fv_merge_term_at(a, r, n)));
     if (max == -INFINITY) return max;
-    for (int64_t n = 0; n < terms_of(a, r); n++)
-        sum += exp(lse_of(a, b, h, term_at(a, r, n)) - max);
+    for (int64_t n = 0; n < fv_merge_terms(a, r); n++)
+        sum += exp(lse_of(a, b, h, fv_merge_term_at(a, r, n)) - max);
     return max + log(sum);
 }
 
-static double weight_of(const fv_merge_args *a, int64_t b, int64_t h, struct term t, double lse)
+static double weight_of(const fv_merge_args *a, int64_t b, int64_t h, fv_merge_term t, double lse)
 {
     if (fv_present(&a->weight[0])) return *fv_ref_f32(&a->weight[t.part], b, h, t.row);
     return lse == -INFINITY ? 0 : exp(lse_of(a, b, h, t) - lse);
 }
 
-static float part_at(const fv_merge_args *a, int64_t b, int64_t h, struct term t, int64_t d)
+static float part_at(const fv_merge_args *a, int64_t b, int64_t h, fv_merge_term t, int64_t d)
 {
     return fv_ref_f32(&a->o_part[t.part], b, h, t.row)[d * a->o_part[t.part].strides[3]];
 }
@@ -67,8 +50,8 @@ static void merge_row(const fv_merge_args *a, int64_t b, int64_t h, int64_t i)
     for (int64_t from = 0; from < a->o.dims[3]; from += CHANNELS) {
         int64_t to = fv_min(from + CHANNELS, a->o.dims[3]);
         double sum[CHANNELS] = {0};
-        for (int64_t n = 0; n < terms_of(a, r); n++) {
-            struct term t = term_at(a, r, n);
+        for (int64_t n = 0; n < fv_merge_terms(a, r); n++) {
+            fv_merge_term t = fv_merge_term_at(a, r, n);
             double weight = weight_of(a, b, h, t, lse);
             for (int64_t d = from; d < to && weight != 0; d++)
                 sum[d - from] += weight * part_at(a, b, h, t, d);
@@ -89,8 +72,8 @@ static void row_back(const fv_merge_args *a, const fv_merge_grads *g, int64_t b,
     const float *d_o = fv_ref_f32(&g->d_o, b, h, i);
 
     for (int pass = weighted ? 1 : 0; pass < 2; pass++) { /* d_o.o first */
-        for (int64_t n = 0; n < terms_of(a, r); n++) {
-            struct term t = term_at(a, r, n);
+        for (int64_t n = 0; n < fv_merge_terms(a, r); n++) {
+            fv_merge_term t = fv_merge_term_at(a, r, n);
             double weight = weight_of(a, b, h, t, lse), dot = 0;
             for (int64_t d = 0; d < Dv; d++) {
                 float up = d_o[d * g->d_o.strides[3]];

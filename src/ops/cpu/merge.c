@@ -1,0 +1,159 @@
+/* merge and its gradients: rows in items of ROWS, channels by vectors.  Bound by bytes: every part is read once
+ * (twice by the gradients of a merge by lse) and the result written once. */
+#include <math.h>
+
+#include "ops/accumulate.h"
+#include "ops/cpu/cpu.h"
+#include "ops/cpu/kernels.h"
+#include "ops/merge.h"
+
+enum { ROWS = 64 };
+
+struct merge {
+    const fv_merge_args *args;
+    const fv_merge_grads *grads; /* NULL: forward */
+    const struct fv_kernels *kernels;
+    int64_t rows, cuts; /* of a head: rows in a cut */
+};
+
+/* A row of o. */
+struct place {
+    int64_t b, h, i, r;
+};
+
+static float *row_of(const fv_tensor *t, const struct place *at, int64_t row)
+{
+    return fv_at(t, at->b, at->h, row, 0);
+}
+
+static float lse_of(const fv_merge_args *a, const struct place *at, fv_merge_term t)
+{
+    return *row_of(&a->lse_part[t.part], at, t.row);
+}
+
+/* ln of the sum of the terms' exp(lse) */
+static float total(const fv_merge_args *a, const struct place *at)
+{
+    int64_t terms = fv_merge_terms(a, at->r);
+    float top = -INFINITY, sum = 0;
+
+    for (int64_t n = 0; n < terms; n++)
+        top = fmaxf(top, lse_of(a, at, fv_merge_term_at(a, at->r, n)));
+    if (top == -INFINITY) return top;
+    for (int64_t n = 0; n < terms; n++)
+        sum += expf(lse_of(a, at, fv_merge_term_at(a, at->r, n)) - top);
+    return top + logf(sum);
+}
+
+static float weight_of(const fv_merge_args *a, const struct place *at, fv_merge_term t, float lse)
+{
+    if (fv_present(&a->weight[0])) return *row_of(&a->weight[t.part], at, t.row);
+    return lse == -INFINITY ? 0 : expf(lse_of(a, at, t) - lse);
+}
+
+static void merge_row(const struct merge *m, const struct place *at)
+{
+    const fv_merge_args *a = m->args;
+    int64_t Dv = a->o.dims[3];
+    float lse = fv_present(&a->weight[0]) ? 0 : total(a, at), *o = row_of(&a->o, at, at->i);
+
+    memset(o, 0, (size_t)Dv * sizeof *o);
+    for (int64_t n = 0; n < fv_merge_terms(a, at->r); n++) {
+        fv_merge_term t = fv_merge_term_at(a, at->r, n);
+        float weight = weight_of(a, at, t, lse);
+        if (weight != 0) m->kernels->map(FV_MAP_ADD, Dv, o, row_of(&a->o_part[t.part], at, t.row), 1, weight, 0, o);
+    }
+    if (fv_present(&a->lse)) *row_of(&a->lse, at, at->i) = lse;
+}
+
+static float dot(const struct merge *m, const float *x, const float *y)
+{
+    float out;
+
+    m->kernels->dot[FV_F32](1, m->args->o.dims[3], x, 0, NULL, y, 0, 1, &out, 1);
+    return out;
+}
+
+/* With w the weight of a term: d_o_p = w d_o; and d_w = d_o.o_p, which by lse gives
+ * d_lse_p = w (d_o.o_p - d_o.o + d_lse), where o is the sum of w o_p. */
+static void row_back(const struct merge *m, const struct place *at)
+{
+    const fv_merge_args *a = m->args;
+    const fv_merge_grads *g = m->grads;
+    int64_t terms = fv_merge_terms(a, at->r);
+    bool weighted = fv_present(&a->weight[0]);
+    float lse = weighted ? 0 : total(a, at), mean = 0, *d_o = row_of(&g->d_o, at, at->i);
+    float d_lse = fv_present(&g->d_lse) ? *row_of(&g->d_lse, at, at->i) : 0;
+
+    for (int64_t n = 0; !weighted && n < terms; n++) {
+        fv_merge_term t = fv_merge_term_at(a, at->r, n);
+        mean += weight_of(a, at, t, lse) * dot(m, d_o, row_of(&a->o_part[t.part], at, t.row));
+    }
+    for (int64_t n = 0; n < terms; n++) {
+        fv_merge_term t = fv_merge_term_at(a, at->r, n);
+        const fv_tensor *to = &g->d_o_part[t.part];
+        float weight = weight_of(a, at, t, lse), along = dot(m, d_o, row_of(&a->o_part[t.part], at, t.row));
+        if (fv_present(to))
+            m->kernels->map(FV_MAP_ADD, a->o.dims[3], row_of(to, at, t.row), d_o, 1, weight, 0, row_of(to, at, t.row));
+        if (fv_present(&g->d_weight[t.part])) *row_of(&g->d_weight[t.part], at, t.row) += along;
+        if (!weighted && fv_present(&g->d_lse_part[t.part]))
+            *row_of(&g->d_lse_part[t.part], at, t.row) += weight * (along - mean + d_lse);
+    }
+}
+
+static void merge_item(void *user, int64_t index, int thread)
+{
+    const struct merge *m = user;
+    int64_t H = m->args->o.dims[1], N = m->args->o.dims[2], head = index / m->cuts, first = index % m->cuts * m->rows;
+
+    (void)thread;
+    for (int64_t i = first; i < fv_min(first + m->rows, N); i++) {
+        struct place at = {head / H, head % H, i, head * N + i};
+        if (m->grads)
+            row_back(m, &at);
+        else
+            merge_row(m, &at);
+    }
+}
+
+static fv_status run(fv_ctx *ctx, struct merge *m)
+{
+    const fv_tensor *o = &m->args->o;
+
+    m->kernels = fv_kernels_of(ctx);
+    /* rows of a head may share slots, whose gradients then add up */
+    m->rows = m->grads && m->args->slot ? fv_max(o->dims[2], 1) : ROWS;
+    m->cuts = fv_ceil_div(o->dims[2], m->rows);
+    fv_cpu_run(ctx, o->dims[0] * o->dims[1] * m->cuts, 4.0 * (double)fv_tensor_count(o) * m->args->parts, merge_item,
+               m);
+    return fv_ctx_check(ctx);
+}
+
+static bool parts_together(const fv_merge_args *a)
+{
+    bool together = fv_cpu_rows_together(&a->o);
+
+    for (int p = 0; p < a->parts; p++)
+        together = together && fv_cpu_rows_together(&a->o_part[p]);
+    return together;
+}
+
+fv_status fv_cpu_merge(fv_ctx *ctx, const fv_merge_args *args)
+{
+    struct merge m = {.args = args};
+
+    return parts_together(args) ? run(ctx, &m) : fv_backend_ref.merge(ctx, args);
+}
+
+fv_status fv_cpu_merge_backward(fv_ctx *ctx, const fv_merge_args *args, const fv_merge_grads *grads)
+{
+    struct merge m = {.args = args, .grads = grads};
+    bool fast = parts_together(args) && fv_cpu_rows_together(&grads->d_o);
+
+    for (int p = 0; p < args->parts; p++) {
+        const fv_tensor *each[] = {&grads->d_o_part[p], &grads->d_lse_part[p], &grads->d_weight[p]};
+        for (int n = 0; n < 3; n++)
+            fast = fast && fv_cpu_rows_together(each[n]) && (!fv_present(each[n]) || fv_tensor_apart(each[n]));
+    }
+    return fast ? run(ctx, &m) : fv_backend_ref.merge_backward(ctx, args, grads);
+}
