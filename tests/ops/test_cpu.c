@@ -368,7 +368,7 @@ static void check_attend_row(fv_ctx *ctx, const struct attend_case *c, const fv_
         for (int64_t d = 0; d < c->D; d++)
             s += (double)*(float *)fv_at(&a->q, b, h, i, d) *
                  fv_load(c->k, a->k.data, ((b * c->Hkv + hk) * c->M + j) * c->D + d);
-        s *= scale;
+        s *= scale * *(float *)fv_at(&a->logits.temperature, b, h, i, 0);
         s += c->gain * fabs(s);
         if (c->softcap > 0) s = c->softcap * tanh(s / c->softcap);
         if (c->bias) s += *(float *)fv_at(&a->logits.bias, b, h, i, j);
@@ -395,27 +395,37 @@ static void check_attend_row(fv_ctx *ctx, const struct attend_case *c, const fv_
     }
 }
 
-/* Against the reference backend, which central differences check; sums of up to M (or N H/Hkv) terms of size about 1 */
-static void check_attend_gradients(fv_ctx *ctx, const fv_attend_args *a)
-{
-    fv_tensor d_q[2], d_k[2], d_v[2], d_o = test_random(ctx, 1, 4, a->o.dims),
-                                      d_lse = test_random(ctx, 1, 3, a->lse.dims);
-
-    for (int n = 0; n < 2; n++) {
-        assert_ok(fv_tensor_zeros(ctx, &d_q[n], FV_F32, 4, a->q.dims));
-        assert_ok(fv_tensor_zeros(ctx, &d_k[n], FV_F32, 4, a->k.dims));
-        assert_ok(fv_tensor_zeros(ctx, &d_v[n], FV_F32, 4, a->v.dims));
-        fv_attend_grads grads = {.d_o = d_o, .d_lse = d_lse, .d_q = d_q[n], .d_k = d_k[n], .d_v = d_v[n]};
-        assert_ok(n ? fv_backend_ref.attend_backward(ctx, a, &grads) : ctx->backend->attend_backward(ctx, a, &grads));
-    }
-    test_close("attend: d_q", &d_q[0], doubles_of(ctx, &d_q[1]), 1e-4);
-    test_close("attend: d_k", &d_k[0], doubles_of(ctx, &d_k[1]), 1e-4);
-    test_close("attend: d_v", &d_v[0], doubles_of(ctx, &d_v[1]), 1e-4);
-}
-
 static void compare(const char *what, fv_ctx *ctx, const fv_tensor got[2], double tolerance)
 {
     test_close(what, &got[0], doubles_of(ctx, &got[1]), tolerance);
+}
+
+/* Against the reference backend, which central differences check; sums of up to M (or N H/Hkv) terms of size about 1 */
+static void check_attend_gradients(fv_ctx *ctx, const fv_attend_args *a)
+{
+    fv_tensor d_q[2], d_k[2], d_v[2], d_bias[2], d_sinks[2], d_temperature[2];
+    fv_tensor d_o = test_random(ctx, 1, 4, a->o.dims), d_lse = test_random(ctx, 1, 3, a->lse.dims);
+    bool biased = fv_present(&a->logits.bias), sinks = fv_present(&a->sinks);
+
+    for (int n = 0; n < 2; n++) {
+        fv_attend_grads grads = {.d_o = d_o, .d_lse = d_lse};
+        assert_ok(fv_tensor_zeros(ctx, &d_q[n], FV_F32, 4, a->q.dims));
+        assert_ok(fv_tensor_zeros(ctx, &d_k[n], FV_F32, 4, a->k.dims));
+        assert_ok(fv_tensor_zeros(ctx, &d_v[n], FV_F32, 4, a->v.dims));
+        assert_ok(fv_tensor_zeros(ctx, &d_temperature[n], FV_F32, 3, a->q.dims));
+        assert_ok(fv_tensor_zeros(ctx, &d_sinks[n], FV_F32, FV_DIMS(a->q.dims[1])));
+        assert_ok(fv_tensor_zeros(ctx, &d_bias[n], FV_F32, FV_DIMS(a->q.dims[1], 1, a->k.dims[2])));
+        grads.d_q = d_q[n], grads.d_k = d_k[n], grads.d_v = d_v[n], grads.d_temperature = d_temperature[n];
+        if (biased) grads.d_bias = fv_broadcast(&d_bias[n], 4, a->logits.bias.dims);
+        if (sinks) grads.d_sinks = d_sinks[n];
+        assert_ok(n ? fv_backend_ref.attend_backward(ctx, a, &grads) : ctx->backend->attend_backward(ctx, a, &grads));
+    }
+    compare("attend: d_q", ctx, d_q, 1e-4);
+    compare("attend: d_k", ctx, d_k, 1e-4);
+    compare("attend: d_v", ctx, d_v, 1e-4);
+    compare("attend: d_temperature", ctx, d_temperature, 1e-4);
+    compare("attend: d_bias", ctx, d_bias, 1e-3); /* over batches and queries too */
+    compare("attend: d_sinks", ctx, d_sinks, 1e-3);
 }
 
 /* By-products, given normalisers and statistics against the reference backend; tolerances as for o. */
@@ -440,6 +450,8 @@ static void check_attend_by_products(fv_ctx *ctx, const fv_attend_args *given, c
 
     for (int64_t j = 0; j < M; j++)
         set[j] = j % 3 == 0;
+    for (int64_t n = 0; n < fv_tensor_count(&key_lse); n++) /* so that weights are about 1 / M */
+        ((float *)key_lse.data)[n] += logf((float)M);
     for (int n = 0; n < 2; n++) {
         const fv_backend *backend = n ? &fv_backend_ref : ctx->backend;
         for (size_t t = 0; t < sizeof made / sizeof *made; t++)
@@ -461,7 +473,7 @@ static void check_attend_by_products(fv_ctx *ctx, const fv_attend_args *given, c
     compare("attend: row_max", ctx, top, 2e-5);
     compare("attend: weights", ctx, weights, 2e-5);
     compare("attend: o by lse_in", ctx, by_row, 2e-5);
-    compare("attend: o by lse_in_key", ctx, by_key, 1e-3); /* sums of up to M terms of size about e */
+    compare("attend: o by lse_in_key", ctx, by_key, 2e-4); /* of size about 10 */
     compare("attend_stats: column_sum", ctx, sums, 1e-4);
     compare("attend_stats: entropy", ctx, entropy, 1e-4);
     compare("attend_stats: distance", ctx, distance, 1e-3); /* of up to 50 */
@@ -481,6 +493,7 @@ static void check_attend_case(fv_ctx *ctx, const struct attend_case *c)
         a.logits.bias = fv_broadcast(&bias, FV_DIMS(c->B, c->H, c->N, c->M));
     }
     if (c->sinks) a.sinks = test_random(ctx, 1, FV_DIMS(c->H));
+    a.logits.temperature = test_random(ctx, 1, FV_DIMS(c->B, c->H, c->N));
     assert_ok(fv_tensor_new(ctx, &a.o, FV_F32, FV_DIMS(c->B, c->H, c->N, c->Dv)));
     assert_ok(fv_tensor_new(ctx, &a.lse, FV_F32, FV_DIMS(c->B, c->H, c->N)));
     assert_ok(ctx->backend->attend(ctx, &a));

@@ -1,12 +1,18 @@
-/* Gradients of attention for q, k and v, in one pass over the tiles of a key-value head:
- *   P = exp(s - lse),  d_v += P^T d_o,  d_s = P (d_o v^T - delta),  d_q += d_s k,  d_k += d_s^T q,
- * with delta = d_o.o - d_lse; five products a tile, all by the micro-kernel (bound: 2 pairs (3 D + 2 Dv) flops).
- * A key-value head belongs to one thread, so sums have one order.  Gradients of biases, sinks and temperature, slopes
- * of soft-caps and gains, given normalisers and gradients that repeat are left to the reference backend. */
+/* Gradients of attention in one pass over the tiles of a key-value head:
+ *   P = exp(s - lse),  d_v += P^T d_o,  d_s = P (d_o v^T - delta),  d_x = d_s slope,  d_q += d_x k,  d_k += d_x^T q,
+ * with delta = d_o.o - d_lse (0 where the log-sum-exp was given); five products a tile, all by the micro-kernel
+ * (bound: 2 pairs (3 D + 2 Dv) flops).  A temperature's gradient is q . d_q before scaling.
+ *
+ * The tiles of a key-value head are dealt to a number of slices that depends on the shape alone; each sums d_k and d_v
+ * in memory of its own, and slices are added in order, so that results do not depend on the number of threads. */
 #include <math.h>
 
+#include "ops/accumulate.h"
 #include "ops/cpu/cpu.h"
 #include "ops/cpu/tiles.h"
+#include "ops/ref/pieces.h"
+
+enum { ITEMS = 16, PART_FLOATS = 32 << 20, PART_KEYS = 64 };
 
 struct memory {
     fv_tiles tiles;
@@ -27,11 +33,18 @@ struct backward {
     fv_tiles_source source;
     struct memory *memory; /* per thread */
     int64_t key_width, value_width;
+    bool given; /* the log-sum-exp is */
+    int64_t slices;
+    float *d_k, *d_v; /* [B * Hkv, slices, M, D or Dv], if slices > 1 */
+    double *d_sinks;  /* [B * Hkv, slices, H] */
 };
 
 struct visit {
     const struct backward *w;
     struct memory *m;
+    float *d_k, *d_v; /* rows of the key-value head, or of the slice */
+    int64_t d_k_row, d_v_row;
+    double *d_sinks; /* [H] */
 };
 
 static float *row_of(const fv_tensor *t, int64_t b, int64_t h, int64_t n)
@@ -39,12 +52,13 @@ static float *row_of(const fv_tensor *t, int64_t b, int64_t h, int64_t n)
     return fv_at(t, b, h, n, 0);
 }
 
-/* Adds `count` rows of d_rows to those of the tile's keys. */
-static void add_key_rows(const struct visit *visit, const fv_tiles *t, const fv_tensor *to, int64_t width)
+/* Adds rows of d_rows, `width` apart, to those of the tile's keys. */
+static void add_key_rows(const struct visit *visit, const fv_tiles *t, float *to, int64_t to_row, int64_t columns,
+                         int64_t width)
 {
     for (int n = 0; n < t->count; n++) {
-        float *row = row_of(to, t->b, t->key_head, t->key[n]);
-        visit->w->source.kernels->map(FV_MAP_ADD, to->dims[3], row, visit->m->d_rows + n * width, 1, 1, 0, row);
+        float *row = to + t->key[n] * to_row;
+        visit->w->source.kernels->map(FV_MAP_ADD, columns, row, visit->m->d_rows + n * width, 1, 1, 0, row);
     }
 }
 
@@ -58,22 +72,6 @@ static void reduce_rows(const struct visit *visit, const fv_tiles *t, const floa
         for (int64_t d = 0; d < width; d += kernels->tile_columns)
             kernels->tile((int)fv_min(kernels->tile_rows, t->count - n), t->rows, weights + n, 1, FV_KEY_TILE, rows + d,
                           width, visit->m->d_rows + n * width + d, width, false);
-}
-
-/* Logits become probabilities, 0 where nothing is seen. */
-static void probabilities(const struct visit *visit, fv_tiles *t)
-{
-    for (int r = 0; r < t->rows; r++) {
-        float *p = t->logits + r * FV_KEY_TILE, lse = visit->m->lse[r];
-        uint64_t bits = lse == -INFINITY ? 0 : t->bits[r % t->tile.rows];
-        if (!bits) {
-            memset(p, 0, FV_KEY_TILE * sizeof *p);
-            continue;
-        }
-        visit->w->source.kernels->exp(FV_KEY_TILE, p, 1, lse, p);
-        for (int n = 0; bits != UINT64_MAX && n < FV_KEY_TILE; n++)
-            if (!(bits >> n & 1)) p[n] = 0;
-    }
 }
 
 /* d_p = P (d_o v^T - delta) */
@@ -100,6 +98,57 @@ static void logit_gradients(const struct visit *visit, const fv_tiles *t, const 
     }
 }
 
+/* Gradients of the biases of row r, whose logits have gradients d. */
+static void add_biases(const struct backward *w, const fv_tiles *t, int r, const float *d)
+{
+    const fv_attend_grads *g = w->grads;
+    const fv_tensor *offset = &g->d_offset_bias;
+    int64_t h = t->tile.h + r / t->tile.rows, i = t->tile.query[r % t->tile.rows];
+    int64_t columns = fv_present(&w->args->logits.row_bias) ? w->args->logits.column_bias.dims[3] : 1;
+
+    if (fv_present(&g->d_bias) && g->d_bias.strides[3] == 1 && t->key[t->count - 1] - t->key[0] == t->count - 1) {
+        float *to = fv_at(&g->d_bias, t->b, h, i, t->key[0]);
+        w->source.kernels->map(FV_MAP_ADD, t->count, to, d, 1, 1, 0, to);
+    } else if (fv_present(&g->d_bias)) {
+        for (int n = 0; n < t->count; n++)
+            *(float *)fv_at(&g->d_bias, t->b, h, i, t->key[n]) += d[n];
+    }
+    for (int n = 0; fv_present(offset) && n < t->count; n++) {
+        const fv_plan *plan = w->view->plan;
+        int64_t R = offset->dims[1], distance = fv_plan_key_position(plan, t->key[n]) - (i + plan->offset);
+        int64_t index = fv_clamp(distance + R / 2, 0, R - 1);
+        ((float *)offset->data)[h * offset->strides[0] + index * offset->strides[1]] += d[n];
+    }
+    for (int n = 0; fv_present(&g->d_row_bias) && n < t->count; n++)
+        *(float *)fv_at(&g->d_row_bias, t->b, h, i, t->key[n] / columns) += d[n];
+    for (int n = 0; fv_present(&g->d_column_bias) && n < t->count; n++)
+        *(float *)fv_at(&g->d_column_bias, t->b, h, i, t->key[n] % columns) += d[n];
+}
+
+static bool wants_biases(const fv_attend_grads *g)
+{
+    return fv_present(&g->d_bias) || fv_present(&g->d_offset_bias) || fv_present(&g->d_row_bias) ||
+           fv_present(&g->d_column_bias);
+}
+
+/* Gradients of logits become those of scaled products, and biases take theirs. */
+static void pass_logits(const struct backward *w, const fv_tiles *t, float *d_p)
+{
+    bool biases = wants_biases(w->grads);
+
+    for (int r = 0; r < t->rows && (biases || t->slopes); r++) {
+        float *d = d_p + r * FV_KEY_TILE;
+        if (!t->bits[r % t->tile.rows]) continue;
+        if (biases) add_biases(w, t, r, d);
+        if (t->slopes) w->source.kernels->map(FV_MAP_MUL, t->count, d, t->slopes + r * FV_KEY_TILE, 1, 1, 0, d);
+    }
+}
+
+static bool wants_queries(const fv_attend_grads *g)
+{
+    return fv_present(&g->d_q) || fv_present(&g->d_temperature);
+}
+
 static void add_tile(void *user, fv_tiles *t)
 {
     const struct visit *visit = user;
@@ -109,18 +158,19 @@ static void add_tile(void *user, fv_tiles *t)
     int64_t v_row, k_row;
     const float *v = fv_tiles_rows(t, &w->args->v, w->value_width, m->values, &v_row);
 
-    probabilities(visit, t);
+    fv_tiles_normalise(t, m->lse, &w->args->lse_in_key);
     if (fv_present(&w->grads->d_v)) {
         reduce_rows(visit, t, t->logits, m->d_o, w->value_width);
-        add_key_rows(visit, t, &w->grads->d_v, w->value_width);
+        add_key_rows(visit, t, visit->d_v, visit->d_v_row, w->args->v.dims[3], w->value_width);
     }
-    if (!fv_present(&w->grads->d_q) && !fv_present(&w->grads->d_k)) return;
+    if (!wants_queries(w->grads) && !fv_present(&w->grads->d_k) && !wants_biases(w->grads)) return;
     logit_gradients(visit, t, v, v_row);
+    pass_logits(w, t, m->d_p);
     if (fv_present(&w->grads->d_k)) {
         reduce_rows(visit, t, m->d_p, m->q, w->key_width);
-        add_key_rows(visit, t, &w->grads->d_k, w->key_width);
+        add_key_rows(visit, t, visit->d_k, visit->d_k_row, w->args->k.dims[3], w->key_width);
     }
-    if (!fv_present(&w->grads->d_q)) return;
+    if (!wants_queries(w->grads)) return;
     const float *k = fv_tiles_rows(t, &w->args->k, w->key_width, m->keys, &k_row);
     for (int r = 0; r < t->rows; r += kernels->tile_rows)
         for (int64_t d = 0; d < w->key_width; d += kernels->tile_columns)
@@ -130,18 +180,28 @@ static void add_tile(void *user, fv_tiles *t)
 
 /* ---- tiles of queries ------------------------------------------------------------------------------------------ */
 
+/* What the scale of logits is multiplied with. */
+static float *temperature_of(const fv_tensor *t, int64_t b, int64_t h, int64_t i)
+{
+    return (float *)t->data + b * t->strides[0] + h * t->strides[1] + i * t->strides[2];
+}
+
 static float scale_of(const struct backward *w, int64_t b, int64_t h, int64_t i)
 {
     const fv_tensor *temperature = &w->args->logits.temperature;
     float scale = w->args->logits.scale;
 
     if (!fv_present(temperature)) return scale;
-    return scale * ((const float *)temperature->data)[b * temperature->strides[0] + h * temperature->strides[1] +
-                                                      i * temperature->strides[2]];
+    return scale * *temperature_of(temperature, b, h, i);
 }
 
-static void begin_tile(const struct backward *w, struct memory *m, const fv_plan_tile *tile)
+/* What a tile needs before its walk; sinks take their gradients here. */
+static void begin_tile(const struct visit *visit, const fv_plan_tile *tile)
 {
+    const struct backward *w = visit->w;
+    struct memory *m = visit->m;
+    const fv_attend_args *a = w->args;
+    const fv_tensor *lse = fv_present(&a->lse_in) ? &a->lse_in : &a->lse;
     const struct fv_kernels *kernels = w->source.kernels;
     int64_t D = w->args->q.dims[3], Dv = w->args->v.dims[3], rows = tile->rows * w->view->share;
 
@@ -150,11 +210,15 @@ static void begin_tile(const struct backward *w, struct memory *m, const fv_plan
         int64_t h = tile->h + r / tile->rows, row = tile->row[r % tile->rows], i = tile->query[r % tile->rows];
         const float *o = row_of(&w->args->o, tile->b, h, row), *d_o = row_of(&w->grads->d_o, tile->b, h, row);
         double delta = 0;
-        for (int64_t d = 0; d < Dv; d++)
+        for (int64_t d = 0; d < Dv && !w->given; d++)
             delta += (double)o[d] * d_o[d];
-        if (fv_present(&w->grads->d_lse)) delta -= *row_of(&w->grads->d_lse, tile->b, h, row);
+        if (fv_present(&w->grads->d_lse) && !w->given) delta -= *row_of(&w->grads->d_lse, tile->b, h, row);
         m->delta[r] = (float)delta;
-        m->lse[r] = *row_of(&w->args->lse, tile->b, h, row);
+        m->lse[r] = fv_present(lse) ? *row_of(lse, tile->b, h, row) : 0;
+        if (fv_present(&a->sinks) && !w->given && m->lse[r] > -INFINITY) {
+            float sink = ((const float *)a->sinks.data)[h * a->sinks.strides[0]];
+            visit->d_sinks[h] -= exp((double)(sink - m->lse[r])) * delta;
+        }
         memcpy(m->d_o + r * w->value_width, d_o, (size_t)Dv * sizeof *d_o);
         kernels->map(FV_MAP_COPY, D, row_of(&w->args->q, tile->b, h, i), NULL, 0, scale_of(w, tile->b, h, i), 0,
                      m->q + r * w->key_width);
@@ -167,43 +231,108 @@ static void begin_tile(const struct backward *w, struct memory *m, const fv_plan
 
 static void end_tile(const struct backward *w, const struct memory *m, const fv_plan_tile *tile)
 {
-    if (!fv_present(&w->grads->d_q)) return;
-    for (int64_t r = 0; r < tile->rows * w->view->share; r++) {
+    const struct fv_kernels *kernels = w->source.kernels;
+    const fv_tensor *temperature = &w->grads->d_temperature;
+    int64_t D = w->args->q.dims[3];
+
+    for (int64_t r = 0; wants_queries(w->grads) && r < tile->rows * w->view->share; r++) {
         int64_t h = tile->h + r / tile->rows, i = tile->query[r % tile->rows];
-        float *to = row_of(&w->grads->d_q, tile->b, h, i);
-        w->source.kernels->map(FV_MAP_ADD, w->args->q.dims[3], to, m->d_q + r * w->key_width, 1,
-                               scale_of(w, tile->b, h, i), 0, to);
+        const float *d_q = m->d_q + r * w->key_width;
+        float along;
+        if (fv_present(&w->grads->d_q)) {
+            float *to = row_of(&w->grads->d_q, tile->b, h, i);
+            kernels->map(FV_MAP_ADD, D, to, d_q, 1, scale_of(w, tile->b, h, i), 0, to);
+        }
+        if (!fv_present(temperature)) continue;
+        kernels->dot[FV_F32](1, D, d_q, 0, NULL, row_of(&w->args->q, tile->b, h, i), 0, 1, &along, 1);
+        *temperature_of(temperature, tile->b, h, i) += w->args->logits.scale * along;
     }
 }
 
-/* All tiles of all query heads that read one key-value head. */
+/* A slice of the tiles of all query heads that read one key-value head. */
 static void backward_item(void *user, int64_t index, int thread)
 {
     const struct backward *w = user;
     const fv_plan_view *view = w->view;
+    const fv_tensor *k = &w->args->k, *v = &w->args->v, *d_k = &w->grads->d_k, *d_v = &w->grads->d_v;
     struct memory *m = &w->memory[thread];
-    struct visit visit = {w, m};
-    int64_t key_heads = w->args->k.dims[1], groups = view->heads / view->share, b = index / key_heads;
+    int64_t key_heads = k->dims[1], groups = view->heads / view->share, owner = index / w->slices, turn = 0;
+    int64_t b = owner / key_heads, key_head = owner % key_heads;
+    struct visit visit = {w, m, NULL, NULL, k->dims[3], v->dims[3], w->d_sinks + index * view->heads};
     const int32_t *map = w->args->key_head;
 
+    memset(visit.d_sinks, 0, (size_t)view->heads * sizeof *visit.d_sinks);
+    if (w->slices > 1) {
+        visit.d_k = w->d_k + index * view->keys * visit.d_k_row;
+        visit.d_v = w->d_v + index * view->keys * visit.d_v_row;
+        memset(visit.d_k, 0, (size_t)(view->keys * visit.d_k_row) * sizeof *visit.d_k);
+        memset(visit.d_v, 0, (size_t)(view->keys * visit.d_v_row) * sizeof *visit.d_v);
+    } else {
+        if (fv_present(d_k)) visit.d_k = row_of(d_k, b, key_head, 0), visit.d_k_row = d_k->strides[2];
+        if (fv_present(d_v)) visit.d_v = row_of(d_v, b, key_head, 0), visit.d_v_row = d_v->strides[2];
+    }
     for (int64_t g = 0; g < groups; g++) {
-        int64_t h = g * view->share, pair = b * groups + g;
-        int64_t first = view->classes == 1 ? pair * view->class_tile[1] : view->item_first[pair];
-        int64_t end = view->classes == 1 ? first + view->class_tile[1] : view->item_first[pair + 1];
-        if ((map ? map[h] : h / (view->heads / key_heads)) != index % key_heads) continue;
+        int64_t h = g * view->share, first, end;
+        if ((map ? map[h] : h / (view->heads / key_heads)) != key_head) continue;
+        fv_tiles_group(view, b * groups + g, &first, &end);
         for (int64_t item = first; item < end; item++) {
+            if (turn++ % w->slices != index % w->slices) continue;
             fv_plan_tile_at(view, item, &m->tiles.tile);
-            begin_tile(w, m, &m->tiles.tile);
-            fv_tiles_walk(&m->tiles, item, 0, view->keys, add_tile, &visit);
+            begin_tile(&visit, &m->tiles.tile);
+            fv_tiles_walk_rows(&m->tiles, 0, view->keys, add_tile, &visit);
             end_tile(w, m, &m->tiles.tile);
         }
     }
 }
 
-static fv_status take_memory(fv_ctx *ctx, struct backward *w)
+/* Adds rows first..end-1 of all slices of a key-value head to its gradient. */
+static void add_parts(const struct backward *w, const fv_tensor *to, const float *parts, int64_t owner, int64_t first,
+                      int64_t end)
+{
+    int64_t key_heads = w->args->k.dims[1], width = to->dims[3];
+
+    for (int64_t j = first; fv_present(to) && j < end; j++) {
+        float *row = row_of(to, owner / key_heads, owner % key_heads, j);
+        for (int64_t slice = 0; slice < w->slices; slice++)
+            w->source.kernels->map(FV_MAP_ADD, width, row,
+                                   parts + ((owner * w->slices + slice) * w->view->keys + j) * width, 1, 1, 0, row);
+    }
+}
+
+static void parts_item(void *user, int64_t index, int thread)
+{
+    const struct backward *w = user;
+    int64_t cuts = fv_ceil_div(w->view->keys, PART_KEYS), first = index % cuts * PART_KEYS;
+    int64_t end = fv_min(first + PART_KEYS, w->view->keys);
+
+    (void)thread;
+    add_parts(w, &w->grads->d_k, w->d_k, index / cuts, first, end);
+    add_parts(w, &w->grads->d_v, w->d_v, index / cuts, first, end);
+}
+
+static void add_sinks(const struct backward *w, int64_t items)
+{
+    const fv_tensor *to = &w->grads->d_sinks;
+
+    for (int64_t h = 0; fv_present(to) && h < w->view->heads; h++) {
+        double sum = 0;
+        for (int64_t item = 0; item < items; item++)
+            sum += w->d_sinks[item * w->view->heads + h];
+        ((float *)to->data)[h * to->strides[0]] += (float)sum;
+    }
+}
+
+/* ---- the call -------------------------------------------------------------------------------------------------- */
+
+static fv_status take_memory(fv_ctx *ctx, struct backward *w, int64_t items)
 {
     int64_t threads = fv_ctx_threads(ctx), rows = w->view->share * w->view->tile_rows, Dv = w->args->v.dims[3];
 
+    FV_TRY(FV_SCRATCH(ctx, w->d_sinks, items * w->view->heads));
+    if (w->slices > 1) {
+        FV_TRY(FV_SCRATCH(ctx, w->d_k, items * w->view->keys * w->args->k.dims[3]));
+        FV_TRY(FV_SCRATCH(ctx, w->d_v, items * w->view->keys * Dv));
+    }
     FV_TRY(FV_SCRATCH(ctx, w->memory, threads));
     for (int64_t t = 0; t < threads; t++) {
         struct memory *m = &w->memory[t];
@@ -230,44 +359,66 @@ static fv_status take_memory(fv_ctx *ctx, struct backward *w)
     return FV_OK;
 }
 
-/* Absent, or a place of its own for each element. */
 static bool does_not_repeat(const fv_tensor *t)
 {
-    bool repeats = false;
-
-    for (int d = 0; fv_present(t) && d < t->rank; d++)
-        repeats = repeats || (t->strides[d] == 0 && t->dims[d] > 1);
-    return !repeats && fv_cpu_rows_together(t);
+    return !fv_present(t) || (fv_tensor_apart(t) && fv_cpu_rows_together(t));
 }
 
 static bool is_fast(const fv_attend_args *a, const fv_attend_grads *g)
 {
     return fv_cpu_rows_together(&a->q) && fv_cpu_rows_together(&a->k) && fv_cpu_rows_together(&a->v) &&
            fv_cpu_rows_together(&a->o) && fv_cpu_rows_together(&g->d_o) && does_not_repeat(&g->d_q) &&
-           does_not_repeat(&g->d_k) && does_not_repeat(&g->d_v) && !fv_present(&a->lse_in) &&
-           !fv_present(&a->lse_in_key) && a->logits.softcap == 0 && a->logits.gain == 0 && !fv_present(&g->d_bias) &&
-           !fv_present(&g->d_sinks) && !fv_present(&g->d_temperature) && !fv_present(&g->d_offset_bias) &&
-           !fv_present(&g->d_row_bias) && !fv_present(&g->d_column_bias) && a->k.dims[1] > 0;
+           does_not_repeat(&g->d_k) && does_not_repeat(&g->d_v) && a->k.dims[1] > 0;
+}
+
+/* What several tiles of a head add to; and what several heads or batches do, so that items must not run together. */
+static void find_shared(const struct backward *w, bool *rows, bool *heads)
+{
+    const fv_attend_grads *g = w->grads;
+    const fv_tensor *each[] = {&g->d_bias, &g->d_row_bias, &g->d_column_bias, &g->d_temperature};
+
+    *rows = fv_present(&g->d_offset_bias) || fv_plan_gathers(w->view->plan);
+    *heads = fv_present(&g->d_offset_bias) && (w->view->batch > 1 || g->d_offset_bias.strides[0] == 0);
+    for (size_t n = 0; n < sizeof each / sizeof *each; n++) {
+        *rows = *rows || (fv_present(each[n]) && !fv_tensor_apart(each[n]));
+        *heads = *heads || (fv_present(each[n]) && !fv_ref_apart(each[n]));
+    }
+}
+
+static int64_t slices_of(const struct backward *w, int64_t owners)
+{
+    int64_t floats = owners * w->view->keys * (w->args->k.dims[3] + w->args->v.dims[3]);
+    int64_t items = fv_min(ITEMS, w->view->items);
+
+    return fv_max(fv_min(items / fv_max(owners, 1), PART_FLOATS / fv_max(floats, 1)), 1);
 }
 
 fv_status fv_cpu_attend_backward(fv_ctx *ctx, const fv_attend_args *args, const fv_attend_grads *grads)
 {
-    const fv_logits *l = &args->logits;
     int64_t B = args->q.dims[0], H = args->q.dims[1], N = args->q.dims[2], M = args->k.dims[2], tile_rows, share;
     const struct fv_kernels *kernels = fv_kernels_of(ctx);
     fv_mark mark = fv_arena_mark(ctx->arena); /* nothing of this call outlives it, tape or not */
+    int64_t owners = B * args->k.dims[1];
     fv_plan_view view;
-    struct backward w = {.args = args, .grads = grads, .view = &view};
+    struct backward w = {.args = args, .grads = grads, .view = &view, .slices = 1};
+    bool rows_shared, heads_shared;
     fv_status status;
 
     if (!is_fast(args, grads)) return fv_backend_ref.attend_backward(ctx, args, grads);
     share = fv_tiles_share(args->plan, H, args->k.dims[1], args->key_head, &tile_rows);
     FV_TRY_DONE(fv_plan_open(ctx, args->plan, B, H, share, tile_rows, N, M, &view));
-    w.source = (fv_tiles_source){kernels, args->q, args->k, l, args->key_head, &view, false};
+    w.source = (fv_tiles_source){kernels, args->q, args->k, &args->logits, args->key_head, &view, true};
     w.key_width = fv_round_up(args->q.dims[3], kernels->tile_columns);
     w.value_width = fv_round_up(args->v.dims[3], kernels->tile_columns);
-    FV_TRY_DONE(take_memory(ctx, &w));
-    fv_run(ctx, B * args->k.dims[1], backward_item, &w);
+    w.given = fv_present(&args->lse_in) || fv_present(&args->lse_in_key);
+    find_shared(&w, &rows_shared, &heads_shared);
+    if (!rows_shared) w.slices = slices_of(&w, owners);
+    FV_TRY_DONE(take_memory(ctx, &w, owners * w.slices));
+    for (int64_t item = 0; heads_shared && item < owners * w.slices; item++)
+        backward_item(&w, item, 0);
+    if (!heads_shared) fv_run(ctx, owners * w.slices, backward_item, &w);
+    if (w.slices > 1) fv_run(ctx, owners * fv_ceil_div(M, PART_KEYS), parts_item, &w);
+    add_sinks(&w, owners * w.slices);
     status = fv_ctx_check(ctx);
 done:
     fv_arena_release(ctx->arena, mark);
