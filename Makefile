@@ -41,7 +41,7 @@ demo: build model
 	@scripts/demo.sh
 
 check: test-build models
-	@cd build && ctest --output-on-failure -j1
+	@cd build && ctest --output-on-failure -j$(JOBS)
 
 install: build
 	cmake --install build
