@@ -71,6 +71,8 @@ const conformance_case conformance_cases[] = {
     {"bra:grid=5x7,regions=2,top=1", 2, 2, 1, 35, 35, 16, 24, false, "lepe_weight=48x5x5", false},
     {"bra:grid=1x1,regions=1,top=1", 1, 1, 1, 1, 1, 16, 16, false, NULL, false},
 
+    {"nsa:compress_block=4,compress_stride=2,block=4,top=3,init=1,local=1,window=0", 1, 4, 2, 37, 37, 16, 16, false,
+     NULL, false},
     {"nsa:compress_block=8,compress_stride=4,block=8,top=4,window=10", 2, 4, 2, 61, 61, 16, 24, false, NULL, false},
     {"nsa:compress_block=8,compress_stride=4,block=8,top=4,window=10,schedule=fsa", 1, 4, 1, 61, 61, 16, 16, false,
      NULL, false},

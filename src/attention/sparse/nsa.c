@@ -28,7 +28,8 @@ static const fv_option options[] = {
     FV_INT(struct nsa, top, 16, 1, 1 << 20, "blocks a query reads, first and local ones included"),
     FV_INT(struct nsa, init, 1, 0, 1 << 20, "first blocks, always read"),
     FV_INT(struct nsa, local, 2, 1, 1 << 20, "blocks up to the query's own, always read"),
-    FV_INT(struct nsa, window, 512, 1, INT32_MAX, "latest tokens of the window branch, the query's own included"),
+    FV_INT(struct nsa, window, 512, 0, INT32_MAX,
+           "latest tokens of the window branch, the query's own included; 0: none"),
     FV_ENUM(struct nsa, schedule, "auto", schedules, "of the selected branch; fsa turns the loops round; same result"),
     FV_FLOAT(struct nsa, rope_base, 0, 0, 1e12, "rotate q and k inside, compressing before; 0: they come as used"),
     FV_OPTIONS_END,
@@ -335,9 +336,11 @@ static fv_status forward(fv_ctx *ctx, const fv_call *call)
         FV_TRY(fv_tensor_zeros(ctx, &branch[b], FV_F32, 4, call->o.dims));
     FV_TRY(attend_compressed(ctx, call, &p, &branch[0], &choice));
     FV_TRY(fv_choice_attend(ctx, call, &choice, by_block(call), &p.q, &p.k, &branch[1], &(fv_tensor){0}));
-    FV_TRY(fv_attend(
-        ctx, &(fv_attend_args){
-                 .q = p.q, .k = p.k, .v = call->v, .o = branch[2], .plan = &window, .logits = fv_call_logits(call)}));
+    if (o->window > 0)
+        FV_TRY(fv_attend(
+            ctx,
+            &(fv_attend_args){
+                .q = p.q, .k = p.k, .v = call->v, .o = branch[2], .plan = &window, .logits = fv_call_logits(call)}));
     return gate(ctx, call, branch);
 }
 
@@ -369,7 +372,7 @@ static fv_status work(fv_ctx *ctx, const fv_call *call, fv_work *work_)
     C = p.compressed;
     FV_TRY(fv_plan_pairs(ctx, &whole, B, H, call->queries, C, &pairs[0]));
     FV_TRY(fv_plan_pairs(ctx, &selected.plan, B, H, call->queries, call->keys, &pairs[1]));
-    FV_TRY(fv_plan_pairs(ctx, &window, B, H, call->queries, call->keys, &pairs[2]));
+    FV_TRY(fv_plan_pairs(ctx, &window, B, H, call->queries, o->window > 0 ? call->keys : 0, &pairs[2]));
     work_->pairs = pairs[0] + pairs[1] + pairs[2];
     compressed = B * call->key_heads * C * o->compress_block;
     work_->flops = 2.0 * (double)work_->pairs * (double)(call->head_dim + call->value_dim);
