@@ -27,6 +27,7 @@ static void fill(void)
         table->merge = fv_cpu_merge;
         table->merge_backward = fv_cpu_merge_backward;
         table->scan = fv_cpu_scan;
+        table->scan_backward = fv_cpu_scan_backward;
         table->map = fv_cpu_map;
         table->attend = fv_cpu_attend;
         table->norm = fv_cpu_norm;

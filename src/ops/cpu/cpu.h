@@ -11,6 +11,7 @@ fv_status fv_cpu_attend_stats(fv_ctx *ctx, const fv_stats_args *args);
 fv_status fv_cpu_merge(fv_ctx *ctx, const fv_merge_args *args);
 fv_status fv_cpu_merge_backward(fv_ctx *ctx, const fv_merge_args *args, const fv_merge_grads *grads);
 fv_status fv_cpu_scan(fv_ctx *ctx, const fv_scan_args *args);
+fv_status fv_cpu_scan_backward(fv_ctx *ctx, const fv_scan_args *args, const fv_scan_grads *grads);
 fv_status fv_cpu_attend_backward(fv_ctx *ctx, const fv_attend_args *args, const fv_attend_grads *grads);
 fv_status fv_cpu_map(fv_ctx *ctx, const fv_map_args *args);
 fv_status fv_cpu_norm(fv_ctx *ctx, const fv_norm_args *args);
