@@ -121,7 +121,7 @@ fv_tensor fv_grouped(const fv_tensor *x, int64_t groups);
 fv_status fv_plain(fv_ctx *ctx, const fv_tensor *x, fv_tensor *out);
 
 /* o += depthwise convolution of v on a row-major grid of height x width = N = M (zero padding): o = part + conv(v),
- * weight [H*Dv,kernel,kernel], bias [H*Dv] or absent. */
+ * weight [H*Dv,kernel,kernel], bias [H*Dv]; an absent one counts as zeros. */
 fv_status fv_add_local(fv_ctx *ctx, const fv_call *call, const fv_tensor *part, const fv_tensor *weight,
                        const fv_tensor *bias, int64_t height, int64_t width);
 /* Stops the tape from recording (selection is constant to it) and lets it go on. */

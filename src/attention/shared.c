@@ -36,11 +36,15 @@ fv_tensor fv_grouped(const fv_tensor *x, int64_t groups)
 fv_status fv_add_local(fv_ctx *ctx, const fv_call *call, const fv_tensor *part, const fv_tensor *weight,
                        const fv_tensor *bias, int64_t height, int64_t width)
 {
-    int64_t B = call->batch, H = call->query_heads, N = call->queries, Dv = call->value_dim, kernel = weight->dims[1];
+    int64_t B = call->batch, H = call->query_heads, N = call->queries, Dv = call->value_dim;
+    int64_t kernel = fv_present(weight) ? weight->dims[1] : 1;
     fv_tensor v, image, local, w, columns;
 
     FV_TRY(fv_repeat_heads(ctx, &call->v, H, &v));
-    FV_TRY(fv_plain(ctx, weight, &w));
+    if (fv_present(weight))
+        FV_TRY(fv_plain(ctx, weight, &w));
+    else
+        FV_TRY(fv_tensor_zeros(ctx, &w, FV_F32, FV_DIMS(H * Dv, kernel, kernel)));
     FV_TRY(fv_tensor_new(ctx, &image, FV_F32, FV_DIMS(B, H, Dv, N)));
     FV_TRY(fv_tensor_new(ctx, &local, FV_F32, FV_DIMS(B, H * Dv, height, width)));
     FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = fv_transposed(&v), .out = image}));

@@ -134,8 +134,8 @@ static void params_are_checked(void **state)
         {"nsa", "compress_k", 3, {2, 500, 16}, FV_E_SHAPE, "compress_block*D, D] = [2,512,16]"},
         {"agent", "bias1", 3, {4, 49, 12}, FV_E_USAGE, "'grid' must be given to pool"},
         {"agent", "agents", 4, {1, 4, 3, 15}, FV_E_SHAPE, "got [1,4,3,15]"},
-        {"agent:grid=3x4,agents=4", "dwc_bias", 1, {96}, FV_E_USAGE, "needs 'dwc_weight'"},
-        {"bra:grid=3x4", "lepe_bias", 1, {96}, FV_E_USAGE, "needs 'lepe_weight'"},
+        {"agent:grid=3x4,agents=4", "dwc_bias", 1, {95}, FV_E_SHAPE, "got [95]"},
+        {"bra:grid=3x4", "lepe_bias", 1, {95}, FV_E_SHAPE, "got [95]"},
     };
     (void)state;
 

@@ -69,6 +69,7 @@ const conformance_case conformance_cases[] = {
     {"bra:grid=8x5,regions=7,top=4,route_scale=0.5", 1, 2, 2, 40, 40, 16, 16, false, NULL, false},
     {"bra:grid=6x6,regions=3,top=9", 1, 2, 1, 36, 36, 16, 16, false, "lepe_weight=32x5x5 lepe_bias=32", false},
     {"bra:grid=5x7,regions=2,top=1", 2, 2, 1, 35, 35, 16, 24, false, "lepe_weight=48x5x5", false},
+    {"bra:grid=4x5,regions=2,top=2", 1, 2, 2, 20, 20, 16, 16, false, "lepe_bias=32", false},
     {"bra:grid=1x1,regions=1,top=1", 1, 1, 1, 1, 1, 16, 16, false, NULL, false},
 
     {"nsa:compress_block=4,compress_stride=2,block=4,top=3,init=1,local=1,window=0", 1, 4, 2, 37, 37, 16, 16, false,
@@ -97,6 +98,7 @@ const conformance_case conformance_cases[] = {
     {"agent", 1, 2, 1, 21, 33, 16, 16, false, "agents=1x2x5x16 bias1=2x5x33 bias2=2x21x5", false},
     {"agent:grid=4x5,agents=4", 2, 2, 1, 20, 20, 16, 24, false,
      "bias1=2x4x20 bias2=2x20x4 dwc_weight=48x3x3 dwc_bias=48", false},
+    {"agent:grid=4x5,agents=4", 1, 2, 2, 20, 20, 16, 16, false, "dwc_bias=32", false},
     {"agent:grid=4x5,agents=4", 1, 2, 2, 20, 20, 16, 16, false, "agents=1x2x7x16 dwc_weight=32x3x3", false},
 
     {"moba:block=8,top=3", 2, 4, 2, 61, 61, 16, 24, false, NULL, false},

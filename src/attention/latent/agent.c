@@ -49,14 +49,17 @@ static fv_status check(const void *values)
     return FV_OK;
 }
 
+static bool is_local(const fv_call *call)
+{
+    return fv_present(&call->param[DWC_WEIGHT]) || fv_present(&call->param[DWC_BIAS]);
+}
+
 static fv_status accept(fv_call *call)
 {
     const struct agent *o = call->options;
     const int64_t *grid = o->grid.items;
-    bool local = fv_present(&call->param[DWC_WEIGHT]), given = grid[0] > 0 && grid[1] > 0;
+    bool local = is_local(call), given = grid[0] > 0 && grid[1] > 0;
 
-    if (fv_present(&call->param[DWC_BIAS]) && !local)
-        return fv_fail(FV_E_USAGE, "agent: param 'dwc_bias' needs 'dwc_weight'");
     if (!given && (local || !fv_present(&call->param[AGENTS])))
         return fv_fail(FV_E_USAGE, "agent: option 'grid' must be given to %s", local ? "convolve" : "pool agents");
     if (given && grid[0] * grid[1] != call->queries)
@@ -110,7 +113,7 @@ static fv_status forward(fv_ctx *ctx, const fv_call *call)
     spread.k = agents;
     spread.v = read;
     spread.logits.bias = for_batches(&param[BIAS2]);
-    if (!fv_present(&param[DWC_WEIGHT])) return fv_attend(ctx, &spread);
+    if (!is_local(call)) return fv_attend(ctx, &spread);
     FV_TRY(fv_tensor_new(ctx, &spread.o, FV_F32, 4, call->o.dims));
     FV_TRY(fv_attend(ctx, &spread));
     return fv_add_local(ctx, call, &spread.o, &param[DWC_WEIGHT], &param[DWC_BIAS], o->grid.items[0], o->grid.items[1]);

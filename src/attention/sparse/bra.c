@@ -36,8 +36,6 @@ static fv_status accept(fv_call *call)
 {
     const int64_t *grid = ((const struct bra *)call->options)->grid.items;
 
-    if (fv_present(&call->param[LEPE_BIAS]) && !fv_present(&call->param[LEPE_WEIGHT]))
-        return fv_fail(FV_E_USAGE, "bra: param 'lepe_bias' needs 'lepe_weight'");
     if (grid[0] * grid[1] == call->queries) return FV_OK;
     return fv_fail(FV_E_SHAPE, "bra: option 'grid': %lldx%lld has %lld cells, but there are %lld tokens",
                    (long long)grid[0], (long long)grid[1], (long long)(grid[0] * grid[1]), (long long)call->queries);
@@ -148,6 +146,7 @@ static fv_status forward(fv_ctx *ctx, const fv_call *call)
     fv_plan plan = {0};
     fv_attend_args attend = {.plan = &plan, .logits = fv_call_logits(call)};
     fv_tensor out = call->o;
+    bool local = fv_present(&call->param[LEPE_WEIGHT]) || fv_present(&call->param[LEPE_BIAS]);
 
     FV_TRY(lay_out(ctx, call, &l));
     FV_TRY(arrange(ctx, &call->q, &l.order, &attend.q));
@@ -164,9 +163,9 @@ static fv_status forward(fv_ctx *ctx, const fv_call *call)
                     (const int64_t[]){call->lse.strides[0], call->lse.strides[1], call->lse.strides[2], 1}, 0);
         FV_TRY(fv_gather(ctx, &(fv_gather_args){.x = from, .index = l.place, .out = to}));
     }
-    if (fv_present(&call->param[LEPE_WEIGHT])) FV_TRY(fv_tensor_new(ctx, &out, FV_F32, 4, call->o.dims));
+    if (local) FV_TRY(fv_tensor_new(ctx, &out, FV_F32, 4, call->o.dims));
     FV_TRY(fv_gather(ctx, &(fv_gather_args){.x = attend.o, .index = l.place, .out = out}));
-    if (!fv_present(&call->param[LEPE_WEIGHT])) return FV_OK;
+    if (!local) return FV_OK;
     return fv_add_local(ctx, call, &out, &call->param[LEPE_WEIGHT], &call->param[LEPE_BIAS], o->grid.items[0],
                         o->grid.items[1]);
 }
