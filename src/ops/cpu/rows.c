@@ -64,7 +64,7 @@ static bool map_is_fast(const struct fv_kernels *kernels, const fv_map_args *m)
 {
     int last = m->out.rank - 1;
     bool cast = m->op == FV_MAP_COPY && m->alpha == 1 && m->beta == 0;
-    float none;
+    float none = 0;
 
     if (last < 0 || !kernels->map(m->op, 0, &none, NULL, 0, 0, 0, &none)) return false;
     if (m->out.strides[last] != 1 || m->x.strides[last] != 1) return false;
