@@ -300,10 +300,16 @@ static fv_status make_prompt(struct job *job, const char *text, size_t text_leng
     return status;
 }
 
+/* Tokens that the answer may take. */
+static int64_t answer_room(int64_t needles)
+{
+    return 24 + 12 * needles;
+}
+
 static fv_status answer(struct job *job, const app_prompt *prompt, const struct needles *needles,
                         fv_generation *generation)
 {
-    fv_generate_options options = {.limit = 24 + 12 * needles->count};
+    fv_generate_options options = {.limit = answer_room(needles->count)};
     float *logits = NULL;
     fv_status status;
 
@@ -321,6 +327,7 @@ done:
 static fv_status needle_row(struct job *job, const char *text, size_t text_length, int64_t length, int64_t depth,
                             uint64_t row, json_t *rows, double *score)
 {
+    int64_t most = job->info.context - answer_room(job->values->needles); /* the answer too is in the context */
     fv_generation generation = {0};
     struct needles needles;
     app_prompt prompt;
@@ -328,7 +335,7 @@ static fv_status needle_row(struct job *job, const char *text, size_t text_lengt
     fv_status status;
 
     draw_needles(&needles, (int)job->values->needles, (uint64_t)job->values->common.seed, row);
-    FV_TRY(make_prompt(job, text, text_length, length, depth, &needles, &prompt));
+    FV_TRY(make_prompt(job, text, text_length, fv_min(length, most), depth, &needles, &prompt));
     status = answer(job, &prompt, &needles, &generation);
     for (int i = 0; status == FV_OK && i < needles.count; i++)
         found += strstr(generation.text ? generation.text : "", needles.number[i]) != NULL;
@@ -354,16 +361,15 @@ static fv_status needle_row(struct job *job, const char *text, size_t text_lengt
 static fv_status needle_rows(struct job *job, const char *text, size_t length, json_t *rows, double *mean)
 {
     const cli_ints *lengths = &job->values->lengths, *depths = &job->values->depths;
-    int64_t longest = 0, room = 24 + 12 * job->values->needles;
+    int64_t longest = 0, room = answer_room(job->values->needles);
     int row = 0;
 
     for (int l = 0; l < lengths->count; l++)
         longest = fv_max(longest, lengths->items[l]);
-    if (longest > job->info.context - room)
-        return fv_fail(
-            FV_E_USAGE, "--lengths: expected at most %lld (this model's %lld, less %lld for the answer), got %lld",
-            (long long)(job->info.context - room), (long long)job->info.context, (long long)room, (long long)longest);
-    FV_TRY(job_begin(job, longest + room));
+    if (longest > job->info.context)
+        return fv_fail(FV_E_USAGE, "--lengths: expected at most %lld, the tokens this model was trained for, got %lld",
+                       (long long)job->info.context, (long long)longest);
+    FV_TRY(job_begin(job, fv_min(longest + room, job->info.context)));
     for (int l = 0; l < lengths->count; l++)
         for (int d = 0; d < depths->count; d++, row++) {
             double score = 0;

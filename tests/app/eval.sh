@@ -37,6 +37,15 @@ expect which 2 'ppl or needle' "$fovea" eval
 expect no_text 2 'f is missing' "$fovea" eval ppl -m "$smollm"
 expect past_context 2 'expected at most 8192' "$fovea" eval ppl -m "$smollm" -f "$text" --ctx 10000
 expect past_context_needle 2 'expected at most' "$fovea" eval needle -m "$smollm" -f "$text" --lengths 9000
+python3 - "$smollm" tiny.gguf << 'PYTHON' # the same model, trained for 320 tokens: their last ones are the answer's
+import sys
+data = open(sys.argv[1], "rb").read()
+key = b"llama.context_length\x04\0\0\0"
+at = data.index(key) + len(key)
+open(sys.argv[2], "wb").write(data[:at] + (320).to_bytes(4, "little") + data[at + 4:])
+PYTHON
+expect whole_context_needle 0 '' "$fovea" eval needle -m tiny.gguf -f "$text" --lengths 320 --depths 50 --json
+holds whole_context_length 'j["rows"][0]["length"] == 320 and 250 < j["rows"][0]["prompt_tokens"] <= 320 - 36'
 expect bad_depth 2 'expected 0 to 100' "$fovea" eval needle -m "$smollm" -f "$text" --lengths 512 --depths 101
 expect bad_lengths 2 'whole numbers' "$fovea" eval needle -m "$smollm" -f "$text" --lengths 512,x
 expect cache 2 'none is registered' "$fovea" eval ppl -m "$smollm" -f "$text" --cache h2o
