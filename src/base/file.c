@@ -9,10 +9,14 @@
 
 #include "base/memory.h"
 
-static fv_status open_file(const char *path, int *descriptor, struct stat *info)
+/* Most bytes read from what has no size of its own: a device may never end. */
+#define MOST_STREAMED ((int64_t)1 << 30)
+
+static fv_status open_file(const char *path, int flags, int *descriptor, struct stat *info)
 {
-    *descriptor = open(path, O_RDONLY | O_CLOEXEC);
-    if (*descriptor < 0) return fv_fail(FV_E_IO, "%s: cannot be opened: %s", path, strerror(errno));
+    *descriptor = open(path, O_RDONLY | O_CLOEXEC | flags);
+    if (*descriptor < 0)
+        return fv_fail(errno == EINTR ? FV_E_INTERRUPTED : FV_E_IO, "%s: cannot be opened: %s", path, strerror(errno));
     if (fstat(*descriptor, info) != 0 || S_ISDIR(info->st_mode)) {
         fv_status status = S_ISDIR(info->st_mode)
                                ? fv_fail(FV_E_IO, "%s: is a directory, expected a file", path)
@@ -32,18 +36,22 @@ fv_status fv_file_read(const char *path, char **owned, size_t *size)
 
     *owned = NULL;
     *size = 0;
-    FV_TRY(open_file(path, &descriptor, &info));
+    FV_TRY(open_file(path, 0, &descriptor, &info));
     for (;;) {
         int64_t want = used == 0 && info.st_size > 0 ? (int64_t)info.st_size : 65536;
         FV_TRY_DONE(FV_GROW(*owned, capacity, used + want + 1));
-        ssize_t got = read(descriptor, *owned + used, (size_t)(capacity - used - 1));
-        if (got < 0 && errno == EINTR) continue;
-        if (got < 0) {
-            status = fv_fail(FV_E_IO, "%s: cannot be read: %s", path, strerror(errno));
+        ssize_t got = read(descriptor, *owned + used, (size_t)fv_min(capacity - used - 1, 1 << 24));
+        if (got < 0) { /* EINTR: reading a file is never interrupted, waiting for a pipe is, and means to stop */
+            status =
+                fv_fail(errno == EINTR ? FV_E_INTERRUPTED : FV_E_IO, "%s: cannot be read: %s", path, strerror(errno));
             goto done;
         }
         if (got == 0) break;
         used += got;
+        if (!S_ISREG(info.st_mode) && used > MOST_STREAMED) {
+            status = fv_fail(FV_E_IO, "%s: has not ended after %lld bytes", path, (long long)used);
+            goto done;
+        }
     }
     (*owned)[used] = 0;
     *size = (size_t)used;
@@ -63,7 +71,7 @@ fv_status fv_file_map(const char *path, const void **data, size_t *size)
 
     *data = NULL;
     *size = 0;
-    FV_TRY(open_file(path, &descriptor, &info));
+    FV_TRY(open_file(path, O_NONBLOCK, &descriptor, &info)); /* a pipe nobody writes to would be waited for */
     if (!S_ISREG(info.st_mode)) {
         close(descriptor);
         return fv_fail(FV_E_IO, "%s: expected a regular file", path);

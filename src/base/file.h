@@ -6,7 +6,8 @@
 
 #include "base/status.h"
 
-/* All bytes of a file (or of a pipe), with a 0 behind them; `owned` is released with fv_free.  FV_E_IO, FV_E_MEMORY. */
+/* All bytes of a file (or of a pipe), with a 0 behind them; `owned` is released with fv_free.  FV_E_IO, FV_E_MEMORY,
+ * FV_E_INTERRUPTED if a signal came while it waited for a pipe. */
 fv_status fv_file_read(const char *path, char **owned, size_t *size);
 
 /* Maps a regular file read-only.  An empty file maps to size 0.  FV_E_IO. */

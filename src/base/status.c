@@ -20,6 +20,16 @@ const char *fv_version(void)
     return FOVEA_VERSION;
 }
 
+/* Names from files and callers may hold anything; a sentence is one line, and steers no terminal. */
+static void keep(const char *text)
+{
+    size_t i = 0;
+
+    for (; text[i]; i++)
+        sentence[i] = (unsigned char)text[i] < 32 || text[i] == 127 ? '?' : text[i];
+    sentence[i] = 0;
+}
+
 fv_status fv_fail(fv_status status, const char *format, ...)
 {
     char text[sizeof sentence]; /* arguments may point into the old sentence */
@@ -28,7 +38,7 @@ fv_status fv_fail(fv_status status, const char *format, ...)
     va_start(arguments, format);
     vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
-    memcpy(sentence, text, sizeof sentence);
+    keep(text);
     return status;
 }
 
@@ -41,7 +51,7 @@ fv_status fv_fail_in(fv_status status, const char *format, ...)
     vsnprintf(where, sizeof where, format, arguments);
     va_end(arguments);
     if (snprintf(text, sizeof text, "%s: %s", where, sentence) < 0) return status;
-    memcpy(sentence, text, sizeof sentence);
+    keep(text);
     return status;
 }
 

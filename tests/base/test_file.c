@@ -63,6 +63,19 @@ static void whole_files_come_back(void **state)
     unlink(in_folder("a"));
 }
 
+static void what_is_no_file_is_refused(void **state)
+{
+    const void *data;
+    size_t size;
+    (void)state;
+
+    assert_int_equal(mkfifo(in_folder("pipe"), 0600), 0);
+    assert_fails(fv_file_map(in_folder("pipe"), &data, &size), FV_E_IO, "expected a regular file"); /* and no wait */
+    unlink(in_folder("pipe"));
+    assert_fails(fv_file_map(folder, &data, &size), FV_E_IO, "is a directory");
+    assert_fails(fv_file_map("a\x1b[31m\nb", &data, &size), FV_E_IO, "a?[31m?b: cannot be opened");
+}
+
 static void a_name_appears_only_when_done(void **state)
 {
     fv_file_out out;
@@ -138,9 +151,8 @@ static void pipes_are_read_whole(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(whole_files_come_back),
-        cmocka_unit_test(a_name_appears_only_when_done),
-        cmocka_unit_test(failures_say_which_file),
+        cmocka_unit_test(whole_files_come_back),         cmocka_unit_test(what_is_no_file_is_refused),
+        cmocka_unit_test(a_name_appears_only_when_done), cmocka_unit_test(failures_say_which_file),
         cmocka_unit_test(pipes_are_read_whole),
     };
 
