@@ -23,6 +23,8 @@ fv_status app_begin(struct app *app, fv_precision precision);
 fv_status app_check(void);
 /* Forgets a Ctrl-C: a chat goes on after one. */
 void app_forget_interrupt(struct app *app);
+/* What was printed goes out now; false if it could not, which main tells at the end. */
+bool app_flush(void);
 double app_seconds(void); /* a clock that only goes forward */
 
 /* ---- words (progress.c) ------------------------------------------------------------------------------------------ */

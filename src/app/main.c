@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "app/verbs.h"
 #include "base/memory.h"
@@ -19,13 +20,16 @@ const cli_verb *const cli_verbs[] = {
 static fv_ctx *volatile running;
 static volatile sig_atomic_t interrupted;
 
-/* The first Ctrl-C asks the work to stop; a second one ends the process at once. */
+/* The first Ctrl-C asks the work to stop; a second one ends the process at once, and may leave a temporary file. */
 static void on_signal(int number)
 {
+    static const char sentence[] = "fovea: interrupted twice: ended at once\n";
+
+    (void)number;
     if (interrupted) {
-        signal(number, SIG_DFL);
-        raise(number);
-        return;
+        ssize_t told = write(STDERR_FILENO, sentence, sizeof sentence - 1);
+        (void)told;
+        _exit(1);
     }
     interrupted = 1;
     if (running) fv_ctx_interrupt(running);
@@ -150,19 +154,25 @@ static fv_status run_verb(const cli_verb *verb, int count, char **words)
     return status;
 }
 
+static int output_error; /* why standard output could not be written, the first time */
+
+bool app_flush(void)
+{
+    errno = 0;
+    if (fflush(stdout) == 0 && !ferror(stdout)) return true;
+    if (!output_error) output_error = errno;
+    return false;
+}
+
 static int finish(fv_status status, const char *where)
 {
-    bool broken_pipe = false;
-
-    errno = 0;
-    if (fflush(stdout) != 0 || ferror(stdout)) {
-        broken_pipe = errno == EPIPE || errno == 0;
-        if (status == FV_OK) status = fv_fail(FV_E_IO, "standard output cannot be written: %s", strerror(errno));
-    }
+    if (!app_flush() && status == FV_OK)
+        status = fv_fail(FV_E_IO, "standard output cannot be written%s%s", output_error ? ": " : "",
+                         output_error ? strerror(output_error) : "");
     if (status == FV_OK) return 0;
     if (status == FV_E_INTERRUPTED)
         fprintf(stderr, "fovea: %s: interrupted before it was done\n", where);
-    else if (!broken_pipe || status != FV_E_IO)
+    else
         fprintf(stderr, "fovea: %s%s%s\n", where, *where ? ": " : "", fv_error());
     return status == FV_E_USAGE ? 2 : 1;
 }

@@ -12,17 +12,21 @@ fv_status app_model_open(const char *path, fv_model **model, fv_model_info *info
     return FV_OK;
 }
 
+static fv_status check_text(const char *where, const char *text, size_t length)
+{
+    for (size_t at = 0, one; at < length; at += one) {
+        one = app_character(text + at, length - at);
+        if (!one) return fv_fail(FV_E_FORMAT, "%s: is not UTF-8 text at byte offset %zu", where, at);
+    }
+    return FV_OK;
+}
+
 fv_status app_text_read(const char *path, char **text, size_t *length)
 {
     fv_status status;
 
     FV_TRY(fv_file_read(path, text, length));
-    status = *length ? FV_OK : fv_fail(FV_E_FORMAT, "%s: is empty, expected text", path);
-    for (size_t at = 0; status == FV_OK && at < *length;) {
-        size_t one = app_character(*text + at, *length - at);
-        if (!one) status = fv_fail(FV_E_FORMAT, "%s: is not UTF-8 text at byte offset %zu", path, at);
-        at += one;
-    }
+    status = *length ? check_text(path, *text, *length) : fv_fail(FV_E_FORMAT, "%s: is empty, expected text", path);
     if (status == FV_OK) return FV_OK;
     fv_free(*text);
     *text = NULL;
@@ -106,6 +110,7 @@ fv_status app_prompt_make(const fv_model *model, const char *file, const char *t
     fv_status status;
 
     *prompt = (app_prompt){0};
+    if (text) FV_TRY(check_text("-p", text, strlen(text)));
     if (file) FV_TRY(app_text_read(file, &document, &length));
     status = app_prompt_from(model, document, length, text, raw, prompt);
     fv_free(document);

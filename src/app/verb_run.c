@@ -208,7 +208,7 @@ static bool stream_text(void *user, const char *text, size_t length)
 {
     (void)user;
     fwrite(text, 1, length, stdout);
-    return fflush(stdout) == 0;
+    return app_flush();
 }
 
 static fv_status answer(struct job *job, fv_generation *generation)

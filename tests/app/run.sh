@@ -79,11 +79,16 @@ expect past_context 1 'bytes of the text fit' $call -f long -p "$question"
 expect past_ctx 1 'model allows more' $call -p "$question" --ctx 8
 dd if="$smollm" of=cut.gguf bs=1M count=40 2> /dev/null
 expect cut_model 1 'cut.gguf' "$fovea" run -m cut.gguf -p a
-sh -c "$call -p '$question' --quiet; echo \$? > status" | :
-[ "$(cat status)" -lt 126 ] || fail closed_pipe "exit status $(cat status)"
-echo ok closed_pipe_is_no_signal
+expect not_utf8_question 1 "-p: is not UTF-8 text at byte offset 1" $call -p "$(printf 'a\xffb')"
+mkfifo pipe
+expect pipe_for_model 1 'expected a regular file' timeout 20 "$fovea" run -m pipe -p a
+sh -c "$call -p '$question' --quiet 2> err; echo \$? > status" | :
+[ "$(cat status)" -eq 1 ] && grep -q 'standard output cannot be written' err || fail closed_pipe "$(cat status err)"
+echo ok closed_pipe_is_a_sentence
+expect full_disk 1 'standard output cannot be written: No space' sh -c "exec $call -p a -n 4 > /dev/full"
 
 # ---- Ctrl-C ----
 head -c 20000 /usr/share/common-licenses/GPL-3 > doc 2> /dev/null || head -c 11000 "$source_dir/LICENSE" > doc
+interrupt ctrl_c_waiting 1 $call -f pipe -p "$question"
 interrupt ctrl_c 1 $call -f doc -p "$question" --device ref --logits l2.npy
 absent ctrl_c_leaves_nothing l2.npy
