@@ -166,17 +166,19 @@ static bool is_curved(const fv_logits *l)
 static void curve(const fv_tiles *t, float *s, float *slope)
 {
     const fv_logits *l = t->source->logits;
+    const struct fv_kernels *kernels = t->source->kernels;
+    float capped[FV_KEY_TILE], *to = l->gain != 0 ? capped : slope;
 
-    for (int n = 0; slope && n < t->count; n++)
+    for (int n = 0; slope && l->gain != 0 && n < t->count; n++)
         slope[n] = 1 + (s[n] < 0 ? -l->gain : l->gain);
     for (int n = 0; l->gain != 0 && n < t->count; n++)
         s[n] += l->gain * fabsf(s[n]);
     if (l->softcap <= 0) return;
-    t->source->kernels->map(FV_MAP_SOFTCAP, t->count, s, NULL, 0, l->softcap, 0, s);
-    for (int n = 0; slope && n < t->count; n++) {
-        float part = s[n] / l->softcap;
-        slope[n] *= 1 - part * part;
-    }
+    kernels->map(FV_MAP_SOFTCAP, t->count, s, NULL, 0, l->softcap, 0, s);
+    if (!slope) return;
+    kernels->map(FV_MAP_MUL, t->count, s, s, 1, -1 / (l->softcap * l->softcap), 0, to);
+    kernels->map(FV_MAP_COPY, t->count, to, NULL, 0, 1, 1, to);
+    if (l->gain != 0) kernels->map(FV_MAP_MUL, t->count, slope, capped, 1, 1, 0, slope);
 }
 
 /* Adds the biases of a row. */
