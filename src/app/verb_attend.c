@@ -251,6 +251,11 @@ static fv_status make_outputs(const struct values *values, struct work *w)
     return FV_OK;
 }
 
+static const char *param_name(const void *user, int index)
+{
+    return ((const struct work *)user)->param_pair[index].name;
+}
+
 static fv_status make_gradients(const struct values *values, struct work *w)
 {
     if (!values->grad) return FV_OK;
@@ -269,8 +274,11 @@ static fv_status make_gradients(const struct values *values, struct work *w)
         int p = 0;
         while (p < w->params && strcmp(w->param_pair[p].name, w->d_param_pair[i].name) != 0)
             p++;
-        if (p == w->params)
-            return fv_fail(FV_E_USAGE, "--dparam %s: expected a tensor given with --param", w->d_param_pair[i].name);
+        if (p == w->params) {
+            const char *near = fv_nearest(w->d_param_pair[i].name, w->params, param_name, w);
+            return fv_fail(FV_E_USAGE, "--dparam %s: expected a tensor given with --param%s%s%s",
+                           w->d_param_pair[i].name, near ? "; did you mean '" : "", near ? near : "", near ? "'?" : "");
+        }
         FV_TRY(app_tensor_new(&w->d_param[i], FV_F32, w->param[p].t.rank, w->param[p].t.dims));
         w->named_grad[i] = (fv_named_tensor){w->d_param_pair[i].name, w->d_param[i].t};
     }

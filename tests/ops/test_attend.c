@@ -347,9 +347,50 @@ static void failing_memory_is_reported(void **state)
     }
 }
 
+/* NaN and infinities in keys and values that a row does not see do not reach it. */
+static void what_is_hidden_cannot_spoil(void **state)
+{
+    static const float poison[] = {NAN, INFINITY, -INFINITY};
+    (void)state;
+
+    for (int device = 0; test_devices[device]; device++) {
+        fv_ctx *ctx = test_ctx(test_devices[device], 2);
+        for (int round = 0; round < 6; round++) {
+            fv_mark mark = fv_scratch_mark(ctx);
+            int64_t N = round < 3 ? 9 : 150, at = N * 2 / 3, B = 1, H = 4, Hkv = 2, D = 16, Dv = 24;
+            fv_plan plan = {.causal = true};
+            fv_attend_args a = {.q = test_random(ctx, 1, FV_DIMS(B, H, N, D)),
+                                .k = test_random(ctx, 1, FV_DIMS(B, Hkv, N, D)),
+                                .v = test_random(ctx, 1, FV_DIMS(B, Hkv, N, Dv)),
+                                .o = test_random(ctx, 1, FV_DIMS(B, H, N, Dv)),
+                                .plan = &plan};
+            fv_tensor clean = a.o;
+            assert_ok(fv_attend(ctx, &a));
+            a.o = test_random(ctx, 1, FV_DIMS(B, H, N, Dv));
+            for (int64_t h = 0; h < Hkv; h++) {
+                *(float *)fv_at(&a.k, 0, h, at, 3) = poison[round % 3];
+                *(float *)fv_at(&a.v, 0, h, at, 5) = poison[round % 3];
+                *(float *)fv_at(&a.v, 0, h, N - 1, 7) = poison[(round + 1) % 3];
+            }
+            assert_ok(fv_attend(ctx, &a));
+            for (int64_t h = 0; h < H; h++)
+                for (int64_t i = 0; i < at; i++)
+                    for (int64_t d = 0; d < Dv; d++) {
+                        float got = *(float *)fv_at(&a.o, 0, h, i, d), expected = *(float *)fv_at(&clean, 0, h, i, d);
+                        if (!(fabsf(got - expected) <= 1e-5f * fmaxf(1, fabsf(expected))))
+                            fail_msg("%s: head %d, row %d of %d, channel %d: expected %g, got %g", test_devices[device],
+                                     (int)h, (int)i, (int)N, (int)d, (double)expected, (double)got);
+                    }
+            fv_scratch_release(ctx, mark);
+        }
+        fv_ctx_free(ctx);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(what_is_hidden_cannot_spoil),
         cmocka_unit_test(output_follows_the_formula),
         cmocka_unit_test(half_precision_keys_and_values_are_read_as_they_are),
         cmocka_unit_test(q8_0_keys_and_values_are_read_as_they_are),

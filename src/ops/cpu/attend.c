@@ -61,6 +61,42 @@ static void note_best(const struct fv_kernels *kernels, const fv_tiles *t, const
     }
 }
 
+static bool all_finite(const float *x, int64_t count)
+{
+    const int32_t infinity = 0x7f800000;
+    int32_t largest = 0;
+
+    for (int64_t n = 0; n < count; n++) {
+        int32_t bits;
+        memcpy(&bits, x + n, sizeof bits);
+        bits &= INT32_MAX;
+        largest = bits > largest ? bits : largest;
+    }
+    return largest < infinity;
+}
+
+/* Whether weights of 0 may stand for keys that a row does not see: not beside NaN or infinite values. */
+static bool hides_by_zeros(const fv_tiles *t, const float *v, int64_t row, int64_t width)
+{
+    uint64_t seen = UINT64_MAX, all = t->count == 64 ? UINT64_MAX : ((uint64_t)1 << t->count) - 1;
+
+    for (int r = 0; r < t->tile.rows; r++)
+        seen &= t->bits[r];
+    for (int n = 0; (seen & all) != all && n < t->count; n++)
+        if (!all_finite(v + n * row, width)) return false;
+    return true;
+}
+
+/* o += weights v, key by key, leaving out what is hidden. */
+static void add_visible(const struct attend *a, const fv_tiles *t, const float *v, int64_t row, float *o)
+{
+    for (int r = 0; r < t->rows; r++)
+        for (int n = 0; n < t->count; n++)
+            if (t->bits[r % t->tile.rows] >> n & 1)
+                a->source.kernels->map(FV_MAP_ADD, a->width, o + r * a->width, v + n * row, 1,
+                                       t->logits[r * FV_KEY_TILE + n], 0, o + r * a->width);
+}
+
 static void add_tile(void *user, fv_tiles *t)
 {
     const struct visit *visit = user;
@@ -75,6 +111,10 @@ static void add_tile(void *user, fv_tiles *t)
     else
         kernels->online_softmax(t->rows, t->tile.rows, t->bits, t->logits, visit->part.maximum, visit->part.total,
                                 visit->part.o, a->width);
+    if (!hides_by_zeros(t, v, row, a->args->v.dims[3])) {
+        add_visible(a, t, v, row, visit->part.o);
+        return;
+    }
     for (int r = 0; r < t->rows; r += kernels->tile_rows) {
         int rows = (int)fv_min(kernels->tile_rows, t->rows - r);
         if (!fv_tiles_any(t, r, rows)) continue;
