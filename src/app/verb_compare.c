@@ -8,6 +8,7 @@
 #include "app/flags.h"
 #include "app/compare.h"
 #include "app/verbs.h"
+#include "base/file.h"
 #include "base/memory.h"
 #include "models/session.h"
 
@@ -433,6 +434,17 @@ static fv_status divide(struct job *job)
     return FV_OK;
 }
 
+/* Minutes of work should not end at a report that cannot be written. */
+static fv_status try_report(const char *path)
+{
+    fv_file_out file;
+
+    if (!path) return FV_OK;
+    FV_TRY(fv_file_create(path, &file));
+    fv_file_discard(&file);
+    return FV_OK;
+}
+
 static fv_status compare(struct job *job)
 {
     const struct values *values = job->values;
@@ -440,6 +452,7 @@ static fv_status compare(struct job *job)
     double start = app_seconds();
 
     FV_TRY(read_setups(job));
+    FV_TRY(try_report(values->report));
     FV_TRY(app_begin(job->app, values->precision == 1 ? FV_PRECISION_F32 : FV_PRECISION_AUTO));
     FV_TRY(app_model_open(values->model, &job->model, &c->info));
     c->model_path = values->model;
@@ -453,9 +466,10 @@ static fv_status compare(struct job *job)
     FV_TRY(FV_ALLOC(job->reference, c->info.vocabulary));
     FV_TRY(run_all(job));
     c->seconds = app_seconds() - start;
-    if (values->report) FV_TRY(compare_report(values->report, c));
     FV_TRY(values->common.json ? print_json(c) : print_table(c));
-    if (values->report) app_say(job->app, "\nreport: %s", values->report);
+    if (!values->report) return FV_OK;
+    FV_TRY(compare_report(values->report, c));
+    app_say(job->app, "\nreport: %s", values->report);
     return FV_OK;
 }
 
