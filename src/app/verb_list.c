@@ -72,10 +72,13 @@ static json_t *bound(const fv_option *option, double value)
     return option->type == FV_OPTION_FLOAT ? app_number(value) : json_integer((json_int_t)value);
 }
 
+/* A default as a number where it is one, a single item of a tuple or list too. */
 static json_t *initial(const fv_option *option)
 {
+    bool several = option->type == FV_OPTION_TUPLE || option->type == FV_OPTION_LIST;
+
     if (!option->initial) return json_null();
-    if (option->type == FV_OPTION_INT || option->type == FV_OPTION_BOOL)
+    if (option->type == FV_OPTION_INT || option->type == FV_OPTION_BOOL || (several && !strpbrk(option->initial, "x+")))
         return json_integer(strtoll(option->initial, NULL, 10));
     if (option->type == FV_OPTION_FLOAT) return app_number(strtod(option->initial, NULL));
     return json_string(option->initial);

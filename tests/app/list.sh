@@ -66,3 +66,6 @@ cp out completion
 echo ok bash_completes
 expect zsh_completion 0 '' "$fovea" help --zsh
 head -n 1 out | grep -q '^#compdef fovea' || fail zsh_completion "$(head -n 1 out)"
+
+expect show_default 0 '' "$fovea" show sinkwin --json
+holds one_item_is_a_number '[o["default"] for o in j["options"]] == [4, 1024, 1]'
