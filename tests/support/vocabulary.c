@@ -125,3 +125,17 @@ json_t *test_golden(const char *name)
     if (!golden) fail_msg("%s: %s", path, error.text);
     return golden;
 }
+
+void test_check_ids(const fv_tokenizer *t, const char *text, unsigned flags, const int32_t *expected)
+{
+    int32_t *ids;
+    int64_t count, at = 0;
+
+    assert_ok(fv_tokenizer_encode(t, text, strlen(text), flags, &ids, NULL, &count));
+    for (; expected[at] >= 0; at++)
+        if (at >= count || ids[at] != expected[at])
+            fail_msg("'%s', id %lld of %lld: expected %d, got %d", text, (long long)at, (long long)count, expected[at],
+                     at < count ? ids[at] : -1);
+    if (at != count) fail_msg("'%s': expected %lld ids, got %lld", text, (long long)at, (long long)count);
+    fv_free(ids);
+}

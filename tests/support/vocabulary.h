@@ -25,6 +25,10 @@ void test_put_vocabulary(gguf_writer *w, const test_vocabulary *v);
 /* Reads back what was written; the writer is freed. */
 fv_status test_read_tokenizer(gguf_writer *w, fv_tokenizer **tokenizer);
 
+/* The ids of text must be those listed; -1 ends the list. */
+void test_check_ids(const fv_tokenizer *t, const char *text, unsigned flags, const int32_t *expected);
+#define IDS(...) ((const int32_t[]){__VA_ARGS__ __VA_OPT__(, ) - 1})
+
 /* A random well-formed UTF-8 text of `characters` characters, 0-ended, to be released with fv_free. */
 char *test_random_text(fv_random *random, int64_t characters, size_t *length);
 
