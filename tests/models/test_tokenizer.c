@@ -1,7 +1,6 @@
 /* Tokenizers: the ids of llama.cpp on nasty texts, tiny vocabularies of each kind, round trips. */
 #include "support/vocabulary.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
