@@ -12,6 +12,7 @@ struct rows {
 };
 
 struct attend {
+    fv_ctx *ctx;
     const fv_attend_args *args;
     const fv_plan_view *view;
     fv_ref_piece *pieces; /* per thread */
@@ -103,6 +104,7 @@ static void attend_tile(void *user, int64_t item, int thread)
     struct rows *rows = &a->rows[thread];
     struct step step = {a, rows};
 
+    if (atomic_load_explicit(&a->ctx->interrupted, memory_order_relaxed)) return; /* the call ends with the check */
     fv_plan_tile_at(a->view, item, &piece->tile);
     for (int r = 0; r < piece->tile.rows; r++) {
         bool sink = fv_present(&a->args->sinks);
@@ -174,7 +176,7 @@ fv_status fv_ref_attend(fv_ctx *ctx, const fv_attend_args *args)
     bool given = fv_present(&args->lse_in) || fv_present(&args->lse_in_key);
     fv_plan_view view;
     fv_ref_source source = {args->q, args->k, &args->logits, args->key_head, &view};
-    struct attend a = {.args = args, .view = &view, .lse = args->lse};
+    struct attend a = {.ctx = ctx, .args = args, .view = &view, .lse = args->lse};
     fv_status status;
 
     FV_TRY_DONE(fv_plan_open(ctx, args->plan, B, H, 1, FV_TILE, args->q.dims[2], args->k.dims[2], &view));
