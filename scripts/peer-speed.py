@@ -24,7 +24,7 @@ import time
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 GPL = "/usr/share/common-licenses/GPL-3"
 FILES = {"smollm2": "SmolLM2-135M-Instruct.Q4_1.gguf", "gemma3": "gemma-3-270m-q4_k_m.gguf"}
-PROMPTS = (16, 512, 2048)
+PROMPTS = (512, 2048)
 GENERATE = 128
 BEGIN, END = "<!-- peer-speed: begin -->", "<!-- peer-speed: end -->"
 
