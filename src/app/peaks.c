@@ -97,12 +97,12 @@ static fv_status measure(fv_ctx *ctx, struct peak_work *work, app_peaks *peaks)
     work->loop = fma_plain;
 #if defined(__x86_64__)
     if (ctx->cpu.avx2) work->loop = fma_avx2, width = 8;
-    if (ctx->cpu.avx512) work->loop = fma_avx512, width = 16;
+    if (ctx->cpu.avx512f) work->loop = fma_avx512, width = 16;
 #endif
     FV_TRY(best(ctx, work, flops * width, &peaks->fma));
 #if defined(__x86_64__)
     work->loop = dot_avx512;
-    if (ctx->cpu.avx512_bf16) FV_TRY(best(ctx, work, flops * 32, &peaks->dot));
+    if (ctx->cpu.avx512) FV_TRY(best(ctx, work, flops * 32, &peaks->dot));
 #endif
     work->loop = NULL;
     return best(ctx, work, 2.0 * COPY_BYTES, &peaks->copy);

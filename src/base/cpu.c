@@ -40,17 +40,16 @@ void fv_cpu_detect(fv_cpu *cpu)
 #if defined(__x86_64__)
     __builtin_cpu_init();
     cpu->avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
-    cpu->avx512 = cpu->avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    cpu->avx512_bf16 = cpu->avx512 && __builtin_cpu_supports("avx512bf16");
-    cpu->avx512_vnni = cpu->avx512 && __builtin_cpu_supports("avx512vnni");
+    cpu->avx512f = cpu->avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    cpu->avx512 = cpu->avx512f && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
 #endif
     read_model(cpu->model, sizeof cpu->model);
 }
 
 const char *fv_isa_name(fv_isa isa)
 {
-    static const char *const names[] = {"c", "avx2", "avx512"};
+    static const char *const names[] = {"c", "avx2", "avx512f", "avx512"};
 
     return isa >= 0 && isa < FV_ISA_COUNT ? names[isa] : "?";
 }

@@ -4,13 +4,12 @@
 
 #include <stdbool.h>
 
-typedef enum fv_isa { FV_ISA_C = 0, FV_ISA_AVX2, FV_ISA_AVX512, FV_ISA_COUNT } fv_isa;
+typedef enum fv_isa { FV_ISA_C = 0, FV_ISA_AVX2, FV_ISA_AVX512F, FV_ISA_AVX512, FV_ISA_COUNT } fv_isa;
 
 typedef struct fv_cpu {
-    bool avx2;        /* with FMA and F16C */
-    bool avx512;      /* F, BW, DQ, VL */
-    bool avx512_bf16; /* dot products of bf16 pairs */
-    bool avx512_vnni; /* dot products of int8 quadruples */
+    bool avx2;    /* with FMA and F16C */
+    bool avx512f; /* AVX-512 F, BW, DQ, VL */
+    bool avx512;  /* with BF16 and VNNI: dot products of bf16 pairs and of integers */
     char model[64];
 } fv_cpu;
 

@@ -7,10 +7,11 @@
 
 static bool has_isa(const fv_cpu *cpu, fv_isa isa)
 {
-    return isa == FV_ISA_C || (isa == FV_ISA_AVX2 && cpu->avx2) || (isa == FV_ISA_AVX512 && cpu->avx512);
+    return isa == FV_ISA_C || (isa == FV_ISA_AVX2 && cpu->avx2) || (isa == FV_ISA_AVX512F && cpu->avx512f) ||
+           (isa == FV_ISA_AVX512 && cpu->avx512);
 }
 
-/* FOVEA_ISA forces one instruction set; otherwise the widest there is. */
+/* FOVEA_ISA forces one instruction set, otherwise the widest there is; avx512 takes what there is of that family. */
 static fv_status choose_isa(const fv_cpu *cpu, fv_isa *isa)
 {
     const char *forced = getenv("FOVEA_ISA");
@@ -24,10 +25,11 @@ static fv_status choose_isa(const fv_cpu *cpu, fv_isa *isa)
     for (int i = 0; i < FV_ISA_COUNT; i++) {
         if (strcmp(forced, fv_isa_name((fv_isa)i)) != 0) continue;
         *isa = (fv_isa)i;
+        if (*isa == FV_ISA_AVX512 && !cpu->avx512) *isa = FV_ISA_AVX512F;
         if (has_isa(cpu, *isa)) return FV_OK;
         return fv_fail(FV_E_UNSUPPORTED, "FOVEA_ISA: this processor (%s) has no %s", cpu->model, forced);
     }
-    return fv_fail(FV_E_USAGE, "FOVEA_ISA: expected avx512, avx2 or c, got '%s'", forced);
+    return fv_fail(FV_E_USAGE, "FOVEA_ISA: expected avx512, avx512f, avx2 or c, got '%s'", forced);
 }
 
 static fv_status choose_backend(fv_ctx *ctx, const char *device)

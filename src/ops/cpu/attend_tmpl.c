@@ -1,4 +1,5 @@
 /* The softmax of an attention tile while it streams over keys. */
+#include "ops/cpu/leaf.h"
 
 /* Lanes of the key tile that a visibility word shows, from lane `from` on. */
 INLINE vi seen_lanes(uint64_t bits, int from)
@@ -53,4 +54,9 @@ static void online_softmax(int rows, int tokens, const uint64_t *bits, float *s,
         }
         total[r] += sum(added);
     }
+}
+
+void LEAF(fill_attend)(struct fv_kernels *kernels)
+{
+    kernels->online_softmax = online_softmax;
 }

@@ -5,13 +5,29 @@
 #include "ops/cpu/cpu.h"
 #include "ops/cpu/kernels.h"
 
-static fv_backend tables[FV_ISA_COUNT]; /* written once, constant from then on */
+/* Written once, constant from then on. */
+static fv_backend tables[FV_ISA_COUNT];
+static struct fv_kernels kernels[FV_ISA_COUNT];
 
-static const struct fv_kernels *const kernels[FV_ISA_COUNT] = {
-    [FV_ISA_C] = &fv_kernels_c,
+typedef void fill_fn(struct fv_kernels *kernels);
+#define ISA(name) void fv_##name##_fill(struct fv_kernels *kernels)
+
+ISA(c);
 #if defined(__x86_64__)
-    [FV_ISA_AVX2] = &fv_kernels_avx2,
-    [FV_ISA_AVX512] = &fv_kernels_avx512,
+ISA(avx2);
+ISA(avx512f);
+ISA(avx512);
+#endif
+
+static const struct {
+    const char *name;
+    fill_fn *fill;
+} isas[FV_ISA_COUNT] = {
+    [FV_ISA_C] = {"cpu-c", fv_c_fill},
+#if defined(__x86_64__)
+    [FV_ISA_AVX2] = {"cpu-avx2", fv_avx2_fill},
+    [FV_ISA_AVX512F] = {"cpu-avx512f", fv_avx512f_fill},
+    [FV_ISA_AVX512] = {"cpu-avx512", fv_avx512_fill},
 #endif
 };
 
@@ -19,8 +35,10 @@ static void fill(void)
 {
     for (int isa = 0; isa < FV_ISA_COUNT; isa++) {
         fv_backend *table = &tables[isa];
+        if (!isas[isa].fill) continue;
+        isas[isa].fill(&kernels[isa]);
         *table = fv_backend_ref;
-        table->name = kernels[isa] ? kernels[isa]->name : fv_kernels_c.name;
+        table->name = isas[isa].name;
         table->gemm = fv_cpu_gemm;
         table->attend_backward = fv_cpu_attend_backward;
         table->attend_stats = fv_cpu_attend_stats;
@@ -38,17 +56,18 @@ static void fill(void)
     }
 }
 
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
 const fv_backend *fv_backend_cpu(fv_isa isa)
 {
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
-
     pthread_once(&once, fill);
     return &tables[isa];
 }
 
 const struct fv_kernels *fv_kernels_of(const fv_ctx *ctx)
 {
-    return kernels[ctx->isa] ? kernels[ctx->isa] : &fv_kernels_c;
+    pthread_once(&once, fill); /* contexts of the reference backend come here too */
+    return &kernels[ctx->isa];
 }
 
 void fv_kernels_load(const struct fv_kernels *k, fv_dtype dtype, const void *row, int64_t from, int64_t count,

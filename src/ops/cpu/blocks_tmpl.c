@@ -4,6 +4,8 @@
  * for each 16 elements) and what is added to them; unpack_TYPE the integers of a group as floats.  An element is
  * scale * q + low, where types without a minimum have no low.  All products scale * q are exact in f32, so that the
  * rows agree bit for bit with the plain loops in ops/blocks.c whether or not the compiler fuses multiply and add. */
+#include "ops/cpu/leaf.h"
+
 enum {
     GROUP = 32,
     VECTORS = GROUP / W,
@@ -424,4 +426,12 @@ static void to_f16(const float *in, int64_t count, uint16_t *out)
         store_f16(out + i, load(in + i));
     for (; i < count; i++)
         out[i] = fv_f32_to_f16(in[i]);
+}
+
+void LEAF(fill_blocks)(struct fv_kernels *kernels)
+{
+    kernels->load = load_table;
+    kernels->dot = dot_table;
+    kernels->to_bf16 = to_bf16;
+    kernels->to_f16 = to_f16;
 }

@@ -317,7 +317,7 @@ static fv_status many_rows(fv_ctx *ctx, struct product *p)
  * model's distance from f32 stays below 2e-3 by far), unless the caller wants f32 throughout. */
 static bool takes_pairs(const fv_ctx *ctx, const struct product *p)
 {
-    if (!p->kernels->tile_bf16 || !ctx->cpu.avx512_bf16 || ctx->precision == FV_PRECISION_F32) return false;
+    if (!p->kernels->tile_bf16 || ctx->precision == FV_PRECISION_F32) return false;
     return ctx->precision == FV_PRECISION_BF16 || fv_dtype_block(p->b.dtype) > 1 || p->b.dtype == FV_BF16;
 }
 

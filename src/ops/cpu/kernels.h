@@ -1,5 +1,5 @@
-/* The leaves of the CPU backend: what is written once as a template over the vector width (kernels_tmpl.c) and
- * compiled once per instruction set.  Drivers (gemm.c, attend.c, ...) are compiled once and call through this table. */
+/* The leaves of the CPU backend: what is written once as templates over the vector width (*_tmpl.c) and compiled once
+ * per instruction set (leaf.h).  Drivers (gemm.c, attend.c, ...) are compiled once and call through this table. */
 #ifndef FV_KERNELS_H
 #define FV_KERNELS_H
 
@@ -42,8 +42,7 @@ struct fv_scan_step {
 };
 
 struct fv_kernels {
-    const char *name; /* of the backend: "cpu-avx512" */
-    int width;        /* floats in a vector */
+    int width; /* floats in a vector */
     int tile_rows, tile_columns;
     fv_tile_fn *tile;
     /* The same over pairs of bf16 in the place of floats (k counts pairs), packed only; NULL if there is none. */
@@ -74,8 +73,6 @@ struct fv_kernels {
                            int64_t o_row);
     void (*scan_step)(const struct fv_scan_step *step);
 };
-
-extern const struct fv_kernels fv_kernels_c, fv_kernels_avx2, fv_kernels_avx512;
 
 /* The kernels for the context's instruction set. */
 const struct fv_kernels *fv_kernels_of(const fv_ctx *ctx);

@@ -1,4 +1,5 @@
 /* Rows of elementwise functions, norms, softmax, rotations. */
+#include "ops/cpu/leaf.h"
 
 /* tanh within 2 ulp: a polynomial in x^2 for small x, 1 - 2 / (exp(2x) + 1) elsewhere. */
 INLINE vf vtanh(vf x)
@@ -191,4 +192,16 @@ static void rotate_row(int64_t half, const float *x, const float *cosine, const 
         out[c] = a * cosine[c] - b * sine[c];
         out[half + c] = a * sine[c] + b * cosine[c];
     }
+}
+
+void LEAF(fill_math)(struct fv_kernels *kernels)
+{
+    kernels->map = map_row;
+    kernels->sum = sum_row;
+    kernels->square = square_row;
+    kernels->affine = affine_row;
+    kernels->largest = largest_row;
+    kernels->exp = exp_row;
+    kernels->rotate = rotate_row;
+    kernels->rotate_pairs = rotate_pairs_row;
 }

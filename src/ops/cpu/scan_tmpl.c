@@ -1,4 +1,6 @@
 /* One token of a linear recurrence.  Bound by the bytes of the state, which stays in the first-level cache. */
+#include "ops/cpu/leaf.h"
+
 INLINE void scan_columns(const struct fv_scan_step *s, const bool delta, int64_t from)
 {
     enum { U = TILE_VECTORS };
@@ -46,4 +48,9 @@ static void scan_step(const struct fv_scan_step *s)
         else
             scan_columns(s, false, from);
     }
+}
+
+void LEAF(fill_scan)(struct fv_kernels *kernels)
+{
+    kernels->scan_step = scan_step;
 }

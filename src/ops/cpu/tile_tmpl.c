@@ -1,13 +1,5 @@
 /* The micro-kernel, and what brings operands into its layout. */
-#if W == 16
-#define TILE_ROWS 14 /* 28 of 32 registers accumulate */
-#elif W == 8
-#define TILE_ROWS 6 /* 12 of 16 */
-#else
-#define TILE_ROWS 4 /* at most W: a panel is packed by one transposition */
-#endif
-#define TILE_VECTORS 2
-#define TILE_COLUMNS (TILE_VECTORS * W)
+#include "ops/cpu/leaf.h"
 
 typedef vf multiply_add_fn(vf a, vf b, vf c);
 
@@ -192,4 +184,15 @@ static void transpose(const float *in, int64_t in_row, int rows, int64_t count, 
                 store(out + (p + r) * out_row, x[r]);
         }
     }
+}
+
+void LEAF(fill_tile)(struct fv_kernels *kernels)
+{
+    kernels->tile_rows = TILE_ROWS;
+    kernels->tile_columns = TILE_COLUMNS;
+    kernels->tile = tile_f32;
+#if defined(__AVX512BF16__)
+    kernels->tile_bf16 = tile_pairs;
+#endif
+    kernels->transpose = transpose;
 }

@@ -1,0 +1,65 @@
+/* What every template of kernels (*_tmpl.c) begins with.  A template is compiled once per instruction set, with FV_ISA
+ * (a name: c, avx2, ...) and FV_VECTOR (the header of its vectors) defined; it exports one function LEAF(fill_...) that
+ * puts its kernels into the table. */
+#ifndef FV_LEAF_H
+#define FV_LEAF_H
+
+#include "ops/cpu/kernels.h"
+
+#include FV_VECTOR
+
+#define TILE_COLUMNS (TILE_VECTORS * W)
+
+#define LEAF_OF(isa, name) fv_##isa##_##name
+#define LEAF_IN(isa, name) LEAF_OF(isa, name)
+#define LEAF(name) LEAF_IN(FV_ISA, name)
+
+void LEAF(fill)(struct fv_kernels *kernels);
+void LEAF(fill_tile)(struct fv_kernels *kernels);
+void LEAF(fill_blocks)(struct fv_kernels *kernels);
+void LEAF(fill_math)(struct fv_kernels *kernels);
+void LEAF(fill_attend)(struct fv_kernels *kernels);
+void LEAF(fill_scan)(struct fv_kernels *kernels);
+
+INLINE vf load_bf16(const uint16_t *p)
+{
+    return (vf)(load_u16(p) << 16);
+}
+
+INLINE float half(const void *p)
+{
+    uint16_t bits;
+    memcpy(&bits, p, sizeof bits);
+#if defined(__F16C__)
+    return _cvtsh_ss(bits);
+#else
+    return fv_f16_to_f32(bits);
+#endif
+}
+
+INLINE vf to_float(vi x)
+{
+    return __builtin_convertvector(x, vf);
+}
+
+/* exp(x): at most exp(88), below exp(-87.3) it is 0; NaN stays.  Degree-6 polynomial on |r| <= ln2 / 2 after Cody-Waite
+ * reduction: within 2 ulp (measured 1.2). */
+INLINE vf vexp(vf x)
+{
+    const vf magic = splat(12582912.0f);
+    vi small = x<splat(-87.3f), large = x> splat(88.0f);
+    vf clamped = choose(large, splat(88.0f), choose(small, splat(-87.0f), x));
+    vf shifted = clamped * splat(1.44269504f) + magic, n = shifted - magic;
+    vf r = clamped - n * splat(0.693359375f);
+    r = r - n * splat(-2.12194440e-4f);
+    vf p = splat(1.3981999e-3f);
+    p = p * r + splat(8.3334519e-3f);
+    p = p * r + splat(4.1665796e-2f);
+    p = p * r + splat(1.6666666e-1f);
+    p = p * r + splat(0.5f);
+    p = (p * r) * r + r + splat(1.0f);
+    vi exponent = ((vi)shifted - (vi)magic + 127) << 23;
+    return (vf)(~small & (vi)(p * (vf)exponent));
+}
+
+#endif

@@ -1,0 +1,63 @@
+/* Vectors of W floats, by the compilers' vector types: what every instruction set's own vector.h begins with. */
+#ifndef FV_VECTOR_H
+#define FV_VECTOR_H
+
+#include <math.h>
+#include <stdint.h>
+
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 64")
+#endif
+#define INLINE static inline __attribute__((always_inline, unused))
+
+typedef float vf __attribute__((vector_size(4 * W)));
+typedef int32_t vi __attribute__((vector_size(4 * W)));
+typedef float vf_unaligned __attribute__((vector_size(4 * W), aligned(4), may_alias));
+typedef int32_t vi_unaligned __attribute__((vector_size(4 * W), aligned(4), may_alias));
+
+INLINE vf splat(float x)
+{
+    return (vf)SPLAT(x);
+}
+
+INLINE vi splat_i(int32_t x)
+{
+    return (vi)SPLAT(x);
+}
+
+INLINE vf load(const float *p)
+{
+    return *(const vf_unaligned *)p;
+}
+
+INLINE void store(float *p, vf x)
+{
+    *(vf_unaligned *)p = x;
+}
+
+/* mask ? a : b, mask lanes all ones or all zeros */
+INLINE vf choose(vi mask, vf a, vf b)
+{
+    return (vf)((mask & (vi)a) | (~mask & (vi)b));
+}
+
+/* The first `count` < W floats, then `rest`. */
+INLINE vf load_part(const float *p, int64_t count, float rest)
+{
+    float buffer[W];
+    for (int i = 0; i < W; i++)
+        buffer[i] = i < count ? p[i] : rest;
+    return load(buffer);
+}
+
+INLINE void store_part(float *p, vf x, int64_t count)
+{
+    float buffer[W];
+    store(buffer, x);
+    for (int i = 0; i < count; i++)
+        p[i] = buffer[i];
+}
+
+#endif
