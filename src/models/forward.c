@@ -9,7 +9,7 @@ struct pass {
     int64_t count;        /* tokens */
     fv_tensor x, h;       /* [count, width]: the residual stream, and what goes into a part */
     fv_tensor q, k, v, o; /* [count, heads * dim] */
-    fv_tensor gate, up;   /* [count, hidden] */
+    fv_tensor hidden;     /* [count, hidden] */
 };
 
 /* [count, heads * dim] as [1, heads, count, dim]. */
@@ -18,12 +18,9 @@ static fv_tensor by_heads(const fv_tensor *t, int64_t heads, int64_t dim)
     return fv_view(t, 4, (const int64_t[]){1, heads, t->dims[0], dim}, (const int64_t[]){0, dim, t->strides[0], 1}, 0);
 }
 
-/* out = a weight^T + bias, or added to out. */
-static fv_status linear(fv_ctx *ctx, const fv_tensor *a, const fv_tensor *weight, const fv_tensor *bias, bool add,
-                        const fv_tensor *out)
+static fv_linear_part part(const fv_weight *weight, const fv_tensor *bias, const fv_tensor *out)
 {
-    return fv_gemm(ctx,
-                   &(fv_gemm_args){.a = *a, .b = fv_transposed(weight), .c = *out, .bias = *bias, .beta = add ? 1 : 0});
+    return (fv_linear_part){.weight = weight->tensor, .packed = &weight->packed, .bias = *bias, .out = *out};
 }
 
 static fv_status rms_norm(const struct pass *p, const fv_tensor *x, const fv_tensor *weight, const fv_tensor *out)
@@ -33,11 +30,14 @@ static fv_status rms_norm(const struct pass *p, const fv_tensor *x, const fv_ten
 }
 
 /* x += a weight^T + bias, or x += norm(that) where the architecture norms what a part gives. */
-static fv_status add_part(const struct pass *p, const fv_tensor *a, const fv_tensor *weight, const fv_tensor *bias,
+static fv_status add_part(const struct pass *p, const fv_tensor *a, const fv_weight *weight, const fv_tensor *bias,
                           const fv_tensor *norm)
 {
-    if (!fv_present(norm)) return linear(p->ctx, a, weight, bias, true, &p->x);
-    FV_TRY(linear(p->ctx, a, weight, bias, false, &p->h));
+    fv_linear_args args = {.x = *a, .parts = 1, .part = {part(weight, bias, fv_present(norm) ? &p->h : &p->x)}};
+
+    args.part[0].add = !fv_present(norm);
+    FV_TRY(fv_linear(p->ctx, &args));
+    if (!fv_present(norm)) return FV_OK;
     FV_TRY(rms_norm(p, &p->h, norm, &p->h));
     return fv_map_apply(p->ctx, &(fv_map_args){.op = FV_MAP_ADD, .x = p->x, .y = p->h, .out = p->x});
 }
@@ -122,21 +122,23 @@ static fv_status run_layer(const struct pass *p, int64_t l)
     bool gelu = (p->session->model->architecture->parts & FV_GELU) != 0;
 
     FV_TRY(rms_norm(p, &p->x, &layer->attention_norm, &p->h));
-    FV_TRY(linear(p->ctx, &p->h, &layer->q, &layer->q_bias, false, &p->q));
-    FV_TRY(linear(p->ctx, &p->h, &layer->k, &layer->k_bias, false, &p->k));
-    FV_TRY(linear(p->ctx, &p->h, &layer->v, &layer->v_bias, false, &p->v));
+    FV_TRY(fv_linear(p->ctx, &(fv_linear_args){.x = p->h,
+                                               .parts = 3,
+                                               .part = {part(&layer->q, &layer->q_bias, &p->q),
+                                                        part(&layer->k, &layer->k_bias, &p->k),
+                                                        part(&layer->v, &layer->v_bias, &p->v)}}));
     FV_TRY(turn(p, layer, &layer->q_norm, &p->q, s->query_heads));
     FV_TRY(turn(p, layer, &layer->k_norm, &p->k, s->key_heads));
     FV_TRY(attend(p, l));
     FV_TRY(add_part(p, &p->o, &layer->o, &layer->o_bias, &layer->post_attention_norm));
 
     FV_TRY(rms_norm(p, &p->x, &layer->mlp_norm, &p->h));
-    FV_TRY(linear(p->ctx, &p->h, &layer->gate, &layer->gate_bias, false, &p->gate));
-    FV_TRY(linear(p->ctx, &p->h, &layer->up, &layer->up_bias, false, &p->up));
-    FV_TRY(fv_map_apply(p->ctx,
-                        &(fv_map_args){.op = gelu ? FV_MAP_GELU_TANH : FV_MAP_SILU, .x = p->gate, .out = p->gate}));
-    FV_TRY(fv_map_apply(p->ctx, &(fv_map_args){.op = FV_MAP_MUL, .x = p->gate, .y = p->up, .out = p->gate}));
-    return add_part(p, &p->gate, &layer->down, &layer->down_bias, &layer->post_mlp_norm);
+    FV_TRY(fv_linear(p->ctx, &(fv_linear_args){.x = p->h,
+                                               .parts = 2,
+                                               .part = {part(&layer->gate, &layer->gate_bias, &p->hidden),
+                                                        part(&layer->up, &layer->up_bias, &p->hidden)},
+                                               .gate = gelu ? FV_MAP_GELU_TANH : FV_MAP_SILU}));
+    return add_part(p, &p->hidden, &layer->down, &layer->down_bias, &layer->post_mlp_norm);
 }
 
 static fv_status make_buffers(struct pass *p)
@@ -151,8 +153,7 @@ static fv_status make_buffers(struct pass *p)
                    {&p->k, s->key_heads * s->key_dim},
                    {&p->v, s->key_heads * s->value_dim},
                    {&p->o, s->query_heads * s->value_dim},
-                   {&p->gate, s->hidden},
-                   {&p->up, s->hidden}};
+                   {&p->hidden, s->hidden}};
 
     for (size_t b = 0; b < sizeof buffers / sizeof *buffers; b++)
         FV_TRY(fv_tensor_new(p->ctx, buffers[b].tensor, FV_F32, FV_DIMS(p->count, buffers[b].columns)));
@@ -189,7 +190,8 @@ fv_status fv_forward_logits(fv_session *session, const fv_tensor *x, float *logi
     FV_TRY(fv_tensor_new(pass.ctx, &pass.h, FV_F32, 2, x->dims));
     FV_TRY(fv_tensor_wrap(&out, logits, FV_F32, FV_DIMS(x->dims[0], model->sizes.vocabulary)));
     FV_TRY(rms_norm(&pass, x, &model->output_norm, &pass.h));
-    FV_TRY(linear(pass.ctx, &pass.h, &model->output, &no_bias, false, &out));
+    FV_TRY(fv_linear(pass.ctx,
+                     &(fv_linear_args){.x = pass.h, .parts = 1, .part = {part(&model->output, &no_bias, &out)}}));
     if (model->sizes.final_cap == 0) return FV_OK;
     return fv_map_apply(
         pass.ctx, &(fv_map_args){.op = FV_MAP_SOFTCAP, .x = out, .out = out, .alpha = (float)model->sizes.final_cap});

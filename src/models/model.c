@@ -43,6 +43,7 @@ fv_status fv_model_open(const char *path, fv_model **model)
 
     *model = NULL;
     FV_TRY(FV_ZALLOC(m, 1));
+    pthread_mutex_init(&m->mutex, NULL);
     fv_status status = open_model(path, m);
     if (status == FV_OK)
         *model = m;
@@ -54,6 +55,8 @@ fv_status fv_model_open(const char *path, fv_model **model)
 void fv_model_close(fv_model *model)
 {
     if (!model) return;
+    fv_model_unpack(model);
+    pthread_mutex_destroy(&model->mutex);
     fv_tokenizer_free(model->tokenizer);
     fv_free(model->layers);
     fv_free(model->name);

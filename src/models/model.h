@@ -2,9 +2,12 @@
 #ifndef FV_MODEL_INTERNAL_H
 #define FV_MODEL_INTERNAL_H
 
+#include <pthread.h>
+
 #include "fovea/model.h"
 #include "models/architecture.h"
 #include "models/gguf.h"
+#include "ops/packed.h"
 
 struct fv_tokenizer;
 
@@ -22,13 +25,19 @@ typedef struct fv_rope_table {
     float magnitude;
 } fv_rope_table;
 
+/* A matrix as the file has it, and packed for the processor (fv_model_pack); the tensor comes first. */
+typedef struct fv_weight {
+    fv_tensor tensor;
+    fv_packed packed;
+} fv_weight;
+
 /* Matrices are [outputs, inputs] as stored; vectors are f32.  Parts an architecture lacks are absent. */
 typedef struct fv_layer {
     fv_tensor attention_norm, post_attention_norm, mlp_norm, post_mlp_norm; /* [width] */
-    fv_tensor q, k, v, o; /* [H D, width], [Hkv D, width], [Hkv Dv, width], [width, H Dv] */
+    fv_weight q, k, v, o; /* [H D, width], [Hkv D, width], [Hkv Dv, width], [width, H Dv] */
     fv_tensor q_bias, k_bias, v_bias, o_bias;
     fv_tensor q_norm, k_norm; /* [D] */
-    fv_tensor gate, up, down; /* [hidden, width] twice, [width, hidden] */
+    fv_weight gate, up, down; /* [hidden, width] twice, [width, hidden] */
     fv_tensor gate_bias, up_bias, down_bias;
     int64_t window; /* 0: sees everything */
     const fv_rope_table *rope;
@@ -40,13 +49,21 @@ struct fv_model {
     const fv_architecture *architecture;
     fv_sizes sizes;
     fv_rope_table rope, window_rope;
-    fv_tensor embedding, output, output_norm; /* [vocabulary, width] twice (the same if tied), [width] */
+    fv_tensor embedding, output_norm; /* [vocabulary, width], [width] */
+    fv_weight output;                 /* [vocabulary, width]; the embedding's tensor if tied */
     fv_layer *layers;
     int64_t parameters;
     size_t weight_bytes;
     char *name;
     struct fv_tokenizer *tokenizer; /* NULL: the file has none */
+    struct fv_model_packs *packs;   /* NULL: not packed */
+    pthread_mutex_t mutex;          /* of packing */
 };
+
+/* Lays the quantised matrices out for the processor's kernels, once; the file's pages of them are given back.  Without
+ * memory for it, or where the backend has no use for it, products take the file's own form. */
+void fv_model_pack(fv_ctx *ctx, const fv_model *model);
+void fv_model_unpack(fv_model *model);
 
 /* Reads sizes from the file's keys. */
 fv_status fv_model_read_sizes(fv_model *model);

@@ -100,6 +100,7 @@ fv_status fv_session_new(fv_ctx *ctx, const fv_model *model, const fv_session_op
     s->context = options->context ? options->context : model->sizes.context;
     s->chunk = options->chunk ? options->chunk : CHUNK;
     fv_status status = make_layers(s, options);
+    if (status == FV_OK && s->precision != FV_PRECISION_F32) fv_model_pack(ctx, model);
     if (status == FV_OK)
         *session = s;
     else

@@ -123,9 +123,9 @@ static fv_status read_ends(fv_model *model, bool *used)
         return fv_fail(FV_E_FORMAT, "%s: tensor 'token_embd.weight': expected at most 2^31-1 rows, got %lld",
                        fv_gguf_name(model->file), (long long)s->vocabulary);
     FV_TRY(find(model, "token_embd.weight", s->vocabulary, s->width, used, &found));
-    model->embedding = model->output = found->tensor;
+    model->embedding = model->output.tensor = found->tensor;
     FV_TRY(find(model, "output.weight", s->vocabulary, s->width, used, &found));
-    if (found) model->output = found->tensor;
+    if (found) model->output.tensor = found->tensor;
     FV_TRY(find(model, "output_norm.weight", 0, s->width, used, &found));
     if (!found) return missing(model, "output_norm.weight");
     FV_TRY(copy_vector(model, found, &model->output_norm));

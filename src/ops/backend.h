@@ -9,6 +9,8 @@
 typedef struct fv_backend {
     const char *name;
     fv_status (*gemm)(fv_ctx *, const fv_gemm_args *);
+    fv_status (*linear)(fv_ctx *,
+                        const fv_linear_args *); /* all weights packed, rows of x together; NULL: there is none */
     fv_status (*map)(fv_ctx *, const fv_map_args *);
     fv_status (*norm)(fv_ctx *, const fv_norm_args *);
     fv_status (*rope)(fv_ctx *, const fv_rope_args *);

@@ -7,6 +7,7 @@
 
 #include "base/tensor.h"
 #include "fovea/ops.h"
+#include "ops/packed.h"
 
 /* c = alpha * a b + beta * c + bias.  a [..,m,k], b [..,k,n], c [..,m,n] f32, bias [n]; up to four leading dims, which
  * broadcast in a and b by size 1 or stride 0.  a: f32, f16, bf16.  b: the same, or quantised blocks along k (a weight
@@ -44,6 +45,25 @@ typedef struct fv_map_args {
     float alpha, beta;
 } fv_map_args;
 fv_status fv_map_apply(fv_ctx *ctx, const fv_map_args *args);
+
+/* The products of rows x with several weights: out = x weight^T + bias, or added to out.  x [m,k] f32, weight [n,k]
+ * f32, f16, bf16 or blocks, bias [n] f32 or absent, out [m,n] f32.  With `gate` (FV_MAP_SILU, FV_MAP_GELU_TANH) there
+ * are two parts and one result, in the first's out: gate(x weight_0^T + bias_0) * (x weight_1^T + bias_1).  A weight's
+ * packed form (ops/packed.h) is used by the CPU backend unless f32 is asked for: x is rounded then to 15 bits (few
+ * rows) or, like the weight, to bf16 (many rows, where the processor multiplies those). */
+enum { FV_LINEAR_PARTS = 3 };
+typedef struct fv_linear_part {
+    fv_tensor weight, bias, out;
+    const fv_packed *packed; /* NULL or without data: none */
+    bool add;
+} fv_linear_part;
+typedef struct fv_linear_args {
+    fv_tensor x;
+    int parts;
+    fv_linear_part part[FV_LINEAR_PARTS];
+    fv_map gate; /* 0: none */
+} fv_linear_args;
+fv_status fv_linear(fv_ctx *ctx, const fv_linear_args *args);
 
 /* Over the last dim C: rms: x / sqrt(mean x^2 + epsilon) * weight; layer: (x - mean) / sqrt(var + epsilon) * weight +
  * bias.  x, out [..,C]; weight, bias [C] or absent. */

@@ -1,6 +1,6 @@
 /* The CPU backend: every instruction set this machine has against plain double loops, bit-identical for any number of
  * threads. */
-#include "support/support.h"
+#include "support/stored.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -9,87 +9,15 @@
 #include "ops/blocks.h"
 #include "ops/cpu/kernels.h"
 
-static const char *const isas[] = {"c", "avx2", "avx512f", "avx512"};
-
-/* A context that is held to an instruction set, or NULL where the machine lacks it. */
-static fv_ctx *isa_ctx(const char *isa, int threads)
-{
-    fv_ctx *ctx = NULL;
-
-    setenv("FOVEA_ISA", isa, 1);
-    fv_status status = fv_ctx_new(&(fv_ctx_options){.threads = threads, .precision = FV_PRECISION_F32}, &ctx);
-    unsetenv("FOVEA_ISA");
-    if (status == FV_E_UNSUPPORTED) return NULL;
-    assert_ok(status);
-    return ctx;
-}
-
-/* Runs `check` for each instruction set with 1, 2 and 3 threads. */
-static void each_isa(void (*check)(fv_ctx *ctx))
-{
-    for (size_t i = 0; i < sizeof isas / sizeof *isas; i++)
-        for (int threads = 1; threads <= 3; threads++) {
-            fv_ctx *ctx = isa_ctx(isas[i], threads);
-            if (!ctx) continue;
-            check(ctx);
-            fv_ctx_free(ctx);
-        }
-}
-
-static fv_random numbers(void)
-{
-    static uint64_t stream = 1000;
-
-    return fv_random_new(test_seed(), ++stream);
-}
-
 /* ---- stored types ---------------------------------------------------------------------------------------------- */
-
-/* Where the half-precision scales of a block lie; their bytes must not be random, lest they be infinite. */
-static const struct {
-    fv_dtype dtype;
-    int scale[2];
-} types[] = {
-    {FV_Q4_0, {0, 0}}, {FV_Q4_1, {0, 2}},     {FV_Q5_0, {0, 0}},     {FV_Q5_1, {0, 2}},
-    {FV_Q8_0, {0, 0}}, {FV_Q2_K, {80, 82}},   {FV_Q3_K, {108, 108}}, {FV_Q4_K, {0, 2}},
-    {FV_Q5_K, {0, 2}}, {FV_Q6_K, {208, 208}}, {FV_IQ4_NL, {0, 0}},
-};
-enum { TYPES = sizeof types / sizeof *types };
-
-/* rows x k random elements of a type, in scratch memory. */
-static fv_tensor random_rows(fv_ctx *ctx, fv_dtype dtype, int64_t rows, int64_t k)
-{
-    fv_random random = numbers();
-    fv_tensor t;
-    size_t bytes = 0;
-
-    assert_ok(fv_tensor_new(ctx, &t, dtype, FV_DIMS(rows, k)));
-    assert_ok(fv_dtype_bytes(dtype, rows * k, &bytes));
-    if (fv_dtype_block(dtype) == 1) {
-        for (int64_t i = 0; i < rows * k; i++)
-            fv_store(dtype, t.data, i, fv_random_normal(&random));
-        return t;
-    }
-    for (size_t i = 0; i < bytes; i++)
-        ((uint8_t *)t.data)[i] = (uint8_t)(fv_random_normal(&random) * 1000);
-    for (int n = 0; n < TYPES; n++) {
-        if (types[n].dtype != dtype) continue;
-        for (size_t at = 0; at < bytes; at += fv_dtype_block_bytes(dtype))
-            for (int s = 0; s < 2; s++) {
-                uint16_t scale = fv_f32_to_f16((float)(0.01 * fv_random_normal(&random)));
-                memcpy((char *)t.data + at + types[n].scale[s], &scale, sizeof scale);
-            }
-    }
-    return t;
-}
 
 static void check_load(fv_ctx *ctx)
 {
     const struct fv_kernels *kernels = fv_kernels_of(ctx);
 
-    for (int n = 0; n < TYPES; n++) {
-        int64_t block = fv_dtype_block(types[n].dtype), k = 3 * block;
-        fv_tensor t = random_rows(ctx, types[n].dtype, 1, k);
+    for (int n = 0; n < TEST_BLOCK_TYPES; n++) {
+        int64_t block = fv_dtype_block(test_block_types[n]), k = 3 * block;
+        fv_tensor t = test_stored(ctx, test_block_types[n], 1, k);
         float got[3 * 256], expected[3 * 256];
         fv_kernels_load(kernels, t.dtype, t.data, block, k - block, got);
         fv_blocks_load(t.dtype, t.data, 1, 2, expected);
@@ -103,7 +31,7 @@ static void check_load(fv_ctx *ctx)
 static void rows_of_blocks_are_exact(void **state)
 {
     (void)state;
-    each_isa(check_load);
+    test_each_isa(check_load);
 }
 
 /* ---- gemm ------------------------------------------------------------------------------------------------------ */
@@ -137,8 +65,8 @@ struct gemm_case {
 static void check_product(fv_ctx *ctx, const struct gemm_case *g)
 {
     fv_mark mark = fv_scratch_mark(ctx);
-    fv_tensor a = g->a_transposed ? random_rows(ctx, g->a, g->k, g->m) : random_rows(ctx, g->a, g->m, g->k);
-    fv_tensor b = g->b_rows ? random_rows(ctx, g->b, g->k, g->n) : random_rows(ctx, g->b, g->n, g->k);
+    fv_tensor a = g->a_transposed ? test_stored(ctx, g->a, g->k, g->m) : test_stored(ctx, g->a, g->m, g->k);
+    fv_tensor b = g->b_rows ? test_stored(ctx, g->b, g->k, g->n) : test_stored(ctx, g->b, g->n, g->k);
     fv_tensor c = test_random(ctx, 1, FV_DIMS(g->m, g->n)), bias = test_random(ctx, 1, FV_DIMS(g->n)), old = c;
     float *af = f32_of(ctx, &a), *bf = f32_of(ctx, &b);
     fv_gemm_args args = {.a = g->a_transposed ? fv_transposed(&a) : a,
@@ -193,33 +121,33 @@ static void check_gemm(fv_ctx *ctx)
                                                        .alpha = t == 1 ? 0.5f : 0,
                                                        .beta = layout == 2 ? -0.25f : 0,
                                                        .bias = (layout + t) & 1});
-    for (int n = 0; n < TYPES; n++)
+    for (int n = 0; n < TEST_BLOCK_TYPES; n++)
         for (int64_t m = 1; m <= 9; m++)
             check_product(ctx, &(struct gemm_case){.m = m,
                                                    .n = 37,
-                                                   .k = 3 * fv_dtype_block(types[n].dtype) * (1 + n % 2),
-                                                   .b = types[n].dtype,
+                                                   .k = 3 * fv_dtype_block(test_block_types[n]) * (1 + n % 2),
+                                                   .b = test_block_types[n],
                                                    .bias = m == 2});
 }
 
 static void products_agree_with_double_loops(void **state)
 {
     (void)state;
-    each_isa(check_gemm);
+    test_each_isa(check_gemm);
 }
 
 static void products_do_not_depend_on_threads(void **state)
 {
     (void)state;
-    for (size_t i = 0; i < sizeof isas / sizeof *isas; i++) {
-        fv_ctx *one = isa_ctx(isas[i], 1);
+    for (size_t i = 0; test_isas[i]; i++) {
+        fv_ctx *one = test_isa_ctx(test_isas[i], 1, FV_PRECISION_F32);
         if (!one) continue;
         fv_tensor a = test_random(one, 1, FV_DIMS(77, 700)), b = test_random(one, 1, FV_DIMS(700, 300)), first, next;
         assert_ok(fv_tensor_new(one, &first, FV_F32, FV_DIMS(77, 300)));
         assert_ok(fv_tensor_new(one, &next, FV_F32, FV_DIMS(77, 300)));
         assert_ok(one->backend->gemm(one, &(fv_gemm_args){.a = a, .b = b, .c = first}));
         for (int threads = 2; threads <= 5; threads++) {
-            fv_ctx *more = isa_ctx(isas[i], threads);
+            fv_ctx *more = test_isa_ctx(test_isas[i], threads, FV_PRECISION_F32);
             assert_ok(more->backend->gemm(more, &(fv_gemm_args){.a = a, .b = b, .c = next}));
             assert_memory_equal(first.data, next.data, 77 * 300 * sizeof(float));
             fv_ctx_free(more);
@@ -254,7 +182,7 @@ static void check_exp(fv_ctx *ctx)
 static void exp_is_within_two_ulp(void **state)
 {
     (void)state;
-    each_isa(check_exp);
+    test_each_isa(check_exp);
 }
 
 static double *doubles_of(fv_ctx *ctx, const fv_tensor *t)
@@ -332,7 +260,7 @@ static void check_rows(fv_ctx *ctx)
 static void rows_agree_with_the_reference(void **state)
 {
     (void)state;
-    each_isa(check_rows);
+    test_each_isa(check_rows);
 }
 
 /* ---- attend ---------------------------------------------------------------------------------------------------- */
@@ -347,7 +275,7 @@ struct attend_case {
 
 static fv_tensor random_keys(fv_ctx *ctx, fv_dtype dtype, int64_t B, int64_t H, int64_t M, int64_t D)
 {
-    fv_tensor rows = random_rows(ctx, dtype, B * H * M, D);
+    fv_tensor rows = test_stored(ctx, dtype, B * H * M, D);
 
     return fv_reshaped(&rows, FV_DIMS(B, H, M, D));
 }
@@ -557,7 +485,7 @@ static void check_attend(fv_ctx *ctx)
 static void attention_agrees_with_its_definition(void **state)
 {
     (void)state;
-    each_isa(check_attend);
+    test_each_isa(check_attend);
 }
 
 /* ---- scan ------------------------------------------------------------------------------------------------------ */
@@ -673,7 +601,7 @@ static void check_scan(fv_ctx *ctx)
 static void recurrences_agree_with_the_reference(void **state)
 {
     (void)state;
-    each_isa(check_scan);
+    test_each_isa(check_scan);
 }
 
 int main(void)

@@ -152,7 +152,7 @@ INLINE void unpack_q8_0(const uint8_t *block, int part, vf q[VECTORS])
 
 INLINE void unpack_iq4_nl(const uint8_t *block, int part, vf q[VECTORS])
 {
-    static const int8_t value[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+    static const int8_t value[16] = {FV_IQ4_LEVELS};
     int8_t list[GROUP];
 
     (void)part;

@@ -5,6 +5,7 @@
 #include "ops/backend.h"
 
 fv_status fv_cpu_gemm(fv_ctx *ctx, const fv_gemm_args *args);
+fv_status fv_cpu_linear(fv_ctx *ctx, const fv_linear_args *args);
 
 fv_status fv_cpu_attend(fv_ctx *ctx, const fv_attend_args *args);
 fv_status fv_cpu_attend_stats(fv_ctx *ctx, const fv_stats_args *args);

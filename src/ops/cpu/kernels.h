@@ -4,6 +4,7 @@
 #define FV_KERNELS_H
 
 #include "ops/ops.h"
+#include "ops/packed.h"
 
 enum {
     FV_KEY_TILE = 64,      /* keys of an attention tile: one visibility word */
@@ -25,6 +26,21 @@ typedef void fv_dot_fn(int m, int64_t k, const float *x, int64_t x_row, const fl
 
 /* out[i] = element `from` + i of a row; `from` and `count` are whole blocks. */
 typedef void fv_load_fn(const void *row, int64_t from, int64_t count, float *out);
+
+/* Rows of activations as integers: x = scale q, a scale for every 32 columns, and the sums of q over every 16. */
+struct fv_activations {
+    int64_t columns;
+    int16_t *q;   /* [m, columns] */
+    float *scale; /* [m, columns / 32] */
+    int32_t *sum; /* [m, columns / 16] */
+};
+
+/* out[i * out_row + r] = x_(row + i) . w_r for 1 <= rows <= FV_DOT_ROWS rows of x and `groups` groups of weights. */
+typedef void fv_packed_dot_fn(const struct fv_activations *x, int64_t row, int rows, const fv_packed *w, int64_t group,
+                              int64_t groups, float *out, int64_t out_row);
+
+/* All columns of a group as panels of b (pairs: of bf16); a panel has tile_columns columns and `panel` floats. */
+typedef void fv_unpack_fn(bool pairs, const fv_packed *w, int64_t group, float *out, int64_t panel);
 
 /* One token of a recurrence over state [keys, width], width a multiple of tile_columns: the state decays by
  * decay[d * decay_step] (NULL: 1) and value_decay[c] (NULL: 1), takes in beta k (v - [delta] state^T k)^T, and is read:
@@ -54,6 +70,9 @@ struct fv_kernels {
     void (*to_f16)(const float *in, int64_t count, uint16_t *out);
     fv_load_fn *const *load; /* [FV_DTYPE_COUNT], NULL where there is none */
     fv_dot_fn *const *dot;   /* [FV_DTYPE_COUNT] */
+    void (*to_words)(const float *x, int64_t columns, int16_t *q, float *scale, int32_t *sums); /* one row */
+    fv_packed_dot_fn *const *dot_packed;                                                        /* [FV_DTYPE_COUNT] */
+    fv_unpack_fn *const *unpack;                                                                /* [FV_DTYPE_COUNT] */
     /* Rows of n floats.  y_step 0 repeats y[0]; y NULL stands for alpha.  false: no fast way for this op. */
     bool (*map)(fv_map op, int64_t n, const float *x, const float *y, int64_t y_step, float alpha, float beta,
                 float *out);

@@ -6,6 +6,7 @@ void LEAF(fill)(struct fv_kernels *kernels)
     *kernels = (struct fv_kernels){.width = W};
     LEAF(fill_tile)(kernels);
     LEAF(fill_blocks)(kernels);
+    LEAF(fill_packed)(kernels);
     LEAF(fill_math)(kernels);
     LEAF(fill_attend)(kernels);
     LEAF(fill_scan)(kernels);

@@ -17,6 +17,7 @@
 void LEAF(fill)(struct fv_kernels *kernels);
 void LEAF(fill_tile)(struct fv_kernels *kernels);
 void LEAF(fill_blocks)(struct fv_kernels *kernels);
+void LEAF(fill_packed)(struct fv_kernels *kernels);
 void LEAF(fill_math)(struct fv_kernels *kernels);
 void LEAF(fill_attend)(struct fv_kernels *kernels);
 void LEAF(fill_scan)(struct fv_kernels *kernels);
@@ -24,6 +25,14 @@ void LEAF(fill_scan)(struct fv_kernels *kernels);
 INLINE vf load_bf16(const uint16_t *p)
 {
     return (vf)(load_u16(p) << 16);
+}
+
+/* bf16 of a in the low halves of dwords, of b in the high ones: to nearest, ties away from zero. */
+INLINE vf bf16_pairs(vf a, vf b)
+{
+    const uint32_t top = 0xffff0000u;
+
+    return (vf)((((vi)a + 0x8000) >> 16 & 0xffff) | (((vi)b + 0x8000) & (int32_t)top));
 }
 
 INLINE float half(const void *p)

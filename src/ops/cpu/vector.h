@@ -60,4 +60,7 @@ INLINE void store_part(float *p, vf x, int64_t count)
         p[i] = buffer[i];
 }
 
+/* The levels of iq4_nl. */
+#define FV_IQ4_LEVELS -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113
+
 #endif

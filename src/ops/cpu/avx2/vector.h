@@ -58,4 +58,43 @@ INLINE float largest(vf x)
     return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
 }
 
+/* Bytes 0 and 2, or 1 and 3, of each dword as signed 16-bit numbers. */
+INLINE vi low_bytes(vi x)
+{
+    return (vi)_mm256_srai_epi16(_mm256_slli_epi16((__m256i)x, 8), 8);
+}
+
+INLINE vi high_bytes(vi x)
+{
+    return (vi)_mm256_srai_epi16((__m256i)x, 8);
+}
+
+/* sum + a.low b.low + a.high b.high of the 16-bit halves of dwords */
+INLINE vi multiply_add_words(vi sum, vi a, vi b)
+{
+    return sum + (vi)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+}
+
+/* Byte n of x as level n & 15 of iq4_nl. */
+INLINE vi levels(vi x)
+{
+    const __m256i list = _mm256_broadcastsi128_si256(_mm_setr_epi8(FV_IQ4_LEVELS));
+
+    return (vi)_mm256_shuffle_epi8(list, (__m256i)x);
+}
+
+INLINE void store_i16(int16_t *p, vi x)
+{
+    __m256i packed = _mm256_packs_epi32((__m256i)x, (__m256i)x);
+
+    _mm_storeu_si128((__m128i *)p, _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
+}
+
+INLINE int32_t sum_i(vi x)
+{
+    __m128i s = _mm_add_epi32(_mm256_castsi256_si128((__m256i)x), _mm256_extracti128_si256((__m256i)x, 1));
+    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
+}
+
 #endif

@@ -54,4 +54,43 @@ INLINE float largest(vf x)
     return _mm512_reduce_max_ps((__m512)x);
 }
 
+/* Bytes 0 and 2, or 1 and 3, of each dword as signed 16-bit numbers. */
+INLINE vi low_bytes(vi x)
+{
+    return (vi)_mm512_srai_epi16(_mm512_slli_epi16((__m512i)x, 8), 8);
+}
+
+INLINE vi high_bytes(vi x)
+{
+    return (vi)_mm512_srai_epi16((__m512i)x, 8);
+}
+
+/* sum + a.low b.low + a.high b.high of the 16-bit halves of dwords */
+INLINE vi multiply_add_words(vi sum, vi a, vi b)
+{
+#if defined(__AVX512VNNI__)
+    return (vi)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+#else
+    return sum + (vi)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#endif
+}
+
+/* Byte n of x as level n & 15 of iq4_nl. */
+INLINE vi levels(vi x)
+{
+    const __m512i list = _mm512_broadcast_i32x4(_mm_setr_epi8(FV_IQ4_LEVELS));
+
+    return (vi)_mm512_shuffle_epi8(list, (__m512i)x);
+}
+
+INLINE void store_i16(int16_t *p, vi x)
+{
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16((__m512i)x));
+}
+
+INLINE int32_t sum_i(vi x)
+{
+    return _mm512_reduce_add_epi32((__m512i)x);
+}
+
 #endif

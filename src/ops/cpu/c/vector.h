@@ -56,4 +56,46 @@ INLINE float largest(vf x)
     return a > b ? a : b;
 }
 
+/* Bytes 0 and 2, or 1 and 3, of each dword as signed 16-bit numbers. */
+INLINE vi low_bytes(vi x)
+{
+    return ((x << 24 >> 24) & 0xffff) | (x << 8 >> 24 << 16);
+}
+
+INLINE vi high_bytes(vi x)
+{
+    return ((x << 16 >> 24) & 0xffff) | (x >> 24 << 16);
+}
+
+/* sum + a.low b.low + a.high b.high of the 16-bit halves of dwords */
+INLINE vi multiply_add_words(vi sum, vi a, vi b)
+{
+    return sum + (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16);
+}
+
+/* Byte n of x as level n & 15 of iq4_nl. */
+INLINE vi levels(vi x)
+{
+    static const int8_t list[16] = {FV_IQ4_LEVELS};
+
+    for (int i = 0; i < W; i++) {
+        uint32_t lane = (uint32_t)x[i], out = 0;
+        for (int byte = 0; byte < 4; byte++)
+            out |= (uint32_t)(uint8_t)list[lane >> (8 * byte) & 15] << (8 * byte);
+        x[i] = (int32_t)out;
+    }
+    return x;
+}
+
+INLINE void store_i16(int16_t *p, vi x)
+{
+    for (int i = 0; i < W; i++)
+        p[i] = (int16_t)x[i];
+}
+
+INLINE int32_t sum_i(vi x)
+{
+    return (x[0] + x[2]) + (x[1] + x[3]);
+}
+
 #endif

@@ -1,0 +1,114 @@
+/* Packing a model's matrices: one region of memory, in huge pages where the system gives them, filled by all threads.
+ */
+#define _GNU_SOURCE
+#include <stddef.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "base/context.h"
+#include "models/model.h"
+#include "ops/backend.h"
+
+enum { HUGE_PAGE = 2 << 20, ITEM_BYTES = 1 << 20 };
+
+struct fv_model_packs {
+    void *memory;
+    size_t bytes;
+};
+
+static const size_t places[] = {offsetof(fv_layer, q),   offsetof(fv_layer, k),    offsetof(fv_layer, v),
+                                offsetof(fv_layer, o),   offsetof(fv_layer, gate), offsetof(fv_layer, up),
+                                offsetof(fv_layer, down)};
+enum { PLACES = sizeof places / sizeof *places };
+
+/* The n-th matrix of the model: those of the layers, then the output's. */
+static fv_weight *weight_at(const fv_model *model, int64_t n)
+{
+    if (n == model->sizes.layers * PLACES) return (fv_weight *)(uintptr_t)&model->output;
+    return (fv_weight *)((char *)&model->layers[n / PLACES] + places[n % PLACES]);
+}
+
+struct job {
+    const fv_tensor *tensor;
+    fv_packed packed;
+    int64_t chunk; /* groups in an item */
+};
+
+static void pack_item(void *user, int64_t item, int thread)
+{
+    const struct job *job = user;
+    int64_t from = item * job->chunk, to = fv_min(from + job->chunk, fv_packed_groups(&job->packed));
+
+    (void)thread;
+    for (int64_t group = from; group < to; group++)
+        fv_pack_group(job->tensor, &job->packed, group);
+}
+
+/* The file's pages of a matrix are not needed any more; they can be read again. */
+static void give_back(const fv_tensor *t)
+{
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from = (uintptr_t)t->data;
+    uintptr_t to =
+        from + (uintptr_t)(t->dims[0] * t->strides[0] / fv_dtype_block(t->dtype)) * fv_dtype_block_bytes(t->dtype);
+
+    from = (from + page - 1) / page * page;
+    to = to / page * page;
+    if (to > from) (void)madvise((void *)from, to - from, MADV_DONTNEED);
+}
+
+static void pack_all(fv_ctx *ctx, const fv_model *model, char *memory)
+{
+    int64_t count = model->sizes.layers * PLACES + 1;
+
+    for (int64_t n = 0; n < count; n++) {
+        fv_weight *w = weight_at(model, n);
+        size_t bytes = fv_packed_bytes(&w->tensor);
+        struct job job = {.tensor = &w->tensor};
+        if (bytes == 0) continue;
+        job.packed = fv_packed_at(&w->tensor, memory);
+        job.chunk = fv_max(ITEM_BYTES / job.packed.group_bytes, 1);
+        fv_run(ctx, fv_ceil_div(fv_packed_groups(&job.packed), job.chunk), pack_item, &job);
+        give_back(&w->tensor);
+        w->packed = job.packed;
+        memory += bytes;
+    }
+}
+
+static bool take_memory(struct fv_model_packs *packs, size_t bytes, char **memory)
+{
+    packs->bytes = bytes + HUGE_PAGE;
+    packs->memory = mmap(NULL, packs->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (packs->memory == MAP_FAILED) return false;
+    *memory = (char *)(((uintptr_t)packs->memory + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE);
+    (void)madvise(*memory, bytes, MADV_HUGEPAGE);
+    return true;
+}
+
+void fv_model_pack(fv_ctx *ctx, const fv_model *model)
+{
+    fv_model *own = (fv_model *)(uintptr_t)model; /* what is written stands apart from what others read */
+    size_t bytes = 0;
+    char *memory;
+
+    if (!ctx->backend->linear) return;
+    pthread_mutex_lock(&own->mutex);
+    for (int64_t n = 0; !own->packs && n <= model->sizes.layers * PLACES; n++)
+        bytes += fv_packed_bytes(&weight_at(model, n)->tensor);
+    if (bytes > 0 && FV_ZALLOC(own->packs, 1) == FV_OK) {
+        if (take_memory(own->packs, bytes, &memory)) {
+            pack_all(ctx, model, memory);
+        } else {
+            fv_free(own->packs);
+            own->packs = NULL;
+        }
+    }
+    pthread_mutex_unlock(&own->mutex);
+}
+
+void fv_model_unpack(fv_model *model)
+{
+    if (!model->packs) return;
+    munmap(model->packs->memory, model->packs->bytes);
+    fv_free(model->packs);
+    model->packs = NULL;
+}

@@ -1,0 +1,73 @@
+/* Products of the same rows with several weights. */
+#include "ops/backend.h"
+#include "ops/check.h"
+
+static fv_status check_part(const fv_linear_args *args, int n)
+{
+    const fv_linear_part *p = &args->part[n];
+    const int64_t m = args->x.dims[0], k = args->x.dims[1];
+
+    FV_TRY(fv_check("linear", "weight", &p->weight, FV_TYPES_HALF | FV_TYPES_BLOCKS, FV_DIMS(FV_ANY, k)));
+    FV_TRY(fv_check_optional("linear", "bias", &p->bias, FV_TYPE(FV_F32), FV_DIMS(p->weight.dims[0])));
+    if (args->gate && n == 1) {
+        if (p->weight.dims[0] == args->part[0].weight.dims[0]) return FV_OK;
+        return fv_fail(FV_E_SHAPE, "linear: gate: expected two weights of the same shape, got %s and %s",
+                       fv_shape_text(&args->part[0].weight), fv_shape_text(&p->weight));
+    }
+    return fv_check("linear", "out", &p->out, FV_TYPE(FV_F32), FV_DIMS(m, p->weight.dims[0]));
+}
+
+static bool is_packed(const fv_ctx *ctx, const fv_linear_args *args)
+{
+    if (!ctx->backend->linear || ctx->precision == FV_PRECISION_F32 || ctx->recording) return false;
+    if (args->x.strides[1] != 1 && args->x.dims[1] > 1) return false;
+    for (int n = 0; n < args->parts; n++) {
+        const fv_linear_part *p = &args->part[n];
+        if (!p->packed || !p->packed->data) return false;
+        if (!(args->gate && n == 1) && p->out.strides[1] != 1 && p->out.dims[1] > 1) return false;
+    }
+    return true;
+}
+
+static fv_status product(fv_ctx *ctx, const fv_linear_args *args, int n, const fv_tensor *out)
+{
+    const fv_linear_part *p = &args->part[n];
+
+    return fv_gemm(
+        ctx, &(fv_gemm_args){
+                 .a = args->x, .b = fv_transposed(&p->weight), .c = *out, .bias = p->bias, .beta = p->add ? 1 : 0});
+}
+
+/* By products and maps of their own. */
+static fv_status in_steps(fv_ctx *ctx, const fv_linear_args *args)
+{
+    const fv_tensor *out = &args->part[0].out;
+    fv_mark mark = fv_scratch_mark(ctx);
+    fv_tensor up;
+    fv_status status;
+
+    if (!args->gate) {
+        for (int n = 0; n < args->parts; n++)
+            FV_TRY(product(ctx, args, n, &args->part[n].out));
+        return FV_OK;
+    }
+    FV_TRY(fv_tensor_new(ctx, &up, FV_F32, 2, out->dims));
+    FV_TRY_DONE(product(ctx, args, 0, out));
+    FV_TRY_DONE(product(ctx, args, 1, &up));
+    FV_TRY_DONE(fv_map_apply(ctx, &(fv_map_args){.op = args->gate, .x = *out, .out = *out}));
+    status = fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_MUL, .x = *out, .y = up, .out = *out});
+done:
+    fv_scratch_release(ctx, mark);
+    return status;
+}
+
+fv_status fv_linear(fv_ctx *ctx, const fv_linear_args *args)
+{
+    FV_TRY(fv_check("linear", "x", &args->x, FV_TYPE(FV_F32), FV_DIMS(FV_ANY, FV_ANY)));
+    if (args->parts < 1 || args->parts > FV_LINEAR_PARTS || (args->gate && args->parts != 2))
+        return fv_fail(FV_E_ARGUMENT, "linear: expected %s weights, got %d", args->gate ? "2" : "1 to 3", args->parts);
+    for (int n = 0; n < args->parts; n++)
+        FV_TRY(check_part(args, n));
+    if (args->x.dims[0] > 0 && is_packed(ctx, args)) return ctx->backend->linear(ctx, args);
+    return in_steps(ctx, args);
+}
