@@ -269,9 +269,11 @@ static void block_item(void *user, int64_t index, int thread)
             int64_t row = panel * kernels->tile_rows;
             int rows = (int)fv_min(kernels->tile_rows, p->slab_rows - row);
             const float *a = packed_a + panel * p->panel_floats + (p->pairs ? q / 2 : q) * rows;
-            for (int64_t j = 0; j < columns; j += width)
+            for (int64_t j = 0; j < columns; j += width) {
+                fv_kernels_ahead(a + p->panel_floats, units * rows, j / width, fv_ceil_div(columns, width));
                 tile(p, kernel, rows, units, a, packed_b + j * p->depth,
                      c + row * stride(&p->c, 2) + j * stride(&p->c, 1), (int)fv_min(width, columns - j), add);
+            }
         }
     }
 }

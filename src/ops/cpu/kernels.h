@@ -100,6 +100,13 @@ const struct fv_kernels *fv_kernels_of(const fv_ctx *ctx);
 void fv_kernels_load(const struct fv_kernels *kernels, fv_dtype dtype, const void *row, int64_t from, int64_t count,
                      float *out);
 
+/* Asks for part n of `parts` of the floats at p: the next panel while tiles of this one are computed. */
+static inline void fv_kernels_ahead(const float *p, int64_t floats, int64_t n, int64_t parts)
+{
+    for (int64_t i = n * floats / parts; i < (n + 1) * floats / parts; i += 64 / (int64_t)sizeof *p)
+        __builtin_prefetch(p + i, 0, 2); /* into the second level */
+}
+
 /* Runs items on the pool, or in place if `work` (about one per flop or byte) would not pay for waking threads. */
 void fv_cpu_run(fv_ctx *ctx, int64_t count, double work, fv_item_fn *item, void *user);
 

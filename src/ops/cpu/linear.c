@@ -185,6 +185,7 @@ static void many_item(void *user, int64_t item, int thread)
         const float *a = l->packed_x + row / kernels->tile_rows * l->panel_floats;
         for (int64_t j = 0; j < columns; j += width) {
             const float *b = panels + j / width * panel_floats;
+            fv_kernels_ahead(a + l->panel_floats, l->units * rows, j / width, fv_ceil_div(columns, width));
             float *out = (float *)p->out.data + (l->slab_row + row) * p->out.strides[0] + from + j;
             if (direct && columns - j >= width) {
                 tile(rows, l->units, a, 1, rows, b, width, out, p->out.strides[0], p->add);

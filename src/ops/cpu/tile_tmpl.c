@@ -1,6 +1,8 @@
 /* The micro-kernel, and what brings operands into its layout. */
 #include "ops/cpu/leaf.h"
 
+enum { AHEAD = 32 }; /* rows of b asked for early: a panel of it is larger than the first-level cache */
+
 typedef vf multiply_add_fn(vf a, vf b, vf c);
 
 INLINE vf multiply_add(vf a, vf b, vf c)
@@ -23,8 +25,10 @@ INLINE void tile_of(const int rows, multiply_add_fn *step, int64_t k, const floa
     for (int64_t p = 0; p < k; p++, a += a_step, b += b_row) {
         vf column[TILE_VECTORS];
         UNROLL
-        for (int v = 0; v < TILE_VECTORS; v++)
+        for (int v = 0; v < TILE_VECTORS; v++) {
+            __builtin_prefetch(b + AHEAD * b_row + v * W);
             column[v] = load(b + v * W);
+        }
         UNROLL
         for (int i = 0; i < rows; i++) {
             vf x = splat(a[i * a_row]);
