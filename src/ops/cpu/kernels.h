@@ -78,6 +78,8 @@ struct fv_kernels {
                 float *out);
     float (*sum)(int64_t n, const float *x);
     float (*square)(int64_t n, const float *x, float mean); /* sum of (x - mean)^2 */
+    /* out = x + scale y [* weight]; returns the sum of out^2 */
+    float (*add)(int64_t n, const float *x, const float *y, float scale, const float *weight, float *out);
     /* out = (x - mean) * scale * weight + bias; weight and bias may be NULL */
     void (*affine)(int64_t n, const float *x, float mean, float scale, const float *weight, const float *bias,
                    float *out);

@@ -21,6 +21,12 @@ INLINE vf vsigmoid(vf x)
     return splat(1) / (splat(1) + vexp(-x));
 }
 
+INLINE vf vgelu_tanh(vf x)
+{
+    vf inner = splat(0.79788456f) * (x + splat(0.044715f) * x * x * x);
+    return splat(0.5f) * x * (splat(1) + vtanh(inner));
+}
+
 INLINE vf apply(const fv_map op, vf x, vf y, vf alpha, vf beta)
 {
     const vf zero = splat(0), one = splat(1);
@@ -31,15 +37,14 @@ INLINE vf apply(const fv_map op, vf x, vf y, vf alpha, vf beta)
     case FV_MAP_SUB: return x - y;
     case FV_MAP_MUL: return alpha * x * y;
     case FV_MAP_DIV: return x / y;
+    case FV_MAP_SILU_MUL: return x * vsigmoid(x) * y;
+    case FV_MAP_GELU_TANH_MUL: return vgelu_tanh(x) * y;
     case FV_MAP_MAX: return choose((x >= y) | (x != x), x, y);
     case FV_MAP_EXP: return vexp(x);
     case FV_MAP_TANH: return vtanh(x);
     case FV_MAP_SIGMOID: return vsigmoid(x);
     case FV_MAP_SILU: return x * vsigmoid(x);
-    case FV_MAP_GELU_TANH: {
-        vf inner = splat(0.79788456f) * (x + splat(0.044715f) * x * x * x);
-        return splat(0.5f) * x * (one + vtanh(inner));
-    }
+    case FV_MAP_GELU_TANH: return vgelu_tanh(x);
     case FV_MAP_RELU: return choose(x <= zero, zero, x);
     case FV_MAP_ELU1: return choose(x > zero, x + one, vexp(x));
     case FV_MAP_SOFTCAP: return alpha * vtanh(x / alpha);
@@ -73,6 +78,8 @@ static bool map_row(fv_map op, int64_t n, const float *x, const float *y, int64_
         MAP_CASE(FV_MAP_SUB);
         MAP_CASE(FV_MAP_MUL);
         MAP_CASE(FV_MAP_DIV);
+        MAP_CASE(FV_MAP_SILU_MUL);
+        MAP_CASE(FV_MAP_GELU_TANH_MUL);
         MAP_CASE(FV_MAP_MAX);
         MAP_CASE(FV_MAP_EXP);
         MAP_CASE(FV_MAP_TANH);
@@ -96,45 +103,75 @@ static float sum_row(int64_t n, const float *x)
     return sum(i < n ? s + load_part(x + i, n - i, 0) : s);
 }
 
-/* sum of (x - mean)^2 */
+/* sum of (x - mean)^2.  Four sums: two chains would wait for their own additions. */
 static float square_row(int64_t n, const float *x, float mean)
 {
-    vf s = splat(0), t = splat(0), m = splat(mean), d;
+    vf s[4] = {splat(0), splat(0), splat(0), splat(0)}, m = splat(mean), d;
     int64_t i = 0;
 
-    for (; i + 2 * W <= n; i += 2 * W) {
-        d = load(x + i) - m;
-        s = d * d + s;
-        d = load(x + i + W) - m;
-        t = d * d + t;
+    for (; i + 4 * W <= n; i += 4 * W)
+        UNROLL
+    for (int u = 0; u < 4; u++) {
+        d = load(x + i + u * W) - m;
+        s[u] = d * d + s[u];
     }
     for (; i + W <= n; i += W) {
         d = load(x + i) - m;
-        s = d * d + s;
+        s[0] = d * d + s[0];
     }
     if (i < n) {
         d = load_part(x + i, n - i, mean) - m;
-        t = d * d + t;
+        s[1] = d * d + s[1];
     }
-    return sum(s + t);
+    return sum((s[0] + s[1]) + (s[2] + s[3]));
+}
+
+INLINE vf add_as(vf x, vf y, vf scale, vf weight, vf *square)
+{
+    vf out = x + y * scale * weight;
+
+    *square = out * out + *square;
+    return out;
+}
+
+static float add_row(int64_t n, const float *x, const float *y, float scale, const float *weight, float *out)
+{
+    vf s[4] = {splat(0), splat(0), splat(0), splat(0)}, factor = splat(scale), w = splat(1);
+    int64_t i = 0;
+
+    for (; i + 4 * W <= n; i += 4 * W)
+        UNROLL
+    for (int u = 0; u < 4; u++) {
+        int64_t at = i + u * W;
+        store(out + at, add_as(load(x + at), load(y + at), factor, weight ? load(weight + at) : w, &s[u]));
+    }
+    for (; i + W <= n; i += W)
+        store(out + i, add_as(load(x + i), load(y + i), factor, weight ? load(weight + i) : w, &s[0]));
+    if (i < n) {
+        int64_t rest = n - i;
+        w = weight ? load_part(weight + i, rest, 0) : w;
+        store_part(out + i, add_as(load_part(x + i, rest, 0), load_part(y + i, rest, 0), factor, w, &s[1]), rest);
+    }
+    return sum((s[0] + s[1]) + (s[2] + s[3]));
 }
 
 /* out = (x - mean) * scale [* weight] [+ bias] */
 static void affine_row(int64_t n, const float *x, float mean, float scale, const float *weight, const float *bias,
                        float *out)
 {
+    vf m = splat(mean), factor = splat(scale), w = splat(1), b = splat(0);
     int64_t i = 0;
 
     for (; i + W <= n; i += W) {
-        vf v = (load(x + i) - splat(mean)) * splat(scale);
+        vf v = (load(x + i) - m) * factor;
         if (weight) v *= load(weight + i);
         if (bias) v += load(bias + i);
         store(out + i, v);
     }
-    for (; i < n; i++) {
-        float v = (x[i] - mean) * scale;
-        if (weight) v *= weight[i];
-        out[i] = bias ? v + bias[i] : v;
+    if (i < n) {
+        if (weight) w = load_part(weight + i, n - i, 0);
+        if (bias) b = load_part(bias + i, n - i, 0);
+        store_part(out + i, (load_part(x + i, n - i, 0) - m) * factor * w + b, n - i);
     }
 }
 
@@ -199,6 +236,7 @@ void LEAF(fill_math)(struct fv_kernels *kernels)
     kernels->map = map_row;
     kernels->sum = sum_row;
     kernels->square = square_row;
+    kernels->add = add_row;
     kernels->affine = affine_row;
     kernels->largest = largest_row;
     kernels->exp = exp_row;

@@ -113,21 +113,50 @@ struct norm_job {
     int64_t columns, rows, rows_per_item;
 };
 
+static float *row_at(const fv_tensor *t, int lead, int64_t row)
+{
+    return (float *)t->data + fv_lead_offset(t, lead, row);
+}
+
+static float inverse_root(float square, int64_t count, float epsilon)
+{
+    return 1 / sqrtf(square / (float)count + epsilon);
+}
+
+/* A row is read from memory once: what follows finds it in the first-level cache. */
+static void norm_row(const struct norm_job *job, int64_t row)
+{
+    const struct fv_kernels *kernels = job->kernels;
+    const fv_norm_args *n = job->norm;
+    int lead = n->x.rank - 1;
+    int64_t C = job->columns;
+    const float *x = row_at(&n->x, lead, row);
+    float *out = row_at(&n->out, lead, row), mean = 0, square = 0;
+
+    if (fv_present(&n->add)) {
+        const float *add = row_at(&n->add, lead, row);
+        float *sum = fv_present(&n->sum) ? row_at(&n->sum, lead, row) : out;
+        float scale = fv_present(&n->add_weight) ? inverse_root(kernels->square(C, add, 0), C, n->epsilon) : 1;
+        square = kernels->add(C, x, add, scale, n->add_weight.data, sum);
+        x = sum;
+    } else if (!n->layer) {
+        square = kernels->square(C, x, 0);
+    }
+    if (n->layer) {
+        mean = kernels->sum(C, x) / (float)C;
+        square = kernels->square(C, x, mean);
+    }
+    kernels->affine(C, x, mean, inverse_root(square, C, n->epsilon), n->weight.data, n->bias.data, out);
+}
+
 static void norm_item(void *user, int64_t index, int thread)
 {
     const struct norm_job *job = user;
-    const fv_norm_args *n = job->norm;
-    int lead = n->x.rank - 1;
     int64_t end = fv_min((index + 1) * job->rows_per_item, job->rows);
 
     (void)thread;
-    for (int64_t row = index * job->rows_per_item; row < end; row++) {
-        const float *x = (const float *)n->x.data + fv_lead_offset(&n->x, lead, row);
-        float *out = (float *)n->out.data + fv_lead_offset(&n->out, lead, row);
-        float mean = n->layer ? job->kernels->sum(job->columns, x) / (float)job->columns : 0;
-        float square = job->kernels->square(job->columns, x, mean) / (float)job->columns;
-        job->kernels->affine(job->columns, x, mean, 1 / sqrtf(square + n->epsilon), n->weight.data, n->bias.data, out);
-    }
+    for (int64_t row = index * job->rows_per_item; row < end; row++)
+        norm_row(job, row);
 }
 
 static bool is_vector(const fv_tensor *t)
@@ -139,7 +168,9 @@ fv_status fv_cpu_norm(fv_ctx *ctx, const fv_norm_args *args)
 {
     struct norm_job job = {.kernels = fv_kernels_of(ctx), .norm = args};
 
-    if (!rows_of_f32(&args->x) || !rows_of_f32(&args->out) || !is_vector(&args->weight) || !is_vector(&args->bias))
+    if (!rows_of_f32(&args->x) || !rows_of_f32(&args->out) || (fv_present(&args->add) && !rows_of_f32(&args->add)) ||
+        (fv_present(&args->sum) && !rows_of_f32(&args->sum)) || !is_vector(&args->weight) || !is_vector(&args->bias) ||
+        !is_vector(&args->add_weight))
         return fv_backend_ref.norm(ctx, args);
     job.columns = args->x.dims[args->x.rank - 1];
     job.rows = fv_lead_count(&args->x, args->x.rank - 1);

@@ -43,23 +43,6 @@ INLINE vf choose(vi mask, vf a, vf b)
     return (vf)((mask & (vi)a) | (~mask & (vi)b));
 }
 
-/* The first `count` < W floats, then `rest`. */
-INLINE vf load_part(const float *p, int64_t count, float rest)
-{
-    float buffer[W];
-    for (int i = 0; i < W; i++)
-        buffer[i] = i < count ? p[i] : rest;
-    return load(buffer);
-}
-
-INLINE void store_part(float *p, vf x, int64_t count)
-{
-    float buffer[W];
-    store(buffer, x);
-    for (int i = 0; i < count; i++)
-        p[i] = buffer[i];
-}
-
 /* The levels of iq4_nl. */
 #define FV_IQ4_LEVELS -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113
 

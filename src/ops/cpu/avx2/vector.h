@@ -14,6 +14,23 @@
 
 #include "ops/cpu/vector.h"
 
+INLINE __m256i first_lanes(int64_t count)
+{
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+/* The first `count` < W floats, then `rest`. */
+INLINE vf load_part(const float *p, int64_t count, float rest)
+{
+    __m256i mask = first_lanes(count);
+    return (vf)_mm256_blendv_ps(_mm256_set1_ps(rest), _mm256_maskload_ps(p, mask), _mm256_castsi256_ps(mask));
+}
+
+INLINE void store_part(float *p, vf x, int64_t count)
+{
+    _mm256_maskstore_ps(p, first_lanes(count), (__m256)x);
+}
+
 INLINE vf vmax(vf a, vf b)
 {
     return (vf)_mm256_max_ps((__m256)a, (__m256)b);

@@ -14,6 +14,17 @@
 
 #include "ops/cpu/vector.h"
 
+/* The first `count` < W floats, then `rest`. */
+INLINE vf load_part(const float *p, int64_t count, float rest)
+{
+    return (vf)_mm512_mask_loadu_ps(_mm512_set1_ps(rest), (__mmask16)((1u << count) - 1), p);
+}
+
+INLINE void store_part(float *p, vf x, int64_t count)
+{
+    _mm512_mask_storeu_ps(p, (__mmask16)((1u << count) - 1), (__m512)x);
+}
+
 INLINE vf vmax(vf a, vf b)
 {
     return (vf)_mm512_max_ps((__m512)a, (__m512)b);

@@ -14,6 +14,23 @@
 
 #include "ops/cpu/vector.h"
 
+/* The first `count` < W floats, then `rest`. */
+INLINE vf load_part(const float *p, int64_t count, float rest)
+{
+    float buffer[W];
+    for (int i = 0; i < W; i++)
+        buffer[i] = i < count ? p[i] : rest;
+    return load(buffer);
+}
+
+INLINE void store_part(float *p, vf x, int64_t count)
+{
+    float buffer[W];
+    store(buffer, x);
+    for (int i = 0; i < count; i++)
+        p[i] = buffer[i];
+}
+
 INLINE vf vmax(vf a, vf b)
 {
     return choose(a > b, a, b);
