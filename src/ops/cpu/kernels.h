@@ -13,6 +13,9 @@ enum {
     FV_MAX_TILE_COLUMNS = 64,
 };
 
+/* Entries of the buffers that the selection of k works in. */
+#define FV_SELECT_ROOM(k) (2 * (k) + 192)
+
 /* c[rows x tile_columns] (+)= a b:  a(i, p) = a[i * a_row + p * a_step], b(p, j) = b[p * b_row + j]; 1 <= rows <=
  * tile_rows; either a_row is 1 (packed), or a_row is FV_KEY_TILE and a_step 1 (weights of attention).  The sum of an
  * element runs over p in ascending order, whatever `rows` is. */
@@ -92,6 +95,9 @@ struct fv_kernels {
      * [rows, o_row] (o_row a multiple of width) are brought up to date. */
     void (*online_softmax)(int rows, int tokens, const uint64_t *bits, float *s, float *maximum, float *total, float *o,
                            int64_t o_row);
+    /* The places of the k largest of the x that exceed `above`, ascending, of equal ones the first; their keys, which
+     * order as the scores do.  Both have FV_SELECT_ROOM(k).  Returns how many there are. */
+    int64_t (*select)(int64_t n, const float *x, int64_t k, float above, int32_t *keys, int32_t *index);
     void (*scan_step)(const struct fv_scan_step *step);
 };
 

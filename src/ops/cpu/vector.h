@@ -37,6 +37,16 @@ INLINE void store(float *p, vf x)
     *(vf_unaligned *)p = x;
 }
 
+INLINE vi load_i(const int32_t *p)
+{
+    return *(const vi_unaligned *)p;
+}
+
+INLINE void store_i(int32_t *p, vi x)
+{
+    *(vi_unaligned *)p = x;
+}
+
 /* mask ? a : b, mask lanes all ones or all zeros */
 INLINE vf choose(vi mask, vf a, vf b)
 {

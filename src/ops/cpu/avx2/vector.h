@@ -31,6 +31,24 @@ INLINE void store_part(float *p, vf x, int64_t count)
     _mm256_maskstore_ps(p, first_lanes(count), (__m256)x);
 }
 
+INLINE vf vsqrt(vf x)
+{
+    return (vf)_mm256_sqrt_ps((__m256)x);
+}
+
+/* A bit for each lane of a mask. */
+INLINE unsigned bits(vi mask)
+{
+    return (unsigned)_mm256_movemask_ps((__m256)mask);
+}
+
+/* Lanes whose bit is set, side by side; may write W of them. */
+INLINE void pack(int32_t *to, vi x, unsigned chosen)
+{
+    for (; chosen; chosen &= chosen - 1)
+        *to++ = x[__builtin_ctz(chosen)];
+}
+
 INLINE vf vmax(vf a, vf b)
 {
     return (vf)_mm256_max_ps((__m256)a, (__m256)b);

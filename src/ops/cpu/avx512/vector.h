@@ -25,6 +25,23 @@ INLINE void store_part(float *p, vf x, int64_t count)
     _mm512_mask_storeu_ps(p, (__mmask16)((1u << count) - 1), (__m512)x);
 }
 
+INLINE vf vsqrt(vf x)
+{
+    return (vf)_mm512_sqrt_ps((__m512)x);
+}
+
+/* A bit for each lane of a mask. */
+INLINE unsigned bits(vi mask)
+{
+    return (unsigned)_mm512_movepi32_mask((__m512i)mask);
+}
+
+/* Lanes whose bit is set, side by side; may write W of them. */
+INLINE void pack(int32_t *to, vi x, unsigned chosen)
+{
+    store_i(to, (vi)_mm512_maskz_compress_epi32((__mmask16)chosen, (__m512i)x));
+}
+
 INLINE vf vmax(vf a, vf b)
 {
     return (vf)_mm512_max_ps((__m512)a, (__m512)b);

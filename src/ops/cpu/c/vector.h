@@ -31,6 +31,24 @@ INLINE void store_part(float *p, vf x, int64_t count)
         p[i] = buffer[i];
 }
 
+INLINE vf vsqrt(vf x)
+{
+    return (vf){sqrtf(x[0]), sqrtf(x[1]), sqrtf(x[2]), sqrtf(x[3])};
+}
+
+/* A bit for each lane of a mask. */
+INLINE unsigned bits(vi mask)
+{
+    return (unsigned)((mask[0] & 1) | (mask[1] & 2) | (mask[2] & 4) | (mask[3] & 8));
+}
+
+/* Lanes whose bit is set, side by side; may write W of them. */
+INLINE void pack(int32_t *to, vi x, unsigned chosen)
+{
+    for (; chosen; chosen &= chosen - 1)
+        *to++ = x[__builtin_ctz(chosen)];
+}
+
 INLINE vf vmax(vf a, vf b)
 {
     return choose(a > b, a, b);
