@@ -115,7 +115,7 @@ static fv_status run_norm_of_sum(fv_ctx *ctx, void *user, fv_tensor *out)
     FV_TRY(result(ctx, &n.sum, FV_DIMS(3, 4, 9)));
     n.out = normed;
     FV_TRY(fv_norm(ctx, &n));
-    return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_MUL, .x = normed, .y = n.sum, .out = *out});
+    return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_ADD, .x = normed, .y = n.sum, .out = *out});
 }
 
 static void check_norm(fv_ctx *ctx)

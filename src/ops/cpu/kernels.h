@@ -88,9 +88,23 @@ struct fv_kernels {
                    float *out);
     float (*largest)(int64_t n, const float *x);
     float (*exp)(int64_t n, const float *x, float scale, float shift, float *out); /* exp(scale x - shift), its sum */
+    /* magnitude times cosine and sine of position * frequency; all three have room for half rounded up to width */
+    void (*angles)(int64_t half, double position, const double *frequency, float magnitude, float *cosine, float *sine);
     /* turns pairs (x[c], x[half + c]) */
     void (*rotate)(int64_t half, const float *x, const float *cosine, const float *sine, float *out);
     void (*rotate_pairs)(int64_t half, const float *x, const float *cosine, const float *sine, float *out);
+    /* out [n] = factor * the sum, or the largest, of `rows` rows, and of out itself with `add` */
+    void (*reduce)(fv_pool_kind kind, int64_t rows, int64_t n, const float *x, int64_t x_row, bool add, float factor,
+                   float *out);
+    /* out [n] (+)= sum of weights[r] * rows[r] */
+    void (*combine)(int64_t terms, const float *const *rows, const float *weights, int64_t n, bool add, float *out);
+    /* out [n] += sum over a kernel of kh x kw of taps[y * kw + x] * in[y * dilation * in_row + x * dilation + i]; may
+     * read whole vectors behind the last */
+    void (*convolve)(int64_t n, int64_t kh, int64_t kw, int64_t dilation, const float *in, int64_t in_row,
+                     const float *taps, float *out);
+    /* out [n] = bias + sum over a kernel of taps[y * tap_row + x * n + i] * in[y * in_row + x * in_step + i] */
+    void (*convolve_channels)(int64_t n, int64_t kh, int64_t kw, const float *in, int64_t in_row, int64_t in_step,
+                              const float *taps, int64_t tap_row, const float *bias, float *out);
     /* s [rows, FV_KEY_TILE] becomes exp(s - maximum), 0 where bits[r % tokens] hides a key; maximum, total [rows] and o
      * [rows, o_row] (o_row a multiple of width) are brought up to date. */
     void (*online_softmax)(int rows, int tokens, const uint64_t *bits, float *s, float *maximum, float *total, float *o,

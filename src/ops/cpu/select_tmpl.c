@@ -5,17 +5,17 @@
 /* Integers in the order of the scores; -0 equals 0. */
 INLINE vi key_of(vf score)
 {
-    vi bits_ = (vi)(score + splat(0));
+    vi bits = (vi)(score + splat(0));
 
-    return bits_ ^ (vi)((bits_ >> 31) & 0x7fffffff);
+    return bits ^ (vi)((bits >> 31) & 0x7fffffff);
 }
 
 static float score_of(int32_t key)
 {
-    int32_t bits_ = key ^ (int32_t)((key >> 31) & 0x7fffffff);
+    int32_t bits = key ^ (int32_t)((key >> 31) & 0x7fffffff);
     float score;
 
-    memcpy(&score, &bits_, sizeof score);
+    memcpy(&score, &bits, sizeof score);
     return score;
 }
 
@@ -25,7 +25,7 @@ static int64_t count_from(const int32_t *keys, int64_t count, int32_t least)
     int64_t found = 0;
 
     for (int64_t i = 0; i < count; i += W)
-        found += __builtin_popcount(bits(load_i(keys + i) >= from));
+        found += __builtin_popcount(lanes(load_i(keys + i) >= from));
     return found;
 }
 
@@ -54,7 +54,7 @@ static int32_t keep_best(int32_t *keys, int32_t *index, int64_t count, int64_t k
 
     for (int64_t i = 0; i < count; i += W) {
         vi key = load_i(keys + i), place = load_i(index + i);
-        unsigned above = bits(key > splat_i(least)), same = bits(key == splat_i(least));
+        unsigned above = lanes(key > splat_i(least)), same = lanes(key == splat_i(least));
         while (__builtin_popcount(same) > equal)
             same ^= 1u << (31 - __builtin_clz(same));
         equal -= __builtin_popcount(same);
@@ -68,10 +68,10 @@ static int32_t keep_best(int32_t *keys, int32_t *index, int64_t count, int64_t k
 static int64_t select_row(int64_t n, const float *x, int64_t k, float above, int32_t *keys, int32_t *index)
 {
     int64_t room = FV_SELECT_ROOM(k) - 5 * W, count = 0;
-    vi lanes;
+    vi places;
 
     for (int i = 0; i < W; i++)
-        lanes[i] = i;
+        places[i] = i;
     if (k == 0) return 0;
     for (int64_t i = 0; i < n; i += 4 * W) {
         vf v[4], floor = splat(above);
@@ -82,12 +82,12 @@ static int64_t select_row(int64_t n, const float *x, int64_t k, float above, int
             v[u] = at + W <= n ? load(x + at) : at < n ? load_part(x + at, n - at, -INFINITY) : splat(-INFINITY);
             passes |= v[u] > floor;
         }
-        if (!bits(passes)) continue;
+        if (!lanes(passes)) continue;
         UNROLL
         for (int u = 0; u < 4; u++) {
-            unsigned chosen = bits(v[u] > floor);
+            unsigned chosen = lanes(v[u] > floor);
             pack(keys + count, key_of(v[u]), chosen);
-            pack(index + count, lanes + (int32_t)(i + u * W), chosen);
+            pack(index + count, places + (int32_t)(i + u * W), chosen);
             count += __builtin_popcount(chosen);
         }
         if (count > room) {

@@ -37,7 +37,7 @@ INLINE vf vsqrt(vf x)
 }
 
 /* A bit for each lane of a mask. */
-INLINE unsigned bits(vi mask)
+INLINE unsigned lanes(vi mask)
 {
     return (unsigned)_mm256_movemask_ps((__m256)mask);
 }
@@ -47,6 +47,18 @@ INLINE void pack(int32_t *to, vi x, unsigned chosen)
 {
     for (; chosen; chosen &= chosen - 1)
         *to++ = x[__builtin_ctz(chosen)];
+}
+
+/* Each pair of lanes swapped; p[0], p[0], p[1], p[1], ... */
+INLINE vf swap_pairs(vf x)
+{
+    return (vf)_mm256_permute_ps((__m256)x, 0xb1);
+}
+
+INLINE vf twice(const float *p)
+{
+    __m256 x = _mm256_castps128_ps256(_mm_loadu_ps(p));
+    return (vf)_mm256_permutevar8x32_ps(x, _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3));
 }
 
 INLINE vf vmax(vf a, vf b)

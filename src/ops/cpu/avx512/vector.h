@@ -31,7 +31,7 @@ INLINE vf vsqrt(vf x)
 }
 
 /* A bit for each lane of a mask. */
-INLINE unsigned bits(vi mask)
+INLINE unsigned lanes(vi mask)
 {
     return (unsigned)_mm512_movepi32_mask((__m512i)mask);
 }
@@ -40,6 +40,18 @@ INLINE unsigned bits(vi mask)
 INLINE void pack(int32_t *to, vi x, unsigned chosen)
 {
     store_i(to, (vi)_mm512_maskz_compress_epi32((__mmask16)chosen, (__m512i)x));
+}
+
+/* Each pair of lanes swapped; p[0], p[0], p[1], p[1], ... */
+INLINE vf swap_pairs(vf x)
+{
+    return (vf)_mm512_permute_ps((__m512)x, 0xb1);
+}
+
+INLINE vf twice(const float *p)
+{
+    __m512 x = _mm512_castps256_ps512(_mm256_loadu_ps(p));
+    return (vf)_mm512_permutexvar_ps(_mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7), x);
 }
 
 INLINE vf vmax(vf a, vf b)

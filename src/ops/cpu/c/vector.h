@@ -37,7 +37,7 @@ INLINE vf vsqrt(vf x)
 }
 
 /* A bit for each lane of a mask. */
-INLINE unsigned bits(vi mask)
+INLINE unsigned lanes(vi mask)
 {
     return (unsigned)((mask[0] & 1) | (mask[1] & 2) | (mask[2] & 4) | (mask[3] & 8));
 }
@@ -47,6 +47,17 @@ INLINE void pack(int32_t *to, vi x, unsigned chosen)
 {
     for (; chosen; chosen &= chosen - 1)
         *to++ = x[__builtin_ctz(chosen)];
+}
+
+/* Each pair of lanes swapped; p[0], p[0], p[1], p[1], ... */
+INLINE vf swap_pairs(vf x)
+{
+    return (vf){x[1], x[0], x[3], x[2]};
+}
+
+INLINE vf twice(const float *p)
+{
+    return (vf){p[0], p[0], p[1], p[1]};
 }
 
 INLINE vf vmax(vf a, vf b)
