@@ -24,6 +24,12 @@ fv_status fv_plain(fv_ctx *ctx, const fv_tensor *x, fv_tensor *out)
     return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = *x, .out = *out});
 }
 
+fv_status fv_as_f32(fv_ctx *ctx, const fv_tensor *x, fv_tensor *out)
+{
+    *out = *x;
+    return x->dtype == FV_F32 ? FV_OK : fv_plain(ctx, x, out);
+}
+
 fv_tensor fv_grouped(const fv_tensor *x, int64_t groups)
 {
     int64_t group = x->dims[1] / groups;
