@@ -63,6 +63,36 @@ int64_t fv_call_state_width(const fv_mechanism *mechanism, const fv_call *call)
     return mechanism->state_width ? mechanism->state_width(call) : call->head_dim;
 }
 
+int64_t fv_attention_kept(const fv_attention *attention, int64_t head_dim, int64_t value_dim, int kind, int64_t keys,
+                          int64_t *width)
+{
+    const fv_call call = {.options = attention->options, .head_dim = head_dim, .value_dim = value_dim};
+
+    *width = 0;
+    return attention->mechanism->kept ? attention->mechanism->kept(&call, kind, keys, width) : 0;
+}
+
+fv_status fv_keep(fv_ctx *ctx, const fv_call *call, fv_kept_fn *kept, int kind, int64_t count, fv_make_rows_fn *make,
+                  fv_tensor *out)
+{
+    fv_kept_rows *own = call->kept && fv_present(&call->kept[kind].rows) ? &call->kept[kind] : NULL;
+    int64_t width, before = kept(call, kind, fv_clamp(call->offset, 0, call->keys), &width), from = 0;
+
+    if (own) {
+        *out = fv_slice(&own->rows, 2, 0, count);
+        from = fv_min(own->count, before);
+        own->count = from;
+    } else {
+        FV_TRY(fv_tensor_new(ctx, out, FV_F32, FV_DIMS(call->batch, call->key_heads, count, width)));
+    }
+    if (from < count) {
+        fv_tensor fresh = fv_slice(out, 2, from, count - from);
+        FV_TRY(make(ctx, call, from, &fresh));
+        if (own) own->count = count;
+    }
+    return FV_OK;
+}
+
 /* ---- recurrences ------------------------------------------------------------------------------------------------ */
 
 static fv_status fill_zero(fv_ctx *ctx, const fv_tensor *out)
@@ -215,6 +245,7 @@ static fv_status run(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *
         call.softcap = extra->logits.softcap;
         call.gain = extra->logits.gain;
     }
+    call.kept = state ? state->kept : NULL;
     if (mechanism->plan) return run_plan(ctx, mechanism, &call, extra ? &extra->sinks : NULL);
     if (mechanism->scan) return run_scan(ctx, mechanism, &call, state, false);
     if (call.pairs) {
@@ -257,10 +288,19 @@ fv_status fv_attention_chunk(fv_ctx *ctx, const fv_attention *attention, const f
 
 static fv_status new_state(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *call, fv_attention_state *state)
 {
-    int64_t width = fv_call_state_width(mechanism, call);
+    int64_t B = call->batch, width = 0;
 
-    FV_TRY(fv_tensor_zeros(ctx, &state->s, FV_F32, FV_DIMS(call->batch, call->query_heads, width, call->value_dim)));
-    return fv_tensor_zeros(ctx, &state->z, FV_F32, FV_DIMS(call->batch, call->query_heads, width));
+    *state = (fv_attention_state){0};
+    if (mechanism->scan) {
+        width = fv_call_state_width(mechanism, call);
+        FV_TRY(fv_tensor_zeros(ctx, &state->s, FV_F32, FV_DIMS(B, call->query_heads, width, call->value_dim)));
+        return fv_tensor_zeros(ctx, &state->z, FV_F32, FV_DIMS(B, call->query_heads, width));
+    }
+    for (int kind = 0; kind < FV_KEPT && mechanism->kept; kind++) {
+        int64_t rows = mechanism->kept(call, kind, call->keys, &width);
+        FV_TRY(fv_tensor_new(ctx, &state->kept[kind].rows, FV_F32, FV_DIMS(B, call->key_heads, rows, width)));
+    }
+    return FV_OK;
 }
 
 /* Computes token t of a call; `first` tokens may bring a state of their own. */
@@ -275,7 +315,7 @@ static fv_status step(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call 
         token.param_out[i].data = NULL;
     if (t == 0 && mechanism->accept) FV_TRY(mechanism->accept(&token));
     if (mechanism->scan) return run_scan(ctx, mechanism, &token, state, t == 0);
-    return run(ctx, mechanism, &token, NULL, NULL);
+    return run(ctx, mechanism, &token, state, NULL);
 }
 
 static fv_status decode(fv_ctx *ctx, const fv_attention *attention, const fv_attention_args *args)
@@ -286,7 +326,7 @@ static fv_status decode(fv_ctx *ctx, const fv_attention *attention, const fv_att
 
     FV_TRY(fv_call_make(attention, args, &call));
     if (!call.causal) return fv_fail(FV_E_USAGE, "%s: decoding needs causal attention", mechanism->name);
-    if (mechanism->scan) FV_TRY(new_state(ctx, mechanism, &call, &state));
+    FV_TRY(new_state(ctx, mechanism, &call, &state));
     for (int64_t t = 0; t < call.queries; t++) {
         fv_mark mark = fv_scratch_mark(ctx);
         fv_status status = step(ctx, mechanism, &call, t, &state);

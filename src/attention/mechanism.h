@@ -45,6 +45,14 @@ typedef struct fv_param {
 
 enum { FV_PARAMS = 12 };
 
+/* Rows that a mechanism makes of the keys and values so far and that stay as they are: means of blocks, compressed
+ * keys. They are kept between the chunks of a sequence, so that a step of decoding makes only the new ones. */
+typedef struct fv_kept_rows {
+    fv_tensor rows; /* [B,Hkv,capacity,width] f32 */
+    int64_t count;  /* made so far */
+} fv_kept_rows;
+enum { FV_KEPT = 2 }; /* kinds of them */
+
 /* A call as mechanisms see it: checked, with sizes spelled out.  Query i stands at position offset + i; k and v hold
  * positions 0..keys-1, so offset = keys - queries; of a recurrent mechanism's chunk, its own positions only. */
 typedef struct fv_call {
@@ -57,7 +65,8 @@ typedef struct fv_call {
     float softcap, gain;        /* a model's own terms of the logits, 0: none */
     fv_tensor param[FV_PARAMS]; /* in the order of the descriptor's table; absent ones have no data */
     fv_tensor param_out[FV_PARAMS];
-    double *pairs; /* the query-key pairs a chunk computes are added to it; NULL: nobody counts */
+    fv_kept_rows *kept; /* [FV_KEPT], of the sequence this is a chunk of; NULL: nothing is kept (see fv_keep) */
+    double *pairs;      /* the query-key pairs a chunk computes are added to it; NULL: nobody counts */
 } fv_call;
 
 /* A set of pairs: a plan over rows i and columns j that stand for query query_order[i] and key key_order[j] (NULL: for
@@ -66,6 +75,10 @@ typedef struct fv_pairs {
     fv_plan plan;
     const int32_t *query_order, *key_order;
 } fv_pairs;
+
+/* How many kept rows of a kind the first `keys` positions complete, and their width; 0 for a kind that is not there. Of
+ * the call only options, head_dim and value_dim are set. */
+typedef int64_t fv_kept_fn(const fv_call *call, int kind, int64_t keys, int64_t *width);
 
 typedef struct fv_mechanism {
     const char *name, *title, *paper; /* paper: "arXiv 2503.03588" */
@@ -93,6 +106,7 @@ typedef struct fv_mechanism {
     fv_status (*scan)(fv_ctx *ctx, const fv_call *call, fv_scan_args *scan);
     /* Width of the state for call->head_dim and params (nothing else of the call is set); NULL: the head dim itself. */
     int64_t (*state_width)(const fv_call *call);
+    fv_kept_fn *kept; /* with forward; NULL: it keeps no rows */
     /* Composes primitives; writes call->o (and lse if present). */
     fv_status (*forward)(fv_ctx *ctx, const fv_call *call);
     /* With forward: the pairs behind --plan, unless FV_NO_MAP (plan->causal and offset are set), and flops and pairs
@@ -112,6 +126,13 @@ fv_status fv_mechanism_named(const char *name, const fv_mechanism **mechanism);
 /* The logits of a call: its scale, soft-cap and gain. */
 fv_logits fv_call_logits(const fv_call *call);
 
+/* Rows 0..count-1 of a kind, [B,Hkv,count,width] in *out: what is kept, and new ones from make, which writes rows
+ * from.. (as many as `out` has) and reads no key or value behind the last of their own.  Kept rows that lie beyond the
+ * positions before this call are made again: a chunk that failed leaves nothing behind. */
+typedef fv_status fv_make_rows_fn(fv_ctx *ctx, const fv_call *call, int64_t from, const fv_tensor *out);
+fv_status fv_keep(fv_ctx *ctx, const fv_call *call, fv_kept_fn *kept, int kind, int64_t count, fv_make_rows_fn *make,
+                  fv_tensor *out);
+
 /* x [B,Hx,..] with each head repeated heads / Hx times, contiguous in scratch memory; x itself if there is nothing to
  * repeat.  Rank 4, any plain dtype in, f32 out. */
 fv_status fv_repeat_heads(fv_ctx *ctx, const fv_tensor *x, int64_t heads, fv_tensor *out);
@@ -119,6 +140,8 @@ fv_status fv_repeat_heads(fv_ctx *ctx, const fv_tensor *x, int64_t heads, fv_ten
 fv_tensor fv_grouped(const fv_tensor *x, int64_t groups);
 /* x itself if it is f32 and contiguous, otherwise a copy that is, in scratch memory. */
 fv_status fv_plain(fv_ctx *ctx, const fv_tensor *x, fv_tensor *out);
+/* x itself if it is f32, whatever its strides. */
+fv_status fv_as_f32(fv_ctx *ctx, const fv_tensor *x, fv_tensor *out);
 
 /* o += depthwise convolution of v on a row-major grid of height x width = N = M (zero padding): o = part + conv(v),
  * weight [H*Dv,kernel,kernel], bias [H*Dv]; an absent one counts as zeros. */
@@ -139,16 +162,22 @@ fv_status fv_call_make(const fv_attention *attention, const fv_attention_args *a
 /* The same for a chunk of a longer sequence (N = M is not asked for, call->decoding is set). */
 fv_status fv_call_chunk(const fv_attention *attention, const fv_attention_args *args, fv_call *call);
 
-/* Runs a call made by fv_call_chunk: queries at positions offset.., k and v of positions 0..keys-1 (any dtype attend
- * takes; mechanisms that compute on keys convert), of a causal recurrent mechanism those of the chunk only. `state` of
- * a recurrent mechanism: [B,H,F,Dv] and [B,H,F], read and written; NULL for others.  With `extra` the caller adds its
- * own terms (logits.softcap, logits.gain, sinks), NULL for none; a mechanism that cannot take them refuses
- * (FV_E_UNSUPPORTED). */
+/* What a sequence leaves in a mechanism.  All zero: nothing is kept, and rows are made anew in each call. */
 typedef struct fv_attention_state {
-    fv_tensor s, z; /* zeroed before the first chunk */
+    fv_tensor s, z; /* of a recurrent one: [B,H,F,Dv] and [B,H,F], zeroed before the first chunk */
+    fv_kept_rows kept[FV_KEPT];
 } fv_attention_state;
+
+/* Runs a call made by fv_call_chunk: queries at positions offset.., k and v of positions 0..keys-1 (any dtype attend
+ * takes; mechanisms that compute on keys convert), of a causal recurrent mechanism those of the chunk only.  `state` is
+ * read and written; a recurrent mechanism needs it, for others NULL is one without rows.  With `extra` the caller adds
+ * its own terms (logits.softcap, logits.gain, sinks), NULL for none; a mechanism that cannot take them refuses
+ * (FV_E_UNSUPPORTED). */
 fv_status fv_attention_chunk(fv_ctx *ctx, const fv_attention *attention, const fv_call *call, fv_attention_state *state,
                              const fv_attend_args *extra);
+/* Rows that a mechanism keeps of a kind, for a sequence of `keys`, and their width; 0: none. */
+int64_t fv_attention_kept(const fv_attention *attention, int64_t head_dim, int64_t value_dim, int kind, int64_t keys,
+                          int64_t *width);
 /* Feature width F of the state of a recurrent mechanism for head dim D; 0: not recurrent. */
 int64_t fv_attention_state_width(const fv_attention *attention, int64_t head_dim);
 

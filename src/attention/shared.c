@@ -24,6 +24,12 @@ fv_status fv_plain(fv_ctx *ctx, const fv_tensor *x, fv_tensor *out)
     return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = *x, .out = *out});
 }
 
+fv_status fv_as_f32(fv_ctx *ctx, const fv_tensor *x, fv_tensor *out)
+{
+    *out = *x;
+    return x->dtype == FV_F32 ? FV_OK : fv_plain(ctx, x, out);
+}
+
 fv_tensor fv_grouped(const fv_tensor *x, int64_t groups)
 {
     int64_t group = x->dims[1] / groups;
@@ -33,30 +39,36 @@ fv_tensor fv_grouped(const fv_tensor *x, int64_t groups)
                    0);
 }
 
+/* [B,N,C] rows of one head as an image [B,C,height,width]. */
+static fv_tensor as_image(const fv_tensor *x, int64_t head, int64_t height, int64_t width)
+{
+    const int64_t *s = x->strides;
+
+    return fv_view(x, FV_DIMS(x->dims[0], x->dims[3], height, width), (const int64_t[]){s[0], s[3], s[2] * width, s[2]},
+                   head * s[1]);
+}
+
 fv_status fv_add_local(fv_ctx *ctx, const fv_call *call, const fv_tensor *part, const fv_tensor *weight,
                        const fv_tensor *bias, int64_t height, int64_t width)
 {
-    int64_t B = call->batch, H = call->query_heads, N = call->queries, Dv = call->value_dim;
-    int64_t kernel = fv_present(weight) ? weight->dims[1] : 1;
-    fv_tensor v, image, local, w, columns;
+    int64_t H = call->query_heads, Dv = call->value_dim, kernel = fv_present(weight) ? weight->dims[1] : 1;
+    fv_tensor v, local, w = *weight;
 
-    FV_TRY(fv_repeat_heads(ctx, &call->v, H, &v));
-    if (fv_present(weight))
-        FV_TRY(fv_plain(ctx, weight, &w));
-    else
-        FV_TRY(fv_tensor_zeros(ctx, &w, FV_F32, FV_DIMS(H * Dv, kernel, kernel)));
-    FV_TRY(fv_tensor_new(ctx, &image, FV_F32, FV_DIMS(B, H, Dv, N)));
-    FV_TRY(fv_tensor_new(ctx, &local, FV_F32, FV_DIMS(B, H * Dv, height, width)));
-    FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = fv_transposed(&v), .out = image}));
-    FV_TRY(fv_conv2d(ctx, &(fv_conv2d_args){.x = fv_reshaped(&image, FV_DIMS(B, H * Dv, height, width)),
-                                            .weight = fv_reshaped(&w, FV_DIMS(H * Dv, 1, kernel, kernel)),
-                                            .bias = *bias,
-                                            .out = local,
-                                            .padding = kernel / 2,
-                                            .groups = H * Dv}));
-    columns = fv_reshaped(&local, FV_DIMS(B, H, Dv, N));
-    return fv_map_apply(ctx,
-                        &(fv_map_args){.op = FV_MAP_ADD, .x = *part, .y = fv_transposed(&columns), .out = call->o});
+    FV_TRY(fv_plain(ctx, &call->v, &v));
+    FV_TRY(fv_tensor_new(ctx, &local, FV_F32, 4, call->o.dims));
+    if (!fv_present(&w)) FV_TRY(fv_tensor_zeros(ctx, &w, FV_F32, FV_DIMS(H * Dv, kernel, kernel)));
+    w = fv_view(&w, FV_DIMS(H * Dv, 1, kernel, kernel),
+                (const int64_t[]){w.strides[0], w.strides[0], w.strides[1], w.strides[2]}, 0);
+    for (int64_t h = 0; h < H; h++) {
+        fv_conv2d_args conv = {.x = as_image(&v, h / (H / call->key_heads), height, width),
+                               .weight = fv_slice(&w, 0, h * Dv, Dv),
+                               .out = as_image(&local, h, height, width),
+                               .padding = kernel / 2,
+                               .groups = Dv};
+        if (fv_present(bias)) conv.bias = fv_slice(bias, 0, h * Dv, Dv);
+        FV_TRY(fv_conv2d(ctx, &conv));
+    }
+    return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_ADD, .x = *part, .y = local, .out = call->o});
 }
 
 bool fv_tape_pause(fv_ctx *ctx)

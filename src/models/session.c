@@ -39,6 +39,24 @@ static fv_status make_state(const fv_session *session, fv_session_layer *layer, 
     return fv_tensor_wrap(&layer->state.z, (float *)layer->memory + sums, FV_F32, FV_DIMS(1, s->query_heads, width));
 }
 
+/* Room for rows that a mechanism keeps; pages become resident when they are first written. */
+static fv_status make_kept(const fv_session *session, fv_session_layer *layer)
+{
+    const fv_sizes *s = &session->model->sizes;
+
+    for (int kind = 0; kind < FV_KEPT; kind++) {
+        fv_kept_rows *kept = &layer->state.kept[kind];
+        int64_t width, count = 0;
+        int64_t rows = fv_attention_kept(layer->attention, s->key_dim, s->value_dim, kind, session->context, &width);
+        if (rows == 0) continue;
+        if (!fv_mul_i64(s->key_heads * width, rows, &count))
+            return fv_fail(FV_E_MEMORY, "%lld kept rows are more than memory can hold", (long long)rows);
+        FV_TRY(fv_alloc(&layer->kept[kind], count, sizeof(float)));
+        FV_TRY(fv_tensor_wrap(&kept->rows, layer->kept[kind], FV_F32, FV_DIMS(1, s->key_heads, rows, width)));
+    }
+    return FV_OK;
+}
+
 static fv_status make_layer(fv_session *session, int64_t l, const fv_layer_plan *plan, fv_dtype dtype)
 {
     const fv_layer *layer = &session->model->layers[l];
@@ -55,6 +73,7 @@ static fv_status make_layer(fv_session *session, int64_t l, const fv_layer_plan 
     }
     own->no_scale = (fv_attention_mechanism(own->attention)->traits & FV_NO_SCALE) != 0;
     int64_t width = fv_attention_state_width(own->attention, s->key_dim);
+    if (width == 0) FV_TRY(make_kept(session, own));
     if (width == 0) return fv_cache_new(&own->cache, dtype, s->key_heads, session->context, s->key_dim, s->value_dim);
     session->recurrent = true;
     return make_state(session, own, width);
@@ -114,6 +133,8 @@ void fv_session_free(fv_session *session)
     for (int64_t l = 0; session->layers && l < session->model->sizes.layers; l++) {
         fv_cache_free(&session->layers[l].cache);
         fv_free(session->layers[l].memory);
+        for (int kind = 0; kind < FV_KEPT; kind++)
+            fv_free(session->layers[l].kept[kind]);
         fv_attention_free(session->layers[l].attention);
     }
     fv_free(session->layers);
@@ -126,6 +147,8 @@ void fv_session_clear(fv_session *session)
         fv_session_layer *layer = &session->layers[l];
         fv_cache_clear(&layer->cache);
         if (layer->memory) memset(layer->memory, 0, layer->state_bytes);
+        for (int kind = 0; kind < FV_KEPT; kind++)
+            layer->state.kept[kind].count = 0;
     }
     session->length = 0;
     session->broken = false;
@@ -141,8 +164,14 @@ static size_t bytes_held(const fv_session *session)
 {
     size_t bytes = 0;
 
-    for (int64_t l = 0; l < session->model->sizes.layers; l++)
-        bytes += fv_cache_bytes(&session->layers[l].cache, session->length) + session->layers[l].state_bytes;
+    for (int64_t l = 0; l < session->model->sizes.layers; l++) {
+        const fv_session_layer *layer = &session->layers[l];
+        bytes += fv_cache_bytes(&layer->cache, session->length) + layer->state_bytes;
+        for (int kind = 0; kind < FV_KEPT; kind++) {
+            const fv_kept_rows *kept = &layer->state.kept[kind];
+            bytes += (size_t)(kept->count * kept->rows.dims[1] * kept->rows.dims[3]) * sizeof(float);
+        }
+    }
     return bytes;
 }
 

@@ -8,10 +8,10 @@
 
 typedef struct fv_session_layer {
     fv_attention *attention;
-    bool no_scale;            /* the mechanism has none */
-    fv_cache cache;           /* of keys and values, or */
-    fv_attention_state state; /* of a recurrent mechanism, in `memory` */
-    void *memory;
+    bool no_scale;  /* the mechanism has none */
+    fv_cache cache; /* of keys and values, unless the mechanism is recurrent */
+    fv_attention_state state;
+    void *memory, *kept[FV_KEPT]; /* of the state: recurrent, or kept rows */
     size_t state_bytes;
 } fv_session_layer;
 

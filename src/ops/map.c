@@ -8,7 +8,7 @@
 
 static bool takes_two(fv_map op, const fv_tensor *y)
 {
-    return (op >= FV_MAP_ADD && op <= FV_MAP_DIV) || (op == FV_MAP_MAX && fv_present(y));
+    return (op >= FV_MAP_ADD && op < FV_MAP_MAX) || (op == FV_MAP_MAX && fv_present(y));
 }
 
 static fv_status check_map(const fv_ctx *ctx, const fv_map_args *m)
@@ -49,6 +49,21 @@ static double gelu_tanh_slope(double x)
     return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * c * (1 + 3 * 0.044715 * x * x);
 }
 
+static double silu(double x)
+{
+    return x / (1 + exp(-x));
+}
+
+static double silu_slope(double x)
+{
+    return (1 + x * (1 - 1 / (1 + exp(-x)))) / (1 + exp(-x));
+}
+
+static double gelu_tanh(double x)
+{
+    return 0.5 * x * (1 + tanh(M_2_SQRTPI * M_SQRT1_2 * (x + 0.044715 * x * x * x)));
+}
+
 /* d out / d x */
 static double slope_x(const fv_map_args *m, double x, double y, double out)
 {
@@ -60,13 +75,15 @@ static double slope_x(const fv_map_args *m, double x, double y, double out)
     case FV_MAP_SUB: return 1;
     case FV_MAP_MUL: return one * y;
     case FV_MAP_DIV: return 1 / y;
+    case FV_MAP_SILU_MUL: return silu_slope(x) * y;
+    case FV_MAP_GELU_TANH_MUL: return gelu_tanh_slope(x) * y;
     case FV_MAP_MAX: return x >= (fv_present(&m->y) ? y : alpha);
     case FV_MAP_EXP: return x < 88 ? out : 0;
     case FV_MAP_LOG: return 1 / x;
     case FV_MAP_SQRT: return 0.5 / out;
     case FV_MAP_TANH: return 1 - out * out;
     case FV_MAP_SIGMOID: return out * (1 - out);
-    case FV_MAP_SILU: return (1 + x * (1 - 1 / (1 + exp(-x)))) / (1 + exp(-x));
+    case FV_MAP_SILU: return silu_slope(x);
     case FV_MAP_GELU: return gelu_slope(x);
     case FV_MAP_GELU_TANH: return gelu_tanh_slope(x);
     case FV_MAP_RELU: return x > 0;
@@ -86,6 +103,8 @@ static double slope_y(const fv_map_args *m, double x, double y)
     case FV_MAP_SUB: return -1;
     case FV_MAP_MUL: return one * x;
     case FV_MAP_DIV: return -x / (y * y);
+    case FV_MAP_SILU_MUL: return silu(x);
+    case FV_MAP_GELU_TANH_MUL: return gelu_tanh(x);
     case FV_MAP_MAX: return x < y;
     default: return 0;
     }

@@ -12,6 +12,11 @@ static fv_status check_norm(const fv_ctx *ctx, const fv_norm_args *n)
     FV_TRY(fv_check("norm", "out", &n->out, FV_TYPE(FV_F32), n->x.rank, n->x.dims));
     FV_TRY(fv_check_optional("norm", "weight", &n->weight, FV_TYPES_FLOAT, FV_DIMS(n->x.dims[n->x.rank - 1])));
     FV_TRY(fv_check_optional("norm", "bias", &n->bias, FV_TYPES_FLOAT, FV_DIMS(n->x.dims[n->x.rank - 1])));
+    FV_TRY(fv_check_optional("norm", "add", &n->add, FV_TYPE(FV_F32), n->x.rank, n->x.dims));
+    FV_TRY(fv_check_optional("norm", "add_weight", &n->add_weight, FV_TYPES_FLOAT, FV_DIMS(n->x.dims[n->x.rank - 1])));
+    FV_TRY(fv_check_optional("norm", "sum", &n->sum, FV_TYPE(FV_F32), n->x.rank, n->x.dims));
+    if (!fv_present(&n->add) && (fv_present(&n->add_weight) || fv_present(&n->sum)))
+        return fv_fail(FV_E_ARGUMENT, "norm: add: expected a tensor with add_weight or sum, got none");
     if (!(n->epsilon >= 0))
         return fv_fail(FV_E_ARGUMENT, "norm: epsilon: expected 0 or more, got %g", (double)n->epsilon);
     return fv_check_apart(ctx, "norm", &n->x, &n->out);
@@ -75,9 +80,27 @@ static fv_status backward(fv_ctx *ctx, const void *args)
     return FV_OK;
 }
 
+/* The sum and its norm apart, each a call that the tape knows. */
+static fv_status norm_in_steps(fv_ctx *ctx, const fv_norm_args *args)
+{
+    fv_norm_args n = *args;
+    fv_tensor add = n.add;
+
+    if (fv_present(&n.add_weight)) {
+        FV_TRY(fv_tensor_new(ctx, &add, FV_F32, n.x.rank, n.x.dims));
+        FV_TRY(fv_norm(ctx, &(fv_norm_args){.x = n.add, .weight = n.add_weight, .out = add, .epsilon = n.epsilon}));
+    }
+    if (!fv_present(&n.sum)) FV_TRY(fv_tensor_new(ctx, &n.sum, FV_F32, n.x.rank, n.x.dims));
+    FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_ADD, .x = n.x, .y = add, .out = n.sum}));
+    n.x = n.sum;
+    n.add = n.add_weight = n.sum = (fv_tensor){0};
+    return fv_norm(ctx, &n);
+}
+
 fv_status fv_norm(fv_ctx *ctx, const fv_norm_args *args)
 {
     FV_TRY(check_norm(ctx, args));
+    if (fv_present(&args->add) && ctx->recording) return norm_in_steps(ctx, args);
     if (fv_tensor_count(&args->x) > 0) FV_TRY(ctx->backend->norm(ctx, args));
     return FV_TAPE_RECORD(ctx, backward, args, 3, &args->x, &args->weight, &args->bias, &args->out);
 }

@@ -26,8 +26,10 @@ typedef enum fv_map {
     FV_MAP_SUB,
     FV_MAP_MUL, /* alpha x y (alpha 0 means 1) */
     FV_MAP_DIV,
-    FV_MAP_MAX, /* max(x, y); without y max(x, alpha) */
-    FV_MAP_EXP, /* exp(x), at most exp(88) */
+    FV_MAP_SILU_MUL,      /* silu(x) y */
+    FV_MAP_GELU_TANH_MUL, /* gelu_tanh(x) y */
+    FV_MAP_MAX,           /* max(x, y); without y max(x, alpha) */
+    FV_MAP_EXP,           /* exp(x), at most exp(88) */
     FV_MAP_LOG,
     FV_MAP_SQRT,
     FV_MAP_TANH,
@@ -66,10 +68,13 @@ typedef struct fv_linear_args {
 fv_status fv_linear(fv_ctx *ctx, const fv_linear_args *args);
 
 /* Over the last dim C: rms: x / sqrt(mean x^2 + epsilon) * weight; layer: (x - mean) / sqrt(var + epsilon) * weight +
- * bias.  x, out [..,C]; weight, bias [C] or absent. */
+ * bias.  x, out [..,C]; weight, bias [C] or absent.
+ * A residual step and the norm behind it are one pass over memory: with `add` [..,C], x + add takes the place of x;
+ * with add_weight [C] as well, x + rms norm of add * add_weight.  `sum` [..,C] (or absent; may be x) receives it. */
 typedef struct fv_norm_args {
     bool layer; /* false: rms */
     fv_tensor x, weight, bias, out;
+    fv_tensor add, add_weight, sum;
     float epsilon;
 } fv_norm_args;
 fv_status fv_norm(fv_ctx *ctx, const fv_norm_args *args);

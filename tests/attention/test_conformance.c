@@ -354,18 +354,44 @@ static void is_causal_to_the_token(void **state)
     for_all(check_causality, 1);
 }
 
-/* Runs the sequence in random cuts. */
-static void run_chunks(struct trial *t, fv_random *random)
+/* An empty state of a sequence. */
+static fv_attention_state new_state(struct trial *t)
 {
     const conformance_case *c = t->c;
-    fv_call whole;
-    fv_attention_state state;
-    int64_t width, recurrent = has(t, FV_RECURRENT);
+    fv_attention_state state = {0};
+    int64_t width = fv_attention_state_width(t->attention, c->D);
 
-    assert_ok(fv_call_make(t->attention, &t->args, &whole));
-    width = fv_attention_state_width(t->attention, c->D);
     assert_ok(fv_tensor_zeros(t->ctx, &state.s, FV_F32, FV_DIMS(c->B, c->H, fv_max(width, 1), c->Dv)));
     assert_ok(fv_tensor_zeros(t->ctx, &state.z, FV_F32, FV_DIMS(c->B, c->H, fv_max(width, 1))));
+    for (int kind = 0; kind < FV_KEPT; kind++) {
+        int64_t rows = fv_attention_kept(t->attention, c->D, c->Dv, kind, c->M, &width);
+        assert_ok(fv_tensor_new(t->ctx, &state.kept[kind].rows, FV_F32, FV_DIMS(c->B, c->Hkv, rows, width)));
+    }
+    return state;
+}
+
+/* x with other numbers from position `from` on. */
+static fv_tensor with_noise(struct trial *t, const fv_tensor *x, int64_t from)
+{
+    fv_tensor noise = test_random(t->ctx, 1, 4, x->dims);
+
+    for (int64_t p = 0; p < x->dims[0] * x->dims[1]; p++)
+        for (int64_t e = 0; e < fv_max(from, 0) * x->dims[3]; e++)
+            ((float *)noise.data)[p * x->dims[2] * x->dims[3] + e] =
+                *(float *)fv_at(x, p / x->dims[1], p % x->dims[1], e / x->dims[3], e % x->dims[3]);
+    return noise;
+}
+
+/* Runs the sequence in random cuts; with a state, unless it is recurrent, each of them once with other keys and values
+ * before, as if that had failed. */
+static void run_chunks(struct trial *t, fv_random *random, bool with_state)
+{
+    const conformance_case *c = t->c;
+    bool recurrent = has(t, FV_RECURRENT);
+    fv_attention_state state = new_state(t);
+    fv_call whole;
+
+    assert_ok(fv_call_make(t->attention, &t->args, &whole));
     for (int64_t from = 0, count; from < c->N; from += count) {
         fv_attention_args part = t->args;
         fv_call call;
@@ -375,10 +401,13 @@ static void run_chunks(struct trial *t, fv_random *random)
         part.lse.data = NULL;
         part.q = fv_slice(&t->args.q, 2, from, count);
         part.o = fv_slice(&t->args.o, 2, from, count);
-        part.k = fv_slice(&t->args.k, 2, key_from, keys);
-        part.v = fv_slice(&t->args.v, 2, key_from, keys);
-        CHECK_OK(t, fv_call_chunk(t->attention, &part, &call));
-        CHECK_OK(t, fv_attention_chunk(t->ctx, t->attention, &call, recurrent ? &state : NULL, NULL));
+        for (int wrong = with_state && !recurrent ? 1 : 0; wrong >= 0; wrong--) {
+            part.k = fv_slice(&t->args.k, 2, key_from, keys);
+            part.v = fv_slice(&t->args.v, 2, key_from, keys);
+            if (wrong) part.k = with_noise(t, &part.k, keys - count), part.v = with_noise(t, &part.v, keys - count);
+            CHECK_OK(t, fv_call_chunk(t->attention, &part, &call));
+            CHECK_OK(t, fv_attention_chunk(t->ctx, t->attention, &call, with_state ? &state : NULL, NULL));
+        }
     }
 }
 
@@ -397,10 +426,12 @@ static void check_decode(struct trial *t)
     test_close(what, &t->args.o, t->sheet.o, t->tolerance);
     if (t->sheet.lse) test_close(what, &t->args.lse, t->sheet.lse, t->tolerance);
     if (t->c->params || (has(t, FV_RECURRENT) && t->c->N != t->c->M)) return;
-    snprintf(what, sizeof what, "chunks of %s", t->what);
-    memset(t->args.o.data, 0, (size_t)fv_tensor_count(&t->args.o) * sizeof(float));
-    run_chunks(t, &random);
-    test_close(what, &t->args.o, t->sheet.o, t->tolerance);
+    for (int with_state = has(t, FV_RECURRENT); with_state < 2; with_state++) {
+        snprintf(what, sizeof what, "chunks of %s, %s", t->what, with_state ? "with a state" : "without");
+        memset(t->args.o.data, 0, (size_t)fv_tensor_count(&t->args.o) * sizeof(float));
+        run_chunks(t, &random, with_state);
+        test_close(what, &t->args.o, t->sheet.o, t->tolerance);
+    }
 }
 
 static void decodes_and_prefills_in_chunks_alike(void **state)

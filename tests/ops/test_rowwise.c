@@ -18,6 +18,8 @@ static double expected_map(fv_map op, double x, double y, double alpha)
     case FV_MAP_SUB: return x - y;
     case FV_MAP_MUL: return alpha * x * y;
     case FV_MAP_DIV: return x / y;
+    case FV_MAP_SILU_MUL: return x / (1 + exp(-x)) * y;
+    case FV_MAP_GELU_TANH_MUL: return expected_map(FV_MAP_GELU_TANH, x, 0, alpha) * y;
     case FV_MAP_MAX: return fmax(x, y);
     case FV_MAP_EXP: return exp(fmin(x, 88));
     case FV_MAP_LOG: return log(x);
@@ -163,10 +165,55 @@ static void check_norm(fv_ctx *ctx)
     }
 }
 
+/* A residual step and the norm behind it, against the two apart. */
+static void check_norm_of_sum(fv_ctx *ctx)
+{
+    static const int64_t widths[] = {1, 7, 64, 130};
+
+    for (int n = 0; n < 4 * 16; n++) {
+        int64_t width = widths[n % 4], rows = 6;
+        bool layer = n & 4, weighted = n & 8, strided = n & 16, kept = n & 32;
+        fv_tensor x = strided ? test_strided(ctx, 3, FV_DIMS(2, 3, width)) : test_random(ctx, 3, FV_DIMS(2, 3, width));
+        fv_tensor add = test_random(ctx, 3, FV_DIMS(2, 3, width)), w = test_random(ctx, 1, FV_DIMS(width)), none = {0};
+        fv_tensor out = test_strided(ctx, 1, FV_DIMS(2, 3, width)), brain = test_cast(ctx, &w, FV_BF16);
+        fv_norm_args args = {.layer = layer,
+                             .x = x,
+                             .out = out,
+                             .add = add,
+                             .add_weight = weighted ? (strided ? brain : w) : none,
+                             .weight = w,
+                             .sum = kept ? x : none, /* in place */
+                             .epsilon = 1e-3f};
+        double *sum = test_doubles(rows * width), *expected = test_doubles(rows * width);
+        for (int64_t r = 0; r < rows; r++) {
+            double mean = 0, square = 0, part = 0;
+            for (int64_t i = 0; i < width; i++)
+                part += pow(test_element(&add, r * width + i), 2) / (double)width;
+            for (int64_t i = 0; i < width; i++) {
+                double own = test_element(&add, r * width + i);
+                if (weighted) own *= test_element(&args.add_weight, i) / sqrt(part + (double)1e-3f);
+                sum[r * width + i] = test_element(&x, r * width + i) + own;
+                mean += layer ? sum[r * width + i] / (double)width : 0;
+            }
+            for (int64_t i = 0; i < width; i++)
+                square += pow(sum[r * width + i] - mean, 2) / (double)width;
+            for (int64_t i = 0; i < width; i++)
+                expected[r * width + i] =
+                    (sum[r * width + i] - mean) / sqrt(square + (double)1e-3f) * test_element(&w, i);
+        }
+        assert_ok(fv_norm(ctx, &args));
+        if (kept) test_close("sum", &x, sum, 2e-6);        /* of a sum of size 9 */
+        test_close("norm of a sum", &out, expected, 1e-5); /* and its error over sqrt(epsilon) in a row of one */
+        free(sum);
+        free(expected);
+    }
+}
+
 static void norms_agree_with_double_loops(void **state)
 {
     (void)state;
     test_each_device(check_norm);
+    test_each_device(check_norm_of_sum);
 }
 
 static void check_rope(fv_ctx *ctx)

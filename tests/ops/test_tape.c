@@ -103,6 +103,21 @@ static fv_status run_norm(fv_ctx *ctx, void *user, fv_tensor *out)
                                         .epsilon = 0.01f});
 }
 
+static fv_status run_norm_of_sum(fv_ctx *ctx, void *user, fv_tensor *out)
+{
+    struct inputs *in = user;
+    fv_norm_args n = {.x = in->x, .add = in->y, .weight = in->z, .epsilon = 0.01f};
+    fv_tensor normed;
+
+    FV_TRY(result(ctx, out, FV_DIMS(3, 4, 9)));
+    FV_TRY(result(ctx, &normed, FV_DIMS(3, 4, 9)));
+    if (in->variant) n.add_weight = in->z;
+    FV_TRY(result(ctx, &n.sum, FV_DIMS(3, 4, 9)));
+    n.out = normed;
+    FV_TRY(fv_norm(ctx, &n));
+    return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_ADD, .x = normed, .y = n.sum, .out = *out});
+}
+
 static void check_norm(fv_ctx *ctx)
 {
     for (int layer = 0; layer < 2; layer++) {
@@ -110,6 +125,8 @@ static void check_norm(fv_ctx *ctx)
                             test_random(ctx, 1, FV_DIMS(9)), layer};
         const fv_tensor *leaves[] = {&in.x, &in.y, &in.z};
         test_gradient(ctx, "norm", run_norm, &in, 2 + layer, leaves, TOLERANCE);
+        in.y = test_strided(ctx, 1, FV_DIMS(3, 4, 9));
+        test_gradient(ctx, "norm of a sum", run_norm_of_sum, &in, 3, leaves, TOLERANCE);
     }
 }
 

@@ -15,6 +15,22 @@ static const fv_option options[] = {
     FV_OPTIONS_END,
 };
 
+static int64_t kept(const fv_call *call, int kind, int64_t keys, int64_t *width)
+{
+    *width = kind == 0 ? call->head_dim : 0;
+    return kind == 0 ? keys / ((const struct moba *)call->options)->block : 0;
+}
+
+/* Means of whole blocks of keys. */
+static fv_status make_means(fv_ctx *ctx, const fv_call *call, int64_t from, const fv_tensor *out)
+{
+    int64_t block = ((const struct moba *)call->options)->block;
+    fv_tensor keys = fv_slice(&call->k, 2, from * block, out->dims[2] * block), plain;
+
+    FV_TRY(fv_as_f32(ctx, &keys, &plain));
+    return fv_pool_rows(ctx, &(fv_pool_args){.kind = FV_POOL_MEAN, .x = plain, .out = *out, .block = block});
+}
+
 /* Scores of queries from .. from+count-1 against the mean keys [B,Hkv,blocks,D], and the choice among them. */
 static fv_status choose_part(fv_ctx *ctx, const fv_call *call, const fv_tensor *means, int64_t from, int64_t count,
                              fv_choice *choice)
@@ -23,7 +39,7 @@ static fv_status choose_part(fv_ctx *ctx, const fv_call *call, const fv_tensor *
     fv_tensor q = fv_slice(&call->q, 2, from, count), scores, keys;
 
     FV_TRY(fv_tensor_new(ctx, &scores, FV_F32, FV_DIMS(B, H, count, blocks)));
-    keys = fv_reshaped(means, FV_DIMS(B, Hkv, 1, blocks, call->head_dim));
+    keys = fv_grouped(means, Hkv);
     FV_TRY(fv_gemm(
         ctx, &(fv_gemm_args){.a = fv_grouped(&q, Hkv), .b = fv_transposed(&keys), .c = fv_grouped(&scores, Hkv)}));
     return fv_choose(ctx, call, choice, from, &scores);
@@ -34,15 +50,12 @@ static fv_status choose(fv_ctx *ctx, const fv_call *call, fv_choice *choice)
     const struct moba *o = call->options;
     int64_t blocks = fv_max(call->offset + call->queries - 1, 0) / o->block; /* that lie before some query's own */
     int64_t chosen = fv_min(o->top - 1, blocks), step;
-    fv_tensor k, whole, means;
+    fv_tensor means;
 
     *choice = (fv_choice){.block = o->block, .local = 1, .heads = call->query_heads};
     FV_TRY(fv_choice_new(ctx, call, chosen, choice));
     if (chosen == 0) return FV_OK;
-    whole = fv_slice(&call->k, 2, 0, blocks * o->block);
-    FV_TRY(fv_plain(ctx, &whole, &k));
-    FV_TRY(fv_tensor_new(ctx, &means, FV_F32, FV_DIMS(call->batch, call->key_heads, blocks, call->head_dim)));
-    FV_TRY(fv_pool_rows(ctx, &(fv_pool_args){.kind = FV_POOL_MEAN, .x = k, .out = means, .block = o->block}));
+    FV_TRY(fv_keep(ctx, call, kept, 0, blocks, make_means, &means));
     step = fv_clamp(SCORES / (call->batch * call->query_heads * blocks), 16, call->queries);
     for (int64_t from = 0; from < call->queries; from += step) {
         fv_mark mark = fv_scratch_mark(ctx);
@@ -91,6 +104,7 @@ const fv_mechanism fv_mechanism_moba = {
     .cost = "each query reads at most top * block keys; scores cost 2 N (N / block) D flops a head",
     .options = options,
     .options_size = sizeof(struct moba),
+    .kept = kept,
     .forward = forward,
     .map = map,
 };

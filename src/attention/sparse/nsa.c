@@ -80,20 +80,32 @@ static fv_status accept(fv_call *call)
 /* What the branches read. */
 struct operands {
     fv_tensor q, k, compressed_k, compressed_v;
-    int64_t compressed;    /* keys */
-    int32_t *first, *last; /* positions of each compressed key's first and last member */
+    int64_t compressed; /* keys */
+    int32_t *last;      /* position of each compressed key's last member */
 };
+
+/* Compressed keys that `keys` positions complete. */
+static int64_t compressed_of(const struct nsa *o, int64_t keys)
+{
+    return keys < o->compress_block ? 0 : (keys - o->compress_block) / o->compress_stride + 1;
+}
+
+static int64_t kept(const fv_call *call, int kind, int64_t keys, int64_t *width)
+{
+    *width = kind == 0 ? call->head_dim : call->value_dim;
+    return compressed_of(call->options, keys);
+}
 
 /* out [B,Hkv,C,D]: each compressed row is W^T (rows + position), flattened. */
 static fv_status compress_linear(fv_ctx *ctx, const struct nsa *o, const fv_tensor *x, const fv_tensor *weight,
-                                 const fv_tensor *position, const struct operands *p, const fv_tensor *out)
+                                 const fv_tensor *position, const fv_tensor *out)
 {
-    int64_t B = x->dims[0], heads = x->dims[1], D = x->dims[3], block = o->compress_block, C = p->compressed;
+    int64_t B = x->dims[0], heads = x->dims[1], D = x->dims[3], block = o->compress_block, C = out->dims[2];
     fv_tensor index, rows, sums;
 
     FV_TRY(fv_tensor_new(ctx, &index, FV_I32, FV_DIMS(1, 1, C * block)));
     for (int64_t r = 0; r < C * block; r++)
-        ((int32_t *)index.data)[r] = (int32_t)(p->first[r / block] + r % block);
+        ((int32_t *)index.data)[r] = (int32_t)(r / block * o->compress_stride + r % block);
     FV_TRY(fv_tensor_new(ctx, &rows, FV_F32, FV_DIMS(B, heads, C * block, D)));
     FV_TRY(fv_gather(ctx, &(fv_gather_args){.x = *x, .index = index, .out = rows}));
     rows = fv_reshaped(&rows, FV_DIMS(B, heads, C, block, D));
@@ -111,64 +123,79 @@ static fv_status compress_linear(fv_ctx *ctx, const struct nsa *o, const fv_tens
 
 /* out [B,Hkv,C,D]: the mean of each block's rows plus that of position. */
 static fv_status compress_mean(fv_ctx *ctx, const struct nsa *o, const fv_tensor *x, const fv_tensor *position,
-                               const struct operands *p, const fv_tensor *out)
+                               const fv_tensor *out)
 {
     fv_tensor means = *out, shift;
-    fv_tensor whole = fv_slice(x, 2, 0, (p->compressed - 1) * o->compress_stride + o->compress_block);
 
     if (fv_present(position)) FV_TRY(fv_tensor_new(ctx, &means, FV_F32, 4, out->dims));
     FV_TRY(fv_pool_rows(
-        ctx, &(fv_pool_args){.x = whole, .out = means, .block = o->compress_block, .stride = o->compress_stride}));
+        ctx, &(fv_pool_args){.x = *x, .out = means, .block = o->compress_block, .stride = o->compress_stride}));
     if (!fv_present(position)) return FV_OK;
     FV_TRY(fv_tensor_new(ctx, &shift, FV_F32, FV_DIMS(position->dims[0], 1, position->dims[2])));
     FV_TRY(fv_pool_rows(ctx, &(fv_pool_args){.x = *position, .out = shift, .block = o->compress_block}));
     return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_ADD, .x = means, .y = shift, .out = *out});
 }
 
+/* Compressed rows from.. of x (k or v); those are made of rows from * compress_stride on. */
 static fv_status compress(fv_ctx *ctx, const struct nsa *o, const fv_tensor *x, const fv_tensor *weight,
-                          const fv_tensor *position, const struct operands *p, fv_tensor *out)
+                          const fv_tensor *position, int64_t from, const fv_tensor *out)
 {
-    FV_TRY(fv_tensor_new(ctx, out, FV_F32, FV_DIMS(x->dims[0], x->dims[1], p->compressed, x->dims[3])));
-    if (p->compressed == 0) return FV_OK;
-    if (fv_present(weight)) return compress_linear(ctx, o, x, weight, position, p, out);
-    return compress_mean(ctx, o, x, position, p, out);
+    int64_t rows = (out->dims[2] - 1) * o->compress_stride + o->compress_block;
+    fv_tensor part = fv_slice(x, 2, from * o->compress_stride, rows), plain;
+
+    FV_TRY(fv_as_f32(ctx, &part, &plain));
+    if (fv_present(weight)) return compress_linear(ctx, o, &plain, weight, position, out);
+    return compress_mean(ctx, o, &plain, position, out);
 }
 
-static fv_status rotate(fv_ctx *ctx, const struct nsa *o, const int32_t *position, int64_t offset, fv_tensor *x)
+static fv_status rotate(fv_ctx *ctx, const struct nsa *o, const int32_t *position, int64_t offset, const fv_tensor *x,
+                        const fv_tensor *out)
 {
-    fv_tensor out;
-
-    if (o->rope_base == 0) return FV_OK;
-    FV_TRY(fv_tensor_new(ctx, &out, FV_F32, 4, x->dims));
-    FV_TRY(fv_rope(ctx, &(fv_rope_args){
-                            .x = *x, .out = out, .position = position, .offset = offset, .base = (float)o->rope_base}));
-    *x = out;
-    return FV_OK;
+    return fv_rope(ctx, &(fv_rope_args){
+                            .x = *x, .out = *out, .position = position, .offset = offset, .base = (float)o->rope_base});
 }
 
 /* Keys are compressed before rotation and then stand at the position of their first member. */
+static fv_status make_keys(fv_ctx *ctx, const fv_call *call, int64_t from, const fv_tensor *out)
+{
+    const struct nsa *o = call->options;
+    const fv_tensor *weight = &call->param[COMPRESS_K], *position = &call->param[COMPRESS_POSITION];
+    fv_tensor before;
+    int32_t *first;
+
+    if (o->rope_base == 0) return compress(ctx, o, &call->k, weight, position, from, out);
+    FV_TRY(FV_SCRATCH(ctx, first, out->dims[2]));
+    for (int64_t j = 0; j < out->dims[2]; j++)
+        first[j] = (int32_t)((from + j) * o->compress_stride);
+    FV_TRY(fv_tensor_new(ctx, &before, FV_F32, 4, out->dims));
+    FV_TRY(compress(ctx, o, &call->k, weight, position, from, &before));
+    return rotate(ctx, o, first, 0, &before, out);
+}
+
+static fv_status make_values(fv_ctx *ctx, const fv_call *call, int64_t from, const fv_tensor *out)
+{
+    return compress(ctx, call->options, &call->v, &call->param[COMPRESS_V], &(fv_tensor){0}, from, out);
+}
+
 static fv_status prepare(fv_ctx *ctx, const fv_call *call, struct operands *p)
 {
     const struct nsa *o = call->options;
-    const fv_tensor *param = call->param;
-    fv_tensor k, v;
+    fv_tensor k;
 
-    p->compressed = call->keys < o->compress_block ? 0 : (call->keys - o->compress_block) / o->compress_stride + 1;
-    FV_TRY(FV_SCRATCH(ctx, p->first, p->compressed));
+    p->compressed = compressed_of(o, call->keys);
     FV_TRY(FV_SCRATCH(ctx, p->last, p->compressed));
-    for (int64_t j = 0; j < p->compressed; j++) {
-        p->first[j] = (int32_t)(j * o->compress_stride);
+    for (int64_t j = 0; j < p->compressed; j++)
         p->last[j] = (int32_t)(j * o->compress_stride + o->compress_block - 1);
-    }
-    FV_TRY(fv_plain(ctx, &call->k, &k));
-    FV_TRY(fv_plain(ctx, &call->v, &v));
-    FV_TRY(compress(ctx, o, &k, &param[COMPRESS_K], &param[COMPRESS_POSITION], p, &p->compressed_k));
-    FV_TRY(compress(ctx, o, &v, &param[COMPRESS_V], &(fv_tensor){0}, p, &p->compressed_v));
+    FV_TRY(fv_keep(ctx, call, kept, 0, p->compressed, make_keys, &p->compressed_k));
+    FV_TRY(fv_keep(ctx, call, kept, 1, p->compressed, make_values, &p->compressed_v));
     p->q = call->q;
-    p->k = o->rope_base == 0 ? call->k : k;
-    FV_TRY(rotate(ctx, o, NULL, call->offset, &p->q));
-    FV_TRY(rotate(ctx, o, NULL, 0, &p->k));
-    return p->compressed ? rotate(ctx, o, p->first, 0, &p->compressed_k) : FV_OK;
+    p->k = call->k;
+    if (o->rope_base == 0) return FV_OK;
+    FV_TRY(fv_plain(ctx, &call->k, &k));
+    FV_TRY(fv_tensor_new(ctx, &p->q, FV_F32, 4, call->q.dims));
+    FV_TRY(fv_tensor_new(ctx, &p->k, FV_F32, 4, call->k.dims));
+    FV_TRY(rotate(ctx, o, NULL, call->offset, &call->q, &p->q));
+    return rotate(ctx, o, NULL, 0, &k, &p->k);
 }
 
 /* ---- the compressed branch, and the choice by its weights ------------------------------------------------------- */
@@ -204,8 +231,8 @@ static fv_status new_stretch(fv_ctx *ctx, const fv_call *call, int64_t *step, st
 static fv_status multiply(fv_ctx *ctx, const fv_call *call, const struct operands *p, const fv_attend_args *attend,
                           const fv_tensor *weights)
 {
-    int64_t Hkv = call->key_heads, C = p->compressed;
-    fv_tensor k = fv_reshaped(&p->compressed_k, FV_DIMS(call->batch, Hkv, 1, C, call->head_dim));
+    int64_t Hkv = call->key_heads;
+    fv_tensor k = fv_grouped(&p->compressed_k, Hkv);
     fv_tensor lse =
         fv_view(&attend->lse, FV_DIMS(call->batch, call->query_heads, attend->lse.dims[2], 1),
                 (const int64_t[]){attend->lse.strides[0], attend->lse.strides[1], attend->lse.strides[2], 0}, 0);
@@ -400,6 +427,7 @@ const fv_mechanism fv_mechanism_nsa = {
     .check = check,
     .size = size,
     .accept = accept,
+    .kept = kept,
     .forward = forward,
     .map = map,
     .work = work,

@@ -53,6 +53,9 @@ static void fill(void)
         table->rope = fv_cpu_rope;
         table->softmax = fv_cpu_softmax;
         table->pool = fv_cpu_pool;
+        table->select = fv_cpu_select;
+        table->gather = fv_cpu_gather;
+        table->conv2d = fv_cpu_conv2d;
         table->dequantize = fv_cpu_dequantize;
     }
 }

@@ -13,6 +13,9 @@ enum {
     FV_MAX_TILE_COLUMNS = 64,
 };
 
+/* Entries of the buffers that the selection of k works in. */
+#define FV_SELECT_ROOM(k) (2 * (k) + 192)
+
 /* c[rows x tile_columns] (+)= a b:  a(i, p) = a[i * a_row + p * a_step], b(p, j) = b[p * b_row + j]; 1 <= rows <=
  * tile_rows; either a_row is 1 (packed), or a_row is FV_KEY_TILE and a_step 1 (weights of attention).  The sum of an
  * element runs over p in ascending order, whatever `rows` is. */
@@ -78,18 +81,37 @@ struct fv_kernels {
                 float *out);
     float (*sum)(int64_t n, const float *x);
     float (*square)(int64_t n, const float *x, float mean); /* sum of (x - mean)^2 */
+    /* out = x + scale y [* weight]; returns the sum of out^2 */
+    float (*add)(int64_t n, const float *x, const float *y, float scale, const float *weight, float *out);
     /* out = (x - mean) * scale * weight + bias; weight and bias may be NULL */
     void (*affine)(int64_t n, const float *x, float mean, float scale, const float *weight, const float *bias,
                    float *out);
     float (*largest)(int64_t n, const float *x);
     float (*exp)(int64_t n, const float *x, float scale, float shift, float *out); /* exp(scale x - shift), its sum */
+    /* magnitude times cosine and sine of position * frequency; all three have room for half rounded up to width */
+    void (*angles)(int64_t half, double position, const double *frequency, float magnitude, float *cosine, float *sine);
     /* turns pairs (x[c], x[half + c]) */
     void (*rotate)(int64_t half, const float *x, const float *cosine, const float *sine, float *out);
     void (*rotate_pairs)(int64_t half, const float *x, const float *cosine, const float *sine, float *out);
+    /* out [n] = factor * the sum, or the largest, of `rows` rows, and of out itself with `add` */
+    void (*reduce)(fv_pool_kind kind, int64_t rows, int64_t n, const float *x, int64_t x_row, bool add, float factor,
+                   float *out);
+    /* out [n] (+)= sum of weights[r] * rows[r] */
+    void (*combine)(int64_t terms, const float *const *rows, const float *weights, int64_t n, bool add, float *out);
+    /* out [n] += sum over a kernel of kh x kw of taps[y * kw + x] * in[y * dilation * in_row + x * dilation + i]; may
+     * read whole vectors behind the last */
+    void (*convolve)(int64_t n, int64_t kh, int64_t kw, int64_t dilation, const float *in, int64_t in_row,
+                     const float *taps, float *out);
+    /* out [n] = bias + sum over a kernel of taps[y * tap_row + x * n + i] * in[y * in_row + x * in_step + i] */
+    void (*convolve_channels)(int64_t n, int64_t kh, int64_t kw, const float *in, int64_t in_row, int64_t in_step,
+                              const float *taps, int64_t tap_row, const float *bias, float *out);
     /* s [rows, FV_KEY_TILE] becomes exp(s - maximum), 0 where bits[r % tokens] hides a key; maximum, total [rows] and o
      * [rows, o_row] (o_row a multiple of width) are brought up to date. */
     void (*online_softmax)(int rows, int tokens, const uint64_t *bits, float *s, float *maximum, float *total, float *o,
                            int64_t o_row);
+    /* The places of the k largest of the x that exceed `above`, ascending, of equal ones the first; their keys, which
+     * order as the scores do.  Both have FV_SELECT_ROOM(k).  Returns how many there are. */
+    int64_t (*select)(int64_t n, const float *x, int64_t k, float above, int32_t *keys, int32_t *index);
     void (*scan_step)(const struct fv_scan_step *step);
 };
 

@@ -8,6 +8,8 @@ void LEAF(fill)(struct fv_kernels *kernels)
     LEAF(fill_blocks)(kernels);
     LEAF(fill_packed)(kernels);
     LEAF(fill_math)(kernels);
+    LEAF(fill_rows)(kernels);
+    LEAF(fill_select)(kernels);
     LEAF(fill_attend)(kernels);
     LEAF(fill_scan)(kernels);
 }

@@ -51,17 +51,80 @@ static float weight_of(const fv_merge_args *a, const struct place *at, fv_merge_
     return lse == -INFINITY ? 0 : expf(lse_of(a, at, t) - lse);
 }
 
+enum { TERMS = 32 }; /* combined in one go */
+
+/* Terms first .. first+count-1 of a row: where they lie, and their lse or given weights. */
+static void gather_terms(const struct merge *m, const struct place *at, int64_t first, int64_t count,
+                         const float **rows, float *weights)
+{
+    const fv_merge_args *a = m->args;
+    const fv_tensor *numbers = fv_present(&a->weight[0]) ? a->weight : a->lse_part;
+
+    for (int64_t n = 0; n < count; n++) {
+        fv_merge_term t = fv_merge_term_at(a, at->r, first + n);
+        rows[n] = row_of(&a->o_part[t.part], at, t.row);
+        weights[n] = *row_of(&numbers[t.part], at, t.row);
+    }
+}
+
+/* Terms of weight 0 are left out, whatever they hold. */
+static void add_terms(const struct merge *m, int64_t count, const float **rows, float *weights, float factor, bool add,
+                      float *o)
+{
+    int64_t kept = 0;
+
+    for (int64_t n = 0; n < count; n++) {
+        rows[kept] = rows[n];
+        weights[kept] = weights[n] * factor;
+        kept += weights[n] != 0;
+    }
+    m->kernels->combine(kept, rows, weights, m->args->o.dims[3], add, o);
+}
+
+/* o and (if it is wanted) lse by the terms' exp(lse): as attention does it, relative to the largest lse so far. */
+static float merge_by_lse(const struct merge *m, const struct place *at, float *o)
+{
+    int64_t terms = fv_merge_terms(m->args, at->r), Dv = m->args->o.dims[3];
+    float top = -INFINITY, sum = 0, weights[TERMS];
+    const float *rows[TERMS];
+
+    for (int64_t from = 0; from < terms; from += TERMS) {
+        int64_t count = fv_min(TERMS, terms - from);
+        gather_terms(m, at, from, count, rows, weights);
+        float next = m->kernels->largest(count, weights);
+        if (!(next > top)) next = top;
+        if (next == -INFINITY) continue;
+        bool add = sum > 0;
+        if (add && next > top) {
+            float before = expf(top - next);
+            m->kernels->map(FV_MAP_COPY, Dv, o, NULL, 0, before, 0, o);
+            sum *= before;
+        }
+        sum += m->kernels->exp(count, weights, 1, next, weights);
+        top = next;
+        add_terms(m, count, rows, weights, terms <= TERMS ? 1 / sum : 1, add, o);
+    }
+    if (sum == 0) memset(o, 0, (size_t)Dv * sizeof *o);
+    if (sum > 0 && terms > TERMS) m->kernels->map(FV_MAP_COPY, Dv, o, NULL, 0, 1 / sum, 0, o);
+    if (!fv_present(&m->args->lse)) return 0;
+    return sum > 0 ? top + logf(sum) : -INFINITY;
+}
+
 static void merge_row(const struct merge *m, const struct place *at)
 {
     const fv_merge_args *a = m->args;
-    int64_t Dv = a->o.dims[3];
-    float lse = fv_present(&a->weight[0]) ? 0 : total(a, at), *o = row_of(&a->o, at, at->i);
+    int64_t terms = fv_merge_terms(a, at->r);
+    float lse = 0, weights[TERMS], *o = row_of(&a->o, at, at->i);
+    const float *rows[TERMS];
 
-    memset(o, 0, (size_t)Dv * sizeof *o);
-    for (int64_t n = 0; n < fv_merge_terms(a, at->r); n++) {
-        fv_merge_term t = fv_merge_term_at(a, at->r, n);
-        float weight = weight_of(a, at, t, lse);
-        if (weight != 0) m->kernels->map(FV_MAP_ADD, Dv, o, row_of(&a->o_part[t.part], at, t.row), 1, weight, 0, o);
+    if (!fv_present(&a->weight[0])) {
+        lse = merge_by_lse(m, at, o);
+    } else {
+        if (terms == 0) memset(o, 0, (size_t)a->o.dims[3] * sizeof *o);
+        for (int64_t from = 0; from < terms; from += TERMS) {
+            gather_terms(m, at, from, fv_min(TERMS, terms - from), rows, weights);
+            add_terms(m, fv_min(TERMS, terms - from), rows, weights, 1, from > 0, o);
+        }
     }
     if (fv_present(&a->lse)) *row_of(&a->lse, at, at->i) = lse;
 }

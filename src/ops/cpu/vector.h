@@ -37,27 +37,20 @@ INLINE void store(float *p, vf x)
     *(vf_unaligned *)p = x;
 }
 
+INLINE vi load_i(const int32_t *p)
+{
+    return *(const vi_unaligned *)p;
+}
+
+INLINE void store_i(int32_t *p, vi x)
+{
+    *(vi_unaligned *)p = x;
+}
+
 /* mask ? a : b, mask lanes all ones or all zeros */
 INLINE vf choose(vi mask, vf a, vf b)
 {
     return (vf)((mask & (vi)a) | (~mask & (vi)b));
-}
-
-/* The first `count` < W floats, then `rest`. */
-INLINE vf load_part(const float *p, int64_t count, float rest)
-{
-    float buffer[W];
-    for (int i = 0; i < W; i++)
-        buffer[i] = i < count ? p[i] : rest;
-    return load(buffer);
-}
-
-INLINE void store_part(float *p, vf x, int64_t count)
-{
-    float buffer[W];
-    store(buffer, x);
-    for (int i = 0; i < count; i++)
-        p[i] = buffer[i];
 }
 
 /* The levels of iq4_nl. */

@@ -3,6 +3,16 @@
 #include "ops/check.h"
 #include "ops/ref/ref.h"
 
+static double silu(double x)
+{
+    return x / (1 + exp(-x));
+}
+
+static double gelu_tanh(double x)
+{
+    return 0.5 * x * (1 + tanh(M_2_SQRTPI * M_SQRT1_2 * (x + 0.044715 * x * x * x)));
+}
+
 static double apply(const fv_map_args *m, double x, double y)
 {
     double alpha = m->alpha;
@@ -13,15 +23,17 @@ static double apply(const fv_map_args *m, double x, double y)
     case FV_MAP_SUB: return x - y;
     case FV_MAP_MUL: return alpha * x * y;
     case FV_MAP_DIV: return x / y;
+    case FV_MAP_SILU_MUL: return silu(x) * y;
+    case FV_MAP_GELU_TANH_MUL: return gelu_tanh(x) * y;
     case FV_MAP_MAX: return x >= y || isnan(x) ? x : y;
     case FV_MAP_EXP: return exp(x < 88 || isnan(x) ? x : 88);
     case FV_MAP_LOG: return log(x);
     case FV_MAP_SQRT: return sqrt(x);
     case FV_MAP_TANH: return tanh(x);
     case FV_MAP_SIGMOID: return 1 / (1 + exp(-x));
-    case FV_MAP_SILU: return x / (1 + exp(-x));
+    case FV_MAP_SILU: return silu(x);
     case FV_MAP_GELU: return 0.5 * x * (1 + erf(x * M_SQRT1_2));
-    case FV_MAP_GELU_TANH: return 0.5 * x * (1 + tanh(M_2_SQRTPI * M_SQRT1_2 * (x + 0.044715 * x * x * x)));
+    case FV_MAP_GELU_TANH: return gelu_tanh(x);
     case FV_MAP_RELU: return x > 0 || isnan(x) ? x : 0;
     case FV_MAP_ELU1: return x > 0 ? x + 1 : exp(x);
     case FV_MAP_SOFTCAP: return alpha * tanh(x / alpha);

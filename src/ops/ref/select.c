@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include "ops/check.h"
+#include "ops/ranks.h"
 #include "ops/ref/ref.h"
 
 struct job {
@@ -42,58 +43,27 @@ static uint32_t kth_largest(const uint32_t *keys, int64_t n, int64_t k, int64_t 
     return prefix;
 }
 
-static void sift(uint64_t *heap, int64_t at, int64_t count)
-{
-    uint64_t moved = heap[at];
-
-    for (int64_t child = 2 * at + 1; child < count; child = 2 * at + 1) {
-        child += child + 1 < count && heap[child + 1] < heap[child];
-        if (heap[child] >= moved) break;
-        heap[at] = heap[child];
-        at = child;
-    }
-    heap[at] = moved;
-}
-
-static uint64_t ranked_key(uint32_t key, int64_t index)
-{
-    return (uint64_t)key << 32 | (UINT32_MAX - (uint32_t)index);
-}
-
 /* As kth_largest, with a heap of k: most keys cost one comparison. */
 static uint32_t kth_by_heap(const uint32_t *keys, int64_t n, int64_t k, uint64_t *heap, int64_t *equal)
 {
     int64_t count = 0;
 
     for (int64_t i = 0; i < n; i++) {
-        uint64_t ranked = ranked_key(keys[i], i);
+        uint64_t ranked = fv_rank(keys[i], i);
         if (count == k) {
             if (ranked < heap[0]) continue;
             heap[0] = ranked;
-            sift(heap, 0, k);
+            fv_ranks_sift(heap, 0, k);
         } else if (keys[i] != 0) {
             heap[count++] = ranked;
             for (int64_t at = k / 2 - 1; count == k && at >= 0; at--)
-                sift(heap, at, k);
+                fv_ranks_sift(heap, at, k);
         }
     }
     *equal = 0;
     for (int64_t i = 0; i < k; i++)
         *equal += heap[i] >> 32 == heap[0] >> 32;
     return (uint32_t)(heap[0] >> 32);
-}
-
-/* Heap sort, largest first. */
-static void sort_falling(uint64_t *items, int64_t count)
-{
-    for (int64_t i = count / 2 - 1; i >= 0; i--)
-        sift(items, i, count);
-    for (int64_t left = count - 1; left > 0; left--) {
-        uint64_t smallest = items[0];
-        items[0] = items[left];
-        items[left] = smallest;
-        sift(items, 0, left);
-    }
 }
 
 static void select_row(void *user, int64_t row, int thread)
@@ -121,15 +91,15 @@ static void select_row(void *user, int64_t row, int thread)
     for (int64_t i = 0; i < n && taken < fv_min(able, k); i++) {
         if (keys[i] < least || (keys[i] == least && equal-- <= 0)) continue;
         if (s->by_score)
-            ranked[taken] = ranked_key(keys[i], i);
+            ranked[taken] = fv_rank(keys[i], i);
         else
             index[taken * step] = (int32_t)i;
         taken++;
     }
     if (s->by_score) {
-        sort_falling(ranked, taken);
+        fv_ranks_sort(ranked, taken);
         for (int64_t i = 0; i < taken; i++)
-            index[i * step] = (int32_t)(UINT32_MAX - (uint32_t)ranked[i]);
+            index[i * step] = fv_rank_index(ranked[i]);
     }
     for (int64_t i = taken; i < k; i++)
         index[i * step] = -1;

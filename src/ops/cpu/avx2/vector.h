@@ -14,6 +14,53 @@
 
 #include "ops/cpu/vector.h"
 
+INLINE __m256i first_lanes(int64_t count)
+{
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+/* The first `count` < W floats, then `rest`. */
+INLINE vf load_part(const float *p, int64_t count, float rest)
+{
+    __m256i mask = first_lanes(count);
+    return (vf)_mm256_blendv_ps(_mm256_set1_ps(rest), _mm256_maskload_ps(p, mask), _mm256_castsi256_ps(mask));
+}
+
+INLINE void store_part(float *p, vf x, int64_t count)
+{
+    _mm256_maskstore_ps(p, first_lanes(count), (__m256)x);
+}
+
+INLINE vf vsqrt(vf x)
+{
+    return (vf)_mm256_sqrt_ps((__m256)x);
+}
+
+/* A bit for each lane of a mask. */
+INLINE unsigned lanes(vi mask)
+{
+    return (unsigned)_mm256_movemask_ps((__m256)mask);
+}
+
+/* Lanes whose bit is set, side by side; may write W of them. */
+INLINE void pack(int32_t *to, vi x, unsigned chosen)
+{
+    for (; chosen; chosen &= chosen - 1)
+        *to++ = x[__builtin_ctz(chosen)];
+}
+
+/* Each pair of lanes swapped; p[0], p[0], p[1], p[1], ... */
+INLINE vf swap_pairs(vf x)
+{
+    return (vf)_mm256_permute_ps((__m256)x, 0xb1);
+}
+
+INLINE vf twice(const float *p)
+{
+    __m256 x = _mm256_castps128_ps256(_mm_loadu_ps(p));
+    return (vf)_mm256_permutevar8x32_ps(x, _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3));
+}
+
 INLINE vf vmax(vf a, vf b)
 {
     return (vf)_mm256_max_ps((__m256)a, (__m256)b);

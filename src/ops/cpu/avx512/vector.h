@@ -14,6 +14,46 @@
 
 #include "ops/cpu/vector.h"
 
+/* The first `count` < W floats, then `rest`. */
+INLINE vf load_part(const float *p, int64_t count, float rest)
+{
+    return (vf)_mm512_mask_loadu_ps(_mm512_set1_ps(rest), (__mmask16)((1u << count) - 1), p);
+}
+
+INLINE void store_part(float *p, vf x, int64_t count)
+{
+    _mm512_mask_storeu_ps(p, (__mmask16)((1u << count) - 1), (__m512)x);
+}
+
+INLINE vf vsqrt(vf x)
+{
+    return (vf)_mm512_sqrt_ps((__m512)x);
+}
+
+/* A bit for each lane of a mask. */
+INLINE unsigned lanes(vi mask)
+{
+    return (unsigned)_mm512_movepi32_mask((__m512i)mask);
+}
+
+/* Lanes whose bit is set, side by side; may write W of them. */
+INLINE void pack(int32_t *to, vi x, unsigned chosen)
+{
+    store_i(to, (vi)_mm512_maskz_compress_epi32((__mmask16)chosen, (__m512i)x));
+}
+
+/* Each pair of lanes swapped; p[0], p[0], p[1], p[1], ... */
+INLINE vf swap_pairs(vf x)
+{
+    return (vf)_mm512_permute_ps((__m512)x, 0xb1);
+}
+
+INLINE vf twice(const float *p)
+{
+    __m512 x = _mm512_castps256_ps512(_mm256_loadu_ps(p));
+    return (vf)_mm512_permutexvar_ps(_mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7), x);
+}
+
 INLINE vf vmax(vf a, vf b)
 {
     return (vf)_mm512_max_ps((__m512)a, (__m512)b);

@@ -14,6 +14,52 @@
 
 #include "ops/cpu/vector.h"
 
+/* The first `count` < W floats, then `rest`. */
+INLINE vf load_part(const float *p, int64_t count, float rest)
+{
+    float buffer[W];
+    for (int i = 0; i < W; i++)
+        buffer[i] = i < count ? p[i] : rest;
+    return load(buffer);
+}
+
+INLINE void store_part(float *p, vf x, int64_t count)
+{
+    float buffer[W];
+    store(buffer, x);
+    for (int i = 0; i < count; i++)
+        p[i] = buffer[i];
+}
+
+INLINE vf vsqrt(vf x)
+{
+    return (vf){sqrtf(x[0]), sqrtf(x[1]), sqrtf(x[2]), sqrtf(x[3])};
+}
+
+/* A bit for each lane of a mask. */
+INLINE unsigned lanes(vi mask)
+{
+    return (unsigned)((mask[0] & 1) | (mask[1] & 2) | (mask[2] & 4) | (mask[3] & 8));
+}
+
+/* Lanes whose bit is set, side by side; may write W of them. */
+INLINE void pack(int32_t *to, vi x, unsigned chosen)
+{
+    for (; chosen; chosen &= chosen - 1)
+        *to++ = x[__builtin_ctz(chosen)];
+}
+
+/* Each pair of lanes swapped; p[0], p[0], p[1], p[1], ... */
+INLINE vf swap_pairs(vf x)
+{
+    return (vf){x[1], x[0], x[3], x[2]};
+}
+
+INLINE vf twice(const float *p)
+{
+    return (vf){p[0], p[0], p[1], p[1]};
+}
+
 INLINE vf vmax(vf a, vf b)
 {
     return choose(a > b, a, b);
