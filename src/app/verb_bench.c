@@ -90,7 +90,7 @@ static fv_status measure(struct job *job, const struct task *task)
         if (run >= 1 && app_seconds() > begin + 10) break;
     }
     best = fmax(best, 1e-9);
-    of_peak = task->by_bytes ? task->bytes / best / job->peaks.copy : task->flops / best / job->peaks.fma;
+    of_peak = task->by_bytes ? task->bytes / best / job->peaks.copy : task->flops / best / job->peaks.rate[APP_FMA];
     add_row(job, task, best, of_peak);
     app_progress_end();
     return FV_OK;
@@ -352,8 +352,8 @@ static fv_status bench_peaks(struct job *job)
 
     app_progress(job->app, "peaks", 0);
     FV_TRY(app_peaks_measure(job->app->ctx, &job->peaks));
-    add_row(job, &(struct task){.what = "peak fma", .shape = "f32", .flops = peaks->fma}, 1, 1);
-    if (peaks->dot > 0) add_row(job, &(struct task){.what = "peak dot", .shape = "bf16", .flops = peaks->dot}, 1, 1);
+    add_row(job, &(struct task){.what = "peak fma", .shape = "f32", .flops = peaks->rate[APP_FMA]}, 1, 1);
+    if (peaks->rate[APP_DOT_BF16] > 0) add_row(job, &(struct task){.what = "peak dot", .shape = "bf16", .flops = peaks->rate[APP_DOT_BF16]}, 1, 1);
     add_row(job, &(struct task){.what = "peak copy", .shape = "bytes read and written", .bytes = peaks->copy}, 1, 1);
     return FV_OK;
 }
