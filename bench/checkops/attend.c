@@ -175,7 +175,7 @@ static fv_status count_work(struct checkops *c, const struct shape *s, const str
     work->read =
         checkops_bytes(&a->q) + checkops_bytes(&a->k) + checkops_bytes(&a->v) + checkops_bytes(&a->logits.bias);
     work->written = checkops_bytes(&a->o);
-    work->unit = s->precision == FV_PRECISION_BF16 ? APP_DOT_BF16 : APP_FMA;
+    work->unit = s->dtype == FV_BF16 ? APP_DOT_BF16 : s->dtype == FV_Q8_0 ? APP_DOT_INT8 : APP_FMA;
     return FV_OK;
 }
 
@@ -367,14 +367,12 @@ static fv_status decode(struct checkops *c)
     struct shape s = {.op = "attend", .queries = 1, .kind = CAUSAL};
 
     for (int layout = 0; layout < 4; layout++)
-        for (int n = 0; n < 4; n++) { /* keys and values of 100 MiB and more, beyond the caches */
+        for (int n = 0; n < 4; n++) { /* keys and values far beyond the caches */
             s.heads = layouts[layout][0], s.key_heads = layouts[layout][1], s.dim = layouts[layout][2];
             s.dtype = types[n];
-            s.keys = c->small ? 700
-                              : (int64_t)(128e6 / (double)(2 * s.key_heads * s.dim) /
-                                          (n == 0   ? 4
-                                           : n == 3 ? 1.0625
-                                                    : 2));
+            double row = 2.0 * (double)(s.key_heads * s.dim) * (double)fv_dtype_block_bytes(s.dtype) /
+                         (double)fv_dtype_block(s.dtype);
+            s.keys = c->small ? 700 : (int64_t)(APP_FAR * c->peaks.cache / row);
             FV_TRY(forward(c, &s));
         }
     s.kind = WINDOW;

@@ -46,11 +46,14 @@ static fv_status call_gemm(fv_ctx *ctx, void *args)
 static fv_status gemm(struct checkops *c, fv_dtype dtype, int64_t m)
 {
     bool blocks = fv_dtype_block(dtype) > 1, pairs = blocks || dtype == FV_BF16;
-    int64_t n = c->small ? 75 : m > 4 ? 1024 : 32768, k = c->small ? (blocks ? 512 : 333) : m > 4 ? 1024 : 2048;
+    int64_t n = c->small ? 75 : 1024, k = c->small ? (blocks ? 512 : 333) : m > 4 ? 1024 : 4096;
+    double row = (double)fv_dtype_block_bytes(dtype) / (double)fv_dtype_block(dtype) * (double)k;
     fv_gemm_args args = {0};
     double column = 0;
     trial t;
 
+    while (!c->small && m <= 4 && (double)n * row < APP_FAR * c->peaks.cache)
+        n *= 2;
     if (c->small && m > 4) m = m > 64 ? 131 : 37;
     if (!checkops_wanted(c, &t, "gemm", "%s m=%lld, %lld x %lld", fv_dtype_name(dtype), (long long)m, (long long)n,
                          (long long)k))

@@ -145,7 +145,7 @@ fv_status checkops_scan(struct checkops *c)
     s.dim = s.value_dim = c->small ? 24 : 128;
     FV_TRY(each_kind(c, s));
     s.tokens = 1;
-    if (!c->small) s.heads = s.key_heads = 1024; /* states of 64 MiB, beyond the caches */
+    if (!c->small) s.heads = s.key_heads = 4096; /* states of 256 MiB */
     FV_TRY(each_kind(c, s));
     s.backward = true, s.tokens = c->small ? 70 : 512, s.heads = c->small ? 2 : 8, s.key_heads = c->small ? 1 : 8;
     s.dim = s.value_dim = c->small ? 24 : 64;

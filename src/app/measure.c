@@ -71,7 +71,8 @@ double app_floor(const app_peaks *peaks, const app_work *work, const char **boun
     double bytes = work->read + work->written, compute = work->flops / peaks->rate[unit], memory = 0;
 
     /* what is mostly read is judged by reading, otherwise by copying */
-    if (bytes > 2 * peaks->cache) memory = bytes / (work->written * 8 > work->read ? peaks->copy : peaks->read);
+    if (bytes > 0.75 * APP_FAR * peaks->cache)
+        memory = bytes / (work->written * 8 > work->read ? peaks->copy : peaks->read);
     *bound = memory > compute ? "memory" : names[unit];
     return fmax(compute, memory);
 }

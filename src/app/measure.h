@@ -18,6 +18,10 @@ typedef struct app_timing {
 fv_status app_time(fv_ctx *ctx, double least, fv_status (*work)(fv_ctx *ctx, void *user), void *user,
                    app_timing *timing);
 
+/* So many times the last cache hold data of which next to nothing is still cached when it is read again.  (Twice is not
+ * enough: what a cache evicts first is not what was read first.) */
+enum { APP_FAR = 8 };
+
 /* What a call does. */
 typedef struct app_work {
     double flops;
@@ -26,7 +30,8 @@ typedef struct app_work {
 } app_work;
 
 /* The least seconds: the longer of flops at the unit's peak and bytes at the speed of memory.  Bytes count only where
- * they exceed the caches, which otherwise may hold them from call to call.  *bound says which it is, for people. */
+ * they are about APP_FAR times the last cache, which otherwise holds some of them from call to call.  *bound says which
+ * it is, for people. */
 double app_floor(const app_peaks *peaks, const app_work *work, const char **bound);
 
 #endif

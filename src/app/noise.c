@@ -45,12 +45,10 @@ static void finish_q8_k(unsigned char *block, float scale)
     }
 }
 
-static void blocks(const fv_tensor *tensor, uint64_t *state)
+static void random_blocks(fv_dtype dtype, unsigned char *block, int64_t count, uint64_t *state)
 {
-    size_t bytes = fv_dtype_block_bytes(tensor->dtype);
-    int64_t count = fv_tensor_count(tensor) / fv_dtype_block(tensor->dtype);
-    const struct layout *layout = &layouts[tensor->dtype];
-    unsigned char *block = tensor->data;
+    size_t bytes = fv_dtype_block_bytes(dtype);
+    const struct layout *layout = &layouts[dtype];
 
     for (int64_t n = 0; n < count; n++, block += bytes) {
         for (size_t at = 0; at < bytes; at += 8) {
@@ -58,30 +56,29 @@ static void blocks(const fv_tensor *tensor, uint64_t *state)
             memcpy(block + at, &bits, bytes - at < 8 ? bytes - at : 8);
         }
         float scale = (1.5f + 0.5f * unit(draw(state))) / layout->most;
-        if (tensor->dtype == FV_Q8_K) finish_q8_k(block, scale);
+        if (dtype == FV_Q8_K) finish_q8_k(block, scale);
         put_half(block, layout->scale, scale);
         put_half(block, layout->minimum, scale * 0.5f);
     }
 }
 
+/* Drawing costs more than reading: past a prime number of draws they repeat, which meets no row at the same place. */
+enum { PERIOD = 1048573, BLOCK_PERIOD = 65521 };
+
 void app_noise(const fv_tensor *tensor, uint64_t seed)
 {
-    int64_t count = fv_tensor_count(tensor);
+    size_t bytes = fv_dtype_block_bytes(tensor->dtype), filled;
+    int64_t block = fv_dtype_block(tensor->dtype), count = fv_tensor_count(tensor) / block;
+    int64_t drawn = fv_min(count, block > 1 ? BLOCK_PERIOD : PERIOD);
     uint64_t state = seed * 0x2545f4914f6cdd1d + 1;
+    unsigned char *data = tensor->data;
 
-    if (fv_dtype_block(tensor->dtype) > 1) {
-        blocks(tensor, &state);
-        return;
-    }
-    for (int64_t i = 0; i < count; i++) {
-        float value = unit(draw(&state));
-        if (tensor->dtype == FV_F32)
-            ((float *)tensor->data)[i] = value;
-        else if (tensor->dtype == FV_BF16)
-            ((uint16_t *)tensor->data)[i] = fv_f32_to_bf16(value);
-        else
-            fv_store(tensor->dtype, tensor->data, i, (double)value);
-    }
+    if (block > 1) random_blocks(tensor->dtype, data, drawn, &state);
+    for (int64_t i = 0; block == 1 && i < drawn; i++)
+        fv_store(tensor->dtype, data, i, (double)unit(draw(&state)));
+    filled = (size_t)drawn * bytes;
+    for (size_t all = (size_t)count * bytes, at = filled; at < all; at += filled)
+        memcpy(data + at, data, all - at < filled ? all - at : filled);
 }
 
 int app_block_types(const fv_dtype **types)

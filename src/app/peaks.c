@@ -1,10 +1,9 @@
 #include "app/peaks.h"
 
 #include <math.h>
-#include <stdlib.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include "app/measure.h"
 
@@ -103,15 +102,23 @@ __attribute__((target("avx512f"))) static void read_avx512(char *memory, size_t 
 }
 #endif
 
+/* The largest cache the first processor sees.  Virtual machines tell sysconf that of their whole host. */
 static double last_cache(void)
 {
-    static const int levels[] = {_SC_LEVEL4_CACHE_SIZE, _SC_LEVEL3_CACHE_SIZE, _SC_LEVEL2_CACHE_SIZE};
+    double largest = 0;
 
-    for (size_t i = 0; i < sizeof levels / sizeof *levels; i++) {
-        long bytes = sysconf(levels[i]);
-        if (bytes > 0) return (double)bytes;
+    for (int index = 0; index < 8; index++) {
+        char path[96];
+        long size = 0;
+        char unit = 0;
+        snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu0/cache/index%d/size", index);
+        FILE *file = fopen(path, "r");
+        if (!file) break;
+        if (fscanf(file, "%ld%c", &size, &unit) == 2)
+            largest = fmax(largest, (double)size * (unit == 'M' ? 1 << 20 : 1 << 10));
+        fclose(file);
     }
-    return 32 << 20; /* unknown: that of a large processor */
+    return largest > 0 ? largest : 32 << 20; /* unknown: that of a large processor */
 }
 
 /* ---- measuring ------------------------------------------------------------------------------------------------- */
@@ -203,7 +210,7 @@ fv_status app_peaks_measure(fv_ctx *ctx, app_peaks *peaks)
     fv_status status;
 
     *peaks = (app_peaks){.cache = last_cache()};
-    bytes = (size_t)fmax(8 * peaks->cache, 256 << 20);
+    bytes = (size_t)(APP_FAR * peaks->cache);
     work.share = (bytes / threads / huge + 1) * huge;
     bytes = work.share * threads;
     work.memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
