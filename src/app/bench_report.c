@@ -32,13 +32,9 @@ static void bars(fv_text *out, const struct bench *b, const char *what)
                    PAGE_WIDTH, PAGE_ROW * count);
     for (int64_t r = 0, at = 0; r < b->count; r++) {
         const bench_row *row = &b->rows[r];
-        double flops = 1e-9 * row->work.flops / row->seconds;
-        double bytes = 1e-9 * (row->work.read + row->work.written) / row->seconds;
-        bool memory = strcmp(row->bound, "memory") == 0;
-        char value[96];
+        char value[32];
         if (strcmp(row->what, what) != 0) continue;
-        snprintf(value, sizeof value, "%.0f %s · %.0f %%", memory ? bytes : flops, memory ? "GB/s" : "GF/s",
-                 100 * row->of_peak);
+        snprintf(value, sizeof value, "%.0f %%", 100 * row->of_peak);
         page_bar(out, (int)at++, row->shape, value, row->of_peak, colour_of(row));
     }
     fv_text_printf(out, "</svg></figure>\n");
@@ -75,7 +71,7 @@ static void write_kernels(fv_text *out, const struct bench *b)
 
 /* ---- lines ----------------------------------------------------------------------------------------------------- */
 
-enum { LEFT = 44, RIGHT = 350, TOP = 12, BOTTOM = 210, HEIGHT = 236 };
+enum { LEFT = 44, RIGHT = 340, TOP = 12, BOTTOM = 210, HEIGHT = 236 };
 
 /* Both axes are logarithmic. */
 struct axes {
@@ -142,8 +138,8 @@ static void grid_lines(fv_text *out, const struct axes *a, const bench_row *rows
                        seconds_text(pow(10, y)));
     }
     for (int64_t r = 0; r < count; r++)
-        fv_text_printf(out, "<text class=\"tick middle\" x=\"%.1f\" y=\"%d\">%s</text>",
-                       place_x(a, (double)rows[r].tokens), BOTTOM + 18, app_count_text((double)rows[r].tokens));
+        fv_text_printf(out, "<text class=\"tick middle\" x=\"%.1f\" y=\"%d\">%lld</text>",
+                       place_x(a, (double)rows[r].tokens), BOTTOM + 18, (long long)rows[r].tokens);
 }
 
 static void plot(fv_text *out, const struct bench *b, int64_t first, int64_t last)
