@@ -77,6 +77,50 @@ static fv_status gemm(struct checkops *c, fv_dtype dtype, int64_t m)
     return checkops_try(c, &t);
 }
 
+static fv_status call_linear(fv_ctx *ctx, void *args)
+{
+    return fv_linear(ctx, args);
+}
+
+/* The same products from the packed form, which models use. */
+static fv_status linear(struct checkops *c, fv_dtype dtype, int64_t m, bool gate)
+{
+    int64_t n = c->small ? 75 : 1024, k = c->small ? 512 : m > 4 ? 1024 : 4096;
+    double row = (double)fv_dtype_block_bytes(dtype) / (double)fv_dtype_block(dtype) * (double)k, column = 0;
+    fv_linear_args args = {.parts = gate ? 2 : 1, .gate = gate ? FV_MAP_SILU : 0};
+    fv_packed packed[2];
+    trial t;
+
+    while (!c->small && m <= 4 && (double)(n * args.parts) * row < APP_FAR * c->peaks.cache)
+        n *= 2;
+    if (c->small && m > 4) m = m > 64 ? 131 : 37;
+    if (!checkops_wanted(c, &t, "linear", "%s m=%lld, %lld x %lld%s", fv_dtype_name(dtype), (long long)m, (long long)n,
+                         (long long)k, gate ? " twice, silu gate" : ""))
+        return c->status;
+    args.x = checkops_noise(c, FV_F32, 1, 0, FV_DIMS(m, k));
+    for (int p = 0; p < args.parts; p++) {
+        fv_tensor weight = checkops_noise(c, dtype, 1, 0, FV_DIMS(n, k));
+        FV_TRY(c->status);
+        FV_TRY(app_pack(c->reference, &weight, &packed[p]));
+        args.part[p] = (fv_linear_part){.weight = weight, .packed = &packed[p]};
+        t.work.read += checkops_bytes(&weight);
+    }
+    FV_TRY(largest_column(c, &args.part[0].weight, &column));
+    /* beside packed weights a few rows of x become integers of 15 bits, of the largest; otherwise rows are, like the
+     * weights, bf16, with two roundings each */
+    double tolerance = product_tolerance(k, column, m <= 4 && packed[0].data ? 0x1p-15 : 0x1p-8 * sqrt(2));
+    if (gate) tolerance *= 2.2 * 5 * column / sqrt(3); /* of both factors, up to five standard deviations in size */
+    args.part[0].out = checkops_output(&t, "out", checkops_empty(c, FV_F32, FV_DIMS(m, n)), tolerance);
+    t.output[0].of = OF_ONE;
+    t.call = call_linear;
+    t.args = &args;
+    t.work.flops = 2.0 * (double)(m * n * k * args.parts);
+    t.work.read += checkops_bytes(&args.x);
+    t.work.written = checkops_bytes(&args.part[0].out);
+    t.work.unit = APP_DOT_BF16;
+    return checkops_try(c, &t);
+}
+
 static fv_status call_dequantize(fv_ctx *ctx, void *args)
 {
     return fv_dequantize_rows(ctx, args);
@@ -142,6 +186,11 @@ fv_status checkops_products(struct checkops *c)
     for (int n = 0; n < 3 + count; n++)
         for (int m = 0; m < 4; m++)
             FV_TRY(gemm(c, n < 3 ? plain[n] : blocks[n - 3], rows[m]));
+    for (int n = 0; n < count; n++)
+        for (int m = 0; m < 4; m++)
+            FV_TRY(linear(c, blocks[n], rows[m], false));
+    for (int m = 0; m < 4; m++)
+        FV_TRY(linear(c, FV_Q4_0, rows[m], true));
     for (int n = 1; n < 3 + count; n++)
         FV_TRY(dequantize(c, n < 3 ? plain[n] : blocks[n - 3]));
     FV_TRY(conv2d(c, c->small ? 12 : 256, c->small ? 12 : 256, 3));

@@ -202,26 +202,34 @@ static fv_status run_gemm(fv_ctx *ctx, void *user)
     return fv_gemm(ctx, user);
 }
 
-/* a [m,k] times a weight [n,k] of some type, seen transposed as models do it. */
+static fv_status run_linear(fv_ctx *ctx, void *user)
+{
+    return fv_linear(ctx, user);
+}
+
+/* x [m,k] times a weight [n,k] of some type; blocks are packed first, as models do when they are loaded. */
 static fv_status gemm_row(struct bench *b, fv_dtype dtype, int64_t m, int64_t n, int64_t k)
 {
     bench_row row =
         bench_named("gemm", "%lld x %lld x %lld, %s", (long long)m, (long long)n, (long long)k, fv_dtype_name(dtype));
-    bool exact = dtype == FV_F32 || dtype == FV_F16;
+    bool exact = dtype == FV_F32 || dtype == FV_F16, stored = fv_dtype_block(dtype) > 1;
     fv_tensor x = {0}, weight = {0}, y = {0};
-    fv_gemm_args args;
     fv_mark mark = fv_scratch_mark(b->app->ctx);
+    fv_packed packed = {0};
 
     if (bench_counts(b, 1)) return FV_OK;
     FV_TRY(bench_noise(b, &x, dtype == FV_BF16 ? FV_BF16 : FV_F32, FV_DIMS(m, k)));
     FV_TRY(bench_noise(b, &weight, dtype, FV_DIMS(n, k)));
     FV_TRY(fv_tensor_new(b->app->ctx, &y, FV_F32, FV_DIMS(m, n)));
-    args = (fv_gemm_args){.a = x, .b = fv_transposed(&weight), .c = y};
+    if (stored) FV_TRY(app_pack(b->app->ctx, &weight, &packed));
     row.work = (app_work){.flops = 2.0 * (double)m * (double)n * (double)k,
                           .read = bytes_of(&x) + bytes_of(&weight),
                           .written = bytes_of(&y),
                           .unit = exact ? APP_FMA : APP_DOT_BF16};
-    FV_TRY(bench_measure(b, &row, FV_PRECISION_AUTO, run_gemm, &args));
+    fv_gemm_args plain = {.a = x, .b = fv_transposed(&weight), .c = y};
+    fv_linear_args linear = {.x = x, .parts = 1, .part = {{.weight = weight, .out = y, .packed = &packed}}};
+    FV_TRY(bench_measure(b, &row, FV_PRECISION_AUTO, stored ? run_linear : run_gemm,
+                         stored ? (void *)&linear : (void *)&plain));
     fv_scratch_release(b->app->ctx, mark);
     return FV_OK;
 }

@@ -81,6 +81,33 @@ void app_noise(const fv_tensor *tensor, uint64_t seed)
         memcpy(data + at, data, all - at < filled ? all - at : filled);
 }
 
+struct pack_job {
+    const fv_tensor *weight;
+    fv_packed packed;
+};
+
+static void pack_item(void *user, int64_t group, int thread)
+{
+    const struct pack_job *job = user;
+
+    (void)thread;
+    fv_pack_group(job->weight, &job->packed, group);
+}
+
+fv_status app_pack(fv_ctx *ctx, const fv_tensor *weight, fv_packed *packed)
+{
+    size_t bytes = fv_packed_bytes(weight);
+    uint8_t *data;
+
+    *packed = (fv_packed){0};
+    if (bytes == 0) return FV_OK;
+    FV_TRY(FV_SCRATCH(ctx, data, (int64_t)bytes));
+    *packed = fv_packed_at(weight, data);
+    struct pack_job job = {weight, *packed};
+    fv_run(ctx, fv_packed_groups(packed), pack_item, &job);
+    return FV_OK;
+}
+
 int app_block_types(const fv_dtype **types)
 {
     static const fv_dtype all[] = {FV_Q4_0, FV_Q4_1, FV_Q5_0, FV_Q5_1, FV_Q8_0, FV_Q2_K,
