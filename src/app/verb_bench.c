@@ -271,7 +271,7 @@ static fv_status print_table(const struct bench *b)
         app_table_cell(&table, "%.0f %%", 100 * row->of_peak);
         app_table_cell(&table, "%s", row->bound);
         if (table.columns == 8)
-            app_table_cell(&table, row->dense_seconds > 0 ? "%.2f" : "", row->seconds / row->dense_seconds);
+            app_table_cell(&table, row->dense_seconds > 0 ? "%.2f" : "-", row->seconds / row->dense_seconds);
         if (!bench_is_last(b, r)) continue;
         fv_text_printf(&words, "%s ", row->what);
         bench_crossing(b, row, &words);
