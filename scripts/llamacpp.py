@@ -1,6 +1,6 @@
 """A thin layer over the C interface of llama.cpp as the wheel llama-cpp-python carries it.
 
-Used by golden.py and peer-speed.py, in the laboratory's virtual environment (golden.py says how to make it).
+Used by golden.py and bench/peers.py, in the laboratory's virtual environment (golden.py says how to make it).
 It works on token ids and whole rows of logits, which the wheel's own high-level class hides.
 """
 

@@ -6,6 +6,7 @@
 #include <jansson.h>
 
 #include "app/cli.h"
+#include "app/measure.h"
 #include "base/tensor.h"
 #include "fovea/fovea.h"
 
@@ -25,7 +26,6 @@ fv_status app_check(void);
 void app_forget_interrupt(struct app *app);
 /* What was printed goes out now; false if it could not, which main tells at the end. */
 bool app_flush(void);
-double app_seconds(void); /* a clock that only goes forward */
 
 /* ---- words (progress.c) ------------------------------------------------------------------------------------------ */
 

@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <signal.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "app/verbs.h"
@@ -70,14 +69,6 @@ fv_status app_begin(struct app *app, fv_precision precision)
     FV_TRY(fv_ctx_new(&options, &app->ctx));
     running = app->ctx;
     return app_check();
-}
-
-double app_seconds(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
 /* ---- help ------------------------------------------------------------------------------------------------------ */

@@ -4,39 +4,19 @@
 #include <math.h>
 #include <string.h>
 
-#include "base/file.h"
+#include "app/page.h"
 #include "base/memory.h"
-
-void report_escape(fv_text *out, const char *bytes, size_t length)
-{
-    for (size_t at = 0; at < length;) {
-        size_t one = app_character(bytes + at, length - at);
-        const char *safe = bytes[at] == '&'    ? "&amp;"
-                           : bytes[at] == '<'  ? "&lt;"
-                           : bytes[at] == '>'  ? "&gt;"
-                           : bytes[at] == '"'  ? "&quot;"
-                           : bytes[at] == '\'' ? "&#39;"
-                           : !one              ? "\xef\xbf\xbd"
-                                               : NULL;
-        if (safe)
-            fv_text_printf(out, "%s", safe);
-        else if ((unsigned char)bytes[at] >= 32 || bytes[at] == '\n' || bytes[at] == '\t')
-            fv_text_add(out, bytes + at, (int64_t)one);
-        at += one ? one : 1;
-    }
-}
 
 static void escape(fv_text *out, const char *words)
 {
-    report_escape(out, words, strlen(words));
+    page_escape(out, words, strlen(words));
 }
 
 /* ---- charts ---------------------------------------------------------------------------------------------------- */
 
 void report_chart(fv_text *out, const comparison *c, const compare_column *column)
 {
-    enum { WIDTH = 360, ROW = 40, BAR = 12 };
-    int first = column->others ? 1 : 0, row = 0;
+    int first = column->others ? 1 : 0;
     double most = 0;
 
     for (int r = first; r < c->runs; r++)
@@ -45,18 +25,11 @@ void report_chart(fv_text *out, const comparison *c, const compare_column *colum
                    "<figure><figcaption><b>%s</b> <span>%s%s%s; %s is better</span></figcaption>"
                    "<svg viewBox=\"0 0 %d %d\" role=\"img\" aria-label=\"%s\">",
                    column->title, column->unit, *column->unit ? ", " : "", column->help,
-                   column->better > 0 ? "more" : "less", WIDTH, ROW * (c->runs - first), column->title);
-    for (int r = first; r < c->runs; r++, row++) {
-        double value = compare_value(column, &c->run[r]);
-        double length = most > 0 && isfinite(value) ? value / most * WIDTH : 0;
-        fv_text_printf(out, "<text x=\"0\" y=\"%d\" class=\"name\">", row * ROW + 14);
-        report_escape(out, c->run[r].spec, strnlen(c->run[r].spec, 38));
-        fv_text_printf(out,
-                       "</text><text x=\"%d\" y=\"%d\" class=\"value\">%s%s</text>"
-                       "<rect x=\"0\" y=\"%d\" width=\"%d\" height=\"%d\" class=\"rail\"/>"
-                       "<rect x=\"0\" y=\"%d\" width=\"%.1f\" height=\"%d\" class=\"s%d%s\"/>",
-                       WIDTH, row * ROW + 14, compare_best(c, column, r) ? "★ " : "", compare_text(column, &c->run[r]),
-                       row * ROW + 20, WIDTH, BAR, row * ROW + 20, fmax(length, 1), BAR, r % 6, r == 0 ? " base" : "");
+                   column->better > 0 ? "more" : "less", PAGE_WIDTH, PAGE_ROW * (c->runs - first), column->title);
+    for (int r = first; r < c->runs; r++) {
+        char value[64];
+        snprintf(value, sizeof value, "%s%s", compare_best(c, column, r) ? "★ " : "", compare_text(column, &c->run[r]));
+        page_bar(out, r - first, c->run[r].spec, value, most > 0 ? compare_value(column, &c->run[r]) / most : 0, r);
     }
     fv_text_printf(out, "</svg></figure>\n");
 }
@@ -119,46 +92,12 @@ void report_reads(fv_text *out, const comparison *c, const compare_run *run)
 
 /* ---- the page -------------------------------------------------------------------------------------------------- */
 
-static const char style[] =
-    ":root{color-scheme:light dark;--back:#fbfaf7;--ink:#1d2230;--soft:#667;--line:#d9d7d0;--card:#fff;--rail:#ecebe6}"
-    "@media(prefers-color-scheme:dark){:root{--back:#14161c;--ink:#e8e8ea;--soft:#9aa0ae;--line:#2c303a;--card:#1b1e26;"
-    "--rail:#262a34}}"
-    "*{box-sizing:border-box}body{margin:0;background:var(--back);color:var(--ink);font:16px/1.5 system-ui,sans-serif}"
-    "main{max-width:1100px;margin:0 auto;padding:24px 16px 64px}h1{font-size:1.5rem;margin:0 0 4px}"
-    "h2{font-size:1.15rem;margin:40px 0 8px}p{margin:8px 0;color:var(--soft);max-width:75ch}"
-    ".wide{overflow-x:auto;border:1px solid var(--line);border-radius:8px;background:var(--card)}"
-    "table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:.9rem}"
-    "th,td{padding:8px 10px;text-align:right;white-space:nowrap;vertical-align:top;border-top:1px solid var(--line)}"
-    "thead th{border-top:0;color:var(--soft);font-weight:600}th:first-child,td:first-child{text-align:left}"
-    "td:first-child{white-space:normal;overflow-wrap:anywhere;min-width:110px}td.best{font-weight:700}"
-    "th small,td small{color:var(--soft);font-weight:400;display:block}"
-    ".grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(300px,100%),1fr));gap:16px}"
-    "figure,article{margin:0;padding:14px 16px;border:1px solid var(--line);border-radius:8px;background:var(--card);"
-    "min-width:0}figcaption{margin-bottom:10px;overflow-wrap:anywhere}figcaption "
-    "span{color:var(--soft);font-size:.85rem}"
-    "svg{width:100%;display:block}svg text{font:13px system-ui,sans-serif;fill:var(--ink)}"
-    "svg .value{text-anchor:end;font-weight:600;paint-order:stroke;stroke:var(--card);stroke-width:4px}"
-    "svg .rail{fill:var(--rail)}"
-    ".s0{fill:#8a8f9c}.s1{fill:#3b6fd4}.s2{fill:#d9822b}.s3{fill:#2a9d6f}.s4{fill:#b3478f}.s5{fill:#8064d2}"
-    "article h3{font-size:.95rem;margin:0 0 8px;overflow-wrap:anywhere}"
-    "article div{white-space:pre-wrap;overflow-wrap:anywhere;font-size:.95rem}article p{font-size:.85rem}"
-    ".map{background:var(--rail);border-radius:4px;overflow:hidden}"
-    ".map img{width:100%;height:330px;display:block;image-rendering:pixelated}"
-    ".axis{display:flex;justify-content:space-between;color:var(--soft);font-size:.8rem;margin-top:4px}"
-    ".ramp{height:10px;border-radius:5px;max-width:320px;margin:8px 0 2px;background:linear-gradient(90deg,"
-    "#2c345c,#465fbe,#28a0aa,#f0be3c,#fff5c8)}blockquote{margin:8px 0;padding:4px 14px;border-left:3px solid "
-    "var(--line);"
-    "white-space:pre-wrap}";
-
 static void write_head(fv_text *out, const comparison *c)
 {
     const char *slash = c->file ? strrchr(c->file, '/') : NULL;
 
-    fv_text_printf(out,
-                   "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">"
-                   "<meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">"
-                   "<title>fovea compare</title><style>%s</style></head><body><main>\n<h1>",
-                   style);
+    page_begin(out, "fovea compare");
+    fv_text_printf(out, "<h1>");
     escape(out, *c->info.name ? c->info.name : c->model_path);
     fv_text_printf(out, " reads ");
     escape(out, c->file ? (slash ? slash + 1 : c->file) : "a prompt");
@@ -211,7 +150,7 @@ static void write_answers(fv_text *out, const comparison *c)
         fv_text_printf(out, "<article><h3>");
         escape(out, c->run[r].spec);
         fv_text_printf(out, "</h3><div>");
-        report_escape(out, answer->text ? answer->text : "", answer->length);
+        page_escape(out, answer->text ? answer->text : "", answer->length);
         fv_text_printf(out, "</div><p>%lld tokens, ended by %s</p></article>\n", (long long)answer->count,
                        fv_stop_name(answer->stop));
     }
@@ -236,8 +175,6 @@ static void write_reads(fv_text *out, const comparison *c)
 fv_status compare_report(const char *path, const comparison *c)
 {
     fv_text out = {0};
-    fv_file_out file;
-    fv_status status;
 
     write_head(&out, c);
     write_table(&out, c);
@@ -247,13 +184,5 @@ fv_status compare_report(const char *path, const comparison *c)
     fv_text_printf(&out, "</div>\n");
     write_answers(&out, c);
     write_reads(&out, c);
-    fv_text_printf(&out, "</main></body></html>\n");
-    status = fv_text_status(&out);
-    if (status == FV_OK) status = fv_file_create(path, &file);
-    if (status == FV_OK) {
-        fwrite(fv_text_get(&out), 1, (size_t)out.length, file.stream);
-        status = fv_file_commit(&file);
-    }
-    fv_text_free(&out);
-    return status;
+    return page_write(&out, path);
 }

@@ -4,9 +4,6 @@
 
 #include "app/compare.h"
 
-/* Text from files and models, safe between tags and in attributes. */
-void report_escape(fv_text *out, const char *bytes, size_t length);
-
 /* A PNG of palette indices (0 is transparent) as a data: URI. */
 void report_png(fv_text *out, int64_t width, int64_t height, const uint8_t *pixels, const uint8_t palette[256][3]);
 

@@ -1,20 +1,23 @@
 /* fovea bench: how fast this machine does each kind of work, beside what it could do at best. */
 #include <math.h>
+#include <stdarg.h>
 #include <string.h>
 
-#include "app/peaks.h"
-#include "app/prompt.h"
+#include "app/bench.h"
 #include "app/verbs.h"
 #include "attention/mechanism.h"
 #include "base/memory.h"
-#include "base/random.h"
-#include "ops/ops.h"
 
 struct values {
     cli_common common;
-    const char *model;
+    const char *model, *report;
     cli_ints sizes;
+    int precision;
+    double seconds;
 };
+
+enum { BOTH, ONLY_F32, ONLY_BF16 };
+static const char *const precisions[] = {"both", "f32", "bf16", NULL};
 
 #define AT(field) offsetof(struct values, field)
 static const cli_flag flags[] = {
@@ -22,389 +25,302 @@ static const cli_flag flags[] = {
      .kind = CLI_INTS,
      .offset = AT(sizes),
      .argument = "512,2048",
-     .initial = "512,2048",
      .min = 1,
-     .max = 1 << 20,
-     .help = "sequence lengths, or sides of square matrices"},
+     .max = 1 << 24,
+     .help = "sequence lengths, or sides of matrices (otherwise each kind has its own: see docs/measuring.md)"},
+    {.name = "precision",
+     .kind = CLI_CHOICE,
+     .offset = AT(precision),
+     .argument = "TYPE",
+     .initial = "both",
+     .choices = precisions,
+     .help = "rows of attend and gemm in f32, with bf16 operands, or both"},
+    {.name = "seconds",
+     .kind = CLI_NUMBER,
+     .offset = AT(seconds),
+     .argument = "S",
+     .initial = "0.4",
+     .min = 0,
+     .max = 60,
+     .help = "least time for each row"},
     {.name = "model",
      .letter = 'm',
      .kind = CLI_FILE,
      .offset = AT(model),
      .argument = "MODEL",
      .help = "GGUF file, for 'model'"},
+    {.name = "report",
+     .kind = CLI_FILE,
+     .offset = AT(report),
+     .argument = "FILE.html",
+     .help = "also write a page with plots that needs nothing else"},
     CLI_END,
 };
 
-struct job {
-    struct app *app;
-    const struct values *values;
-    app_peaks peaks;
-    json_t *rows;
-    app_table table;
-};
+/* ---- rows ------------------------------------------------------------------------------------------------------ */
 
-/* One thing to measure. */
-struct task {
-    const char *what;
-    char shape[96];
-    double flops, bytes;
-    bool by_bytes; /* bound by memory: of_peak compares bytes */
-    fv_status (*work)(fv_ctx *ctx, void *user);
-    void *user;
-};
-
-static void add_row(struct job *job, const struct task *task, double seconds, double of_peak)
+bench_row bench_named(const char *what, const char *format, ...)
 {
-    double gflops = task->flops / seconds * 1e-9, gbytes = task->bytes / seconds * 1e-9;
-    json_t *row = json_object();
+    bench_row row = {.what = what};
+    va_list arguments;
 
-    app_put(row, "what", json_string(task->what));
-    app_put(row, "shape", json_string(task->shape));
-    app_put(row, "backend", json_string(fv_ctx_backend(job->app->ctx)));
-    app_put(row, "seconds", app_number(seconds));
-    app_put(row, "gflops", app_number(gflops));
-    app_put(row, "gbytes", app_number(gbytes));
-    app_put(row, "of_peak", app_number(of_peak));
-    app_append(job->rows, row);
-    app_table_cell(&job->table, "%s", task->what);
-    app_table_cell(&job->table, "%s", task->shape);
-    app_table_cell(&job->table, "%.3g ms", 1e3 * seconds);
-    app_table_cell(&job->table, "%.1f", gflops);
-    app_table_cell(&job->table, "%.1f", gbytes);
-    app_table_cell(&job->table, "%.0f %%", 100 * of_peak);
+    va_start(arguments, format);
+    vsnprintf(row.shape, sizeof row.shape, format, arguments);
+    va_end(arguments);
+    return row;
 }
 
-/* The best of at least three runs within about a quarter of a second, after one to warm up. */
-static fv_status measure(struct job *job, const struct task *task)
+fv_status bench_add(struct bench *b, const bench_row *row)
 {
-    double best = INFINITY, begin, of_peak;
-
-    app_progress(job->app, task->what, 0);
-    FV_TRY(task->work(job->app->ctx, task->user));
-    begin = app_seconds();
-    for (int run = 0; run < 3 || app_seconds() < begin + 0.25; run++) {
-        double start = app_seconds();
-        FV_TRY(task->work(job->app->ctx, task->user));
-        best = fmin(best, app_seconds() - start);
-        FV_TRY(app_check());
-        if (run >= 1 && app_seconds() > begin + 10) break;
-    }
-    best = fmax(best, 1e-9);
-    of_peak = task->by_bytes ? task->bytes / best / job->peaks.copy : task->flops / best / job->peaks.fma;
-    add_row(job, task, best, of_peak);
-    app_progress_end();
+    FV_TRY(FV_GROW(b->rows, b->capacity, b->count + 1));
+    b->rows[b->count++] = *row;
     return FV_OK;
 }
 
-static fv_status random_tensor(app_tensor *tensor, uint64_t seed, int rank, const int64_t *dims)
+fv_status bench_measure(struct bench *b, bench_row *row, fv_precision precision,
+                        fv_status (*work)(fv_ctx *ctx, void *user), void *user)
+{
+    fv_ctx *ctx = b->app->ctx;
+    fv_precision before = ctx->precision;
+    app_timing timing;
+
+    app_progress(b->app, row->what, (double)b->measured++ / (double)b->planned);
+    ctx->precision = precision;
+    fv_status status = app_time(ctx, b->least, work, user, &timing);
+    ctx->precision = before;
+    FV_TRY(status);
+    FV_TRY(app_check());
+    row->seconds = timing.seconds;
+    row->runs = timing.runs;
+    row->of_peak = app_floor(&b->peaks, &row->work, &row->bound) / timing.seconds;
+    return bench_add(b, row);
+}
+
+fv_status bench_noise(struct bench *b, fv_tensor *tensor, fv_dtype dtype, int rank, const int64_t *dims)
 {
     static uint64_t stream;
-    fv_random random = fv_random_new(seed, ++stream);
 
-    FV_TRY(app_tensor_new(tensor, FV_F32, rank, dims));
-    for (int64_t i = 0; i < fv_tensor_count(&tensor->t); i++)
-        ((float *)tensor->t.data)[i] = (float)(2 * fv_random_uniform(&random) - 1);
+    FV_TRY(fv_tensor_new(b->app->ctx, tensor, dtype, rank, dims));
+    app_noise(tensor, (uint64_t)b->app->common->seed + 0x10001 * ++stream);
     return FV_OK;
 }
 
-/* ---- attention ------------------------------------------------------------------------------------------------- */
-
-struct attention_task {
-    fv_attention *attention;
-    app_tensor q, k, v, o;
-    fv_attention_args args;
-};
-
-static fv_status run_attention(fv_ctx *ctx, void *user)
+bool bench_counts(struct bench *b, int64_t rows)
 {
-    struct attention_task *task = user;
-
-    return fv_attention_forward(ctx, task->attention, &task->args);
+    if (b->counting) b->planned += rows;
+    return b->counting;
 }
 
-static void free_attention(struct attention_task *task)
+cli_ints bench_sizes(const struct bench *b, int count, const int64_t *items)
 {
-    fv_attention_free(task->attention);
-    app_tensor_free(&task->q);
-    app_tensor_free(&task->k);
-    app_tensor_free(&task->v);
-    app_tensor_free(&task->o);
+    return b->sizes.count ? b->sizes : (cli_ints){.count = count, .items = (int64_t *)(uintptr_t)items};
 }
 
-static fv_status bench_call(struct job *job, const char *what, const char *spec, bool causal, int64_t heads,
-                            int64_t key_heads, int64_t queries, int64_t keys, int64_t dim)
+static fv_status add_peak(struct bench *b, const char *what, const char *shape, const char *bound, double flops,
+                          double bytes, double pass)
 {
-    struct attention_task own = {0};
-    struct task task = {.what = what, .by_bytes = queries == 1, .work = run_attention, .user = &own};
-    uint64_t seed = (uint64_t)job->app->common->seed;
-    fv_work work;
-    fv_status status;
+    bench_row row = bench_named(what, "%s", shape);
 
-    FV_TRY(fv_attention_new(spec, &own.attention));
-    FV_TRY_DONE(random_tensor(&own.q, seed, FV_DIMS(1, heads, queries, dim)));
-    FV_TRY_DONE(random_tensor(&own.k, seed, FV_DIMS(1, key_heads, keys, dim)));
-    FV_TRY_DONE(random_tensor(&own.v, seed, FV_DIMS(1, key_heads, keys, dim)));
-    FV_TRY_DONE(app_tensor_new(&own.o, FV_F32, FV_DIMS(1, heads, queries, dim)));
-    own.args = (fv_attention_args){.q = own.q.t, .k = own.k.t, .v = own.v.t, .o = own.o.t, .causal = causal};
-    FV_TRY_DONE(fv_attention_work(job->app->ctx, own.attention, &own.args, &work));
-    task.flops = work.flops;
-    task.bytes = work.bytes;
-    snprintf(task.shape, sizeof task.shape, "%lld/%lld heads, %lld x %lld, D=%lld%s", (long long)heads,
-             (long long)key_heads, (long long)queries, (long long)keys, (long long)dim, causal ? ", causal" : "");
-    status = measure(job, &task);
-done:
-    free_attention(&own);
-    return status;
+    if (!(flops + bytes > 0)) return FV_OK;
+    row.work = (app_work){.flops = flops * pass, .read = bytes * pass};
+    row.seconds = pass;
+    row.of_peak = 1;
+    row.bound = bound;
+    row.runs = 1;
+    return bench_add(b, &row);
 }
 
-static fv_status bench_attend(struct job *job, const char *name)
+static fv_status measure_peaks(struct bench *b)
 {
-    (void)name;
-    for (int i = 0; i < job->values->sizes.count; i++) {
-        int64_t n = job->values->sizes.items[i];
-        FV_TRY(bench_call(job, "attend", "dense", false, 8, 8, n, n, 128));
-        FV_TRY(bench_call(job, "attend", "dense", true, 8, 8, n, n, 128));
-        FV_TRY(bench_call(job, "attend", "dense", true, 8, 8, n, n, 64));
-    }
-    return FV_OK;
+    const app_peaks *p = &b->peaks;
+
+    app_progress(b->app, "peaks", 0);
+    FV_TRY(app_peaks_measure(b->app->ctx, &b->peaks));
+    app_progress_end();
+    FV_TRY(add_peak(b, "peak fma", "f32", "fma f32", p->rate[APP_FMA], 0, p->pass[APP_FMA]));
+    FV_TRY(add_peak(b, "peak dot", "bf16", "dot bf16", p->rate[APP_DOT_BF16], 0, p->pass[APP_DOT_BF16]));
+    FV_TRY(add_peak(b, "peak dot", "int8", "dot int8", p->rate[APP_DOT_INT8], 0, p->pass[APP_DOT_INT8]));
+    FV_TRY(add_peak(b, "peak copy", "bytes read and written", "memory", 0, p->copy, p->copy_pass));
+    return add_peak(b, "peak read", "bytes read", "memory", 0, p->read, p->read_pass);
 }
 
-static fv_status bench_scan(struct job *job, const char *name)
-{
-    (void)name;
-    for (int i = 0; i < job->values->sizes.count; i++) {
-        int64_t n = job->values->sizes.items[i];
-        FV_TRY(bench_call(job, "scan", "lightning2", true, 8, 8, n, n, 64));
-        FV_TRY(bench_call(job, "scan", "lightning2", true, 8, 8, n, n, 128));
-    }
-    return FV_OK;
-}
-
-static fv_status bench_decode(struct job *job, const char *name)
-{
-    (void)name;
-    for (int i = 0; i < job->values->sizes.count; i++) {
-        FV_TRY(bench_call(job, "decode", "dense", true, 32, 8, 1, job->values->sizes.items[i], 128));
-        FV_TRY(bench_call(job, "decode", "dense", true, 9, 3, 1, job->values->sizes.items[i], 64));
-    }
-    return FV_OK;
-}
-
-static fv_status bench_name(struct job *job, const char *spec)
-{
-    for (int i = 0; i < job->values->sizes.count; i++) {
-        int64_t n = job->values->sizes.items[i];
-        fv_attention *attention;
-        FV_TRY(fv_attention_new(spec, &attention));
-        bool causal = !(fv_attention_mechanism(attention)->traits & FV_NEVER_CAUSAL);
-        fv_attention_free(attention);
-        FV_TRY(bench_call(job, spec, spec, causal, 8, 8, n, n, 64));
-    }
-    return FV_OK;
-}
-
-/* ---- gemm ------------------------------------------------------------------------------------------------------ */
-
-static fv_status run_gemm(fv_ctx *ctx, void *user)
-{
-    return fv_gemm(ctx, user);
-}
-
-static fv_status bench_gemm(struct job *job, const char *name)
-{
-    uint64_t seed = (uint64_t)job->app->common->seed;
-    fv_status status = FV_OK;
-
-    (void)name;
-    for (int i = 0; status == FV_OK && i < job->values->sizes.count; i++) {
-        int64_t n = job->values->sizes.items[i];
-        app_tensor a = {0}, b = {0}, c = {0};
-        fv_gemm_args args;
-        struct task task = {.what = "gemm", .work = run_gemm, .user = &args};
-        FV_TRY_DONE(random_tensor(&a, seed, FV_DIMS(n, n)));
-        FV_TRY_DONE(random_tensor(&b, seed, FV_DIMS(n, n)));
-        FV_TRY_DONE(app_tensor_new(&c, FV_F32, FV_DIMS(n, n)));
-        args = (fv_gemm_args){.a = a.t, .b = b.t, .c = c.t};
-        task.flops = 2.0 * (double)n * (double)n * (double)n;
-        task.bytes = 12.0 * (double)n * (double)n;
-        snprintf(task.shape, sizeof task.shape, "%lld x %lld x %lld, f32", (long long)n, (long long)n, (long long)n);
-        status = measure(job, &task);
-    done:
-        app_tensor_free(&a);
-        app_tensor_free(&b);
-        app_tensor_free(&c);
-    }
-    return status;
-}
-
-/* ---- a model --------------------------------------------------------------------------------------------------- */
-
-struct model_task {
-    fv_session *session;
-    int32_t *ids;
-    int64_t count;
-    bool fresh; /* from an empty session; otherwise behind what is there */
-    float *logits;
-};
-
-static fv_status run_model(fv_ctx *ctx, void *user)
-{
-    struct model_task *task = user;
-
-    (void)ctx;
-    if (task->fresh) fv_session_clear(task->session);
-    return fv_session_feed(task->session, task->ids, task->count, task->logits, 1);
-}
-
-static fv_status bench_lengths(struct job *job, struct model_task *own, const fv_model_info *info)
-{
-    for (int i = 0; i < job->values->sizes.count; i++) {
-        int64_t n = job->values->sizes.items[i];
-        struct task read = {.what = "model prompt", .work = run_model, .user = own};
-        struct task write = {.what = "model token", .by_bytes = true, .work = run_model, .user = own};
-        fv_session_stats stats;
-        own->count = n;
-        own->fresh = true;
-        read.flops = 2.0 * (double)info->parameters * (double)n;
-        read.bytes = (double)info->weight_bytes;
-        snprintf(read.shape, sizeof read.shape, "%lld tokens", (long long)n);
-        FV_TRY(measure(job, &read));
-        fv_session_measure(own->session, &stats);
-        own->count = 1;
-        own->fresh = false;
-        write.flops = 2.0 * (double)info->parameters;
-        write.bytes = (double)info->weight_bytes + (double)stats.cache_bytes;
-        snprintf(write.shape, sizeof write.shape, "1 token behind %lld", (long long)n);
-        FV_TRY(measure(job, &write));
-    }
-    return FV_OK;
-}
-
-static fv_status bench_model(struct job *job, const char *name)
-{
-    int64_t longest = 0, room = 1 << 14; /* single tokens fed while a row is measured */
-    struct model_task own = {0};
-    fv_model_info info;
-    fv_model *model;
-    fv_status status;
-
-    (void)name;
-    if (!job->values->model) return cli_missing("-m MODEL", "'bench model' needs it");
-    for (int i = 0; i < job->values->sizes.count; i++)
-        longest = fv_max(longest, job->values->sizes.items[i]);
-    FV_TRY(app_model_open(job->values->model, &model, &info));
-    FV_TRY_DONE(FV_ALLOC(own.ids, longest));
-    FV_TRY_DONE(FV_ALLOC(own.logits, info.vocabulary));
-    for (int64_t i = 0; i < longest; i++)
-        own.ids[i] = (int32_t)(i * 7919 % info.vocabulary);
-    FV_TRY_DONE(fv_session_new(job->app->ctx, model, &(fv_session_options){.context = longest + room}, &own.session));
-    status = bench_lengths(job, &own, &info);
-done:
-    fv_session_free(own.session);
-    fv_free(own.ids);
-    fv_free(own.logits);
-    fv_model_close(model);
-    return status;
-}
-
-/* ---- the verb -------------------------------------------------------------------------------------------------- */
+/* ---- words ----------------------------------------------------------------------------------------------------- */
 
 static const struct {
     const char *name;
-    fv_status (*run)(struct job *job, const char *name);
+    fv_status (*run)(struct bench *b);
 } kinds[] = {{"attend", bench_attend},
-             {"scan", bench_scan},
              {"decode", bench_decode},
+             {"scan", bench_scan},
              {"gemm", bench_gemm},
              {"model", bench_model}};
 enum { KINDS = sizeof kinds / sizeof kinds[0] };
 
-static fv_status bench_word(struct job *job, const char *word)
+/* Every mechanism but the one the others are held against. */
+static fv_status all_mechanisms(struct bench *b)
+{
+    for (int i = 0; fv_mechanisms[i]; i++)
+        if (strcmp(fv_mechanisms[i]->name, "dense") != 0) FV_TRY(bench_sweep(b, fv_mechanisms[i]->name));
+    return FV_OK;
+}
+
+static fv_status bench_word(struct bench *b, const char *word)
 {
     for (int i = 0; i < KINDS; i++)
-        if (strcmp(kinds[i].name, word) == 0) return kinds[i].run(job, word);
-    return bench_name(job, word);
+        if (strcmp(kinds[i].name, word) == 0) return kinds[i].run(b);
+    return strcmp(word, "all") == 0 ? all_mechanisms(b) : bench_sweep(b, word);
+}
+
+static fv_status check_spec(const char *word, int64_t tokens)
+{
+    fv_attention *attention = NULL;
+    fv_text spec = {0};
+    fv_status status = bench_spec(word, tokens, &spec);
+
+    if (status == FV_OK) status = fv_attention_new(fv_text_get(&spec), &attention);
+    if (status == FV_OK) fv_attention_free(attention);
+    fv_text_free(&spec);
+    return status;
 }
 
 /* Everything that can be wrong on the command line, before anything is measured. */
 static fv_status check_words(const cli_common *common, const struct values *values)
 {
     for (int w = 0; w < common->operands; w++) {
-        fv_attention *attention;
+        const char *word = common->operand[w];
         int i = 0;
-        while (i < KINDS && strcmp(kinds[i].name, common->operand[w]) != 0)
+        while (i < KINDS && strcmp(kinds[i].name, word) != 0)
             i++;
         if (i < KINDS && kinds[i].run == bench_model && !values->model)
             return cli_missing("-m MODEL", "'bench model' needs it");
-        if (i < KINDS) continue;
-        fv_status status = fv_attention_new(common->operand[w], &attention);
+        if (i < KINDS || strcmp(word, "all") == 0) continue;
+        fv_status status = check_spec(word, values->sizes.count ? values->sizes.items[0] : 512);
         if (status != FV_OK)
-            return fv_fail_in(status, "'%s' is neither attend, scan, decode, gemm or model nor a mechanism",
-                              common->operand[w]);
-        fv_attention_free(attention);
+            return fv_fail_in(status, "'%s' is neither attend, decode, scan, gemm, model or all nor a mechanism", word);
     }
     return FV_OK;
 }
 
-static fv_status bench_peaks(struct job *job)
+static fv_status bench_words(struct bench *b)
 {
-    const app_peaks *peaks = &job->peaks;
+    const cli_common *common = b->app->common;
 
-    app_progress(job->app, "peaks", 0);
-    FV_TRY(app_peaks_measure(job->app->ctx, &job->peaks));
-    add_row(job, &(struct task){.what = "peak fma", .shape = "f32", .flops = peaks->fma}, 1, 1);
-    if (peaks->dot > 0) add_row(job, &(struct task){.what = "peak dot", .shape = "bf16", .flops = peaks->dot}, 1, 1);
-    add_row(job, &(struct task){.what = "peak copy", .shape = "bytes read and written", .bytes = peaks->copy}, 1, 1);
+    for (int w = 0; w < common->operands; w++)
+        FV_TRY(bench_word(b, common->operand[w]));
+    for (int i = 0; common->operands == 0 && i < KINDS; i++)
+        if (kinds[i].run != bench_model || b->model) FV_TRY(kinds[i].run(b));
     return FV_OK;
 }
 
-static fv_status bench_all(struct job *job)
+/* Counts the rows, for the bar, and then measures them. */
+static fv_status bench_rows(struct bench *b)
 {
-    const cli_common *common = job->app->common;
+    FV_TRY(measure_peaks(b));
+    b->counting = true;
+    FV_TRY(bench_words(b));
+    b->counting = false;
+    return bench_words(b);
+}
 
-    FV_TRY(bench_peaks(job));
-    for (int w = 0; w < common->operands; w++)
-        FV_TRY(bench_word(job, common->operand[w]));
-    for (int i = 0; common->operands == 0 && i < KINDS; i++)
-        if (kinds[i].run != bench_model || job->values->model) FV_TRY(kinds[i].run(job, kinds[i].name));
-    return FV_OK;
+/* ---- output ---------------------------------------------------------------------------------------------------- */
+
+static fv_status print_json(const struct bench *b)
+{
+    json_t *rows = json_array();
+
+    for (int64_t r = 0; r < b->count; r++) {
+        const bench_row *row = &b->rows[r];
+        json_t *object = json_object();
+        app_put(object, "what", json_string(row->what));
+        app_put(object, "shape", json_string(row->shape));
+        app_put(object, "backend", json_string(fv_ctx_backend(b->app->ctx)));
+        app_put(object, "seconds", app_number(row->seconds));
+        app_put(object, "gflops", app_number(1e-9 * row->work.flops / row->seconds));
+        app_put(object, "gbytes", app_number(1e-9 * (row->work.read + row->work.written) / row->seconds));
+        app_put(object, "of_peak", app_number(row->of_peak));
+        app_put(object, "bound", json_string(row->bound));
+        app_put(object, "runs", json_integer(row->runs));
+        if (row->tokens) app_put(object, "tokens", json_integer(row->tokens));
+        if (row->dense_seconds > 0) {
+            app_put(object, "dense_seconds", app_number(row->dense_seconds));
+            app_put(object, "beats_dense_from", app_number(row->beats_from)); /* null: never in this range */
+        }
+        app_append(rows, object);
+    }
+    return app_json_print(rows);
+}
+
+static fv_status print_table(const struct bench *b)
+{
+    static const bool left[8] = {true, true, false, false, false, false, true, false};
+    static const char *const heading[8] = {"WHAT", "SHAPE", "MS", "GFLOP/S", "GB/S", "OF PEAK", "BOUND", "OF DENSE"};
+    app_table table = {.columns = 7, .left = left};
+    fv_text words = {0};
+
+    for (int64_t r = 0; r < b->count; r++)
+        if (b->rows[r].tokens) table.columns = 8;
+    for (int i = 0; i < table.columns; i++)
+        app_table_cell(&table, "%s", heading[i]);
+    for (int64_t r = 0; r < b->count; r++) {
+        const bench_row *row = &b->rows[r];
+        app_table_cell(&table, "%s", row->what);
+        app_table_cell(&table, "%s", row->shape);
+        app_table_cell(&table, "%.4g", 1e3 * row->seconds);
+        app_table_cell(&table, "%.1f", 1e-9 * row->work.flops / row->seconds);
+        app_table_cell(&table, "%.1f", 1e-9 * (row->work.read + row->work.written) / row->seconds);
+        app_table_cell(&table, "%.0f %%", 100 * row->of_peak);
+        app_table_cell(&table, "%s", row->bound);
+        if (table.columns == 8)
+            app_table_cell(&table, row->dense_seconds > 0 ? "%.2f" : "-", row->seconds / row->dense_seconds);
+        if (!bench_is_last(b, r)) continue;
+        fv_text_printf(&words, "%s ", row->what);
+        bench_crossing(b, row, &words);
+        fv_text_printf(&words, "\n");
+    }
+    printf("%s, %s, %d threads\n", b->app->ctx->cpu.model, fv_ctx_backend(b->app->ctx), fv_ctx_threads(b->app->ctx));
+    fv_status status = app_table_print(&table, stdout);
+    if (status == FV_OK) status = fv_text_status(&words);
+    if (status == FV_OK) fputs(fv_text_get(&words), stdout);
+    fv_text_free(&words);
+    return status;
 }
 
 static fv_status run(struct app *app, const void *data)
 {
-    static const bool left[6] = {true, true};
-    static const char *const heading[6] = {"WHAT", "SHAPE", "TIME", "GFLOP/S", "GB/S", "OF PEAK"};
-    struct job job = {.app = app, .values = data, .table = {.columns = 6, .left = left}};
+    const struct values *values = data;
+    struct bench b = {.app = app,
+                      .model = values->model,
+                      .sizes = values->sizes,
+                      .f32 = values->precision != ONLY_BF16,
+                      .bf16 = values->precision != ONLY_F32,
+                      .least = values->seconds};
     fv_status status;
 
-    FV_TRY(check_words(app->common, data));
+    FV_TRY(check_words(app->common, values));
     FV_TRY(app_begin(app, FV_PRECISION_AUTO));
-    job.rows = json_array();
-    for (int i = 0; i < 6; i++)
-        app_table_cell(&job.table, "%s", heading[i]);
-    status = bench_all(&job);
+    status = bench_rows(&b);
     app_progress_end();
-    if (status == FV_OK && app->common->json) {
-        status = app_json_print(json_incref(job.rows));
-    } else if (status == FV_OK) {
-        printf("%s, %d threads\n", fv_ctx_backend(app->ctx), fv_ctx_threads(app->ctx));
-        status = app_table_print(&job.table, stdout);
-    }
-    json_decref(job.rows);
-    app_table_free(&job.table);
+    if (status == FV_OK) status = app->common->json ? print_json(&b) : print_table(&b);
+    if (status == FV_OK && values->report) status = bench_report(&b, values->report);
+    fv_free(b.rows);
     return status;
 }
 
 const cli_verb verb_bench = {
     .name = "bench",
     .summary = "speed of this machine, beside its own peaks",
-    .operands = "[attend|scan|decode|gemm|model|SPEC]...",
+    .operands = "[attend|decode|scan|gemm|model|all|SPEC]...",
     .operands_max = 64,
-    .about = "Measures kinds of work, or mechanisms by name, at the given sizes; in the same run also what the machine "
-             "can do at best: multiply-adds, dot products, and copying memory. Without names: all but 'model', which "
-             "needs -m.",
+    .about =
+        "Measures kinds of work, or mechanisms by name ('all' is every one) over several lengths beside dense "
+        "attention "
+        "of the same shape; in the same run also what the machine can do at best: multiply-adds, dot products, reading "
+        "and copying memory far beyond the caches. Without names: attend, decode, scan, gemm, and model with -m.\n"
+        "A time is the median of at least five runs (three if they take longer than two seconds) over at least "
+        "--seconds, after one to warm up. OF PEAK is the least time the peaks allow over the time; BOUND is the peak "
+        "that sets it, memory only where the data exceed the caches.",
     .example = "  fovea bench attend decode --sizes 1024,4096\n  fovea bench moba:block=128 --sizes 4096 --json\n"
-               "  fovea bench model -m model.gguf --sizes 512\n",
+               "  fovea bench model -m model.gguf --sizes 512\n  fovea bench all --report bench.html\n",
     .flags = flags,
     .size = sizeof(struct values),
     .run = run,

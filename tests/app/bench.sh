@@ -1,18 +1,47 @@
 # fovea bench: rows with their fields; peaks in the same run.
 . "$(dirname "$(realpath "$0")")/common.bash"
 
-expect bench 0 '' "$fovea" bench attend scan decode gemm power:block=16 --sizes 64,100 --json
-holds fields 'all(set(r) == {"what", "shape", "backend", "seconds", "gflops", "gbytes", "of_peak"} for r in j)'
-holds peaks '{"peak fma", "peak copy"} <= {r["what"] for r in j}'
+quick="--seconds 0.01"
+expect bench 0 '' "$fovea" bench attend scan decode gemm power:block=16 --sizes 64,100 --json $quick
+holds fields '(all({"what", "shape", "backend", "seconds", "gflops", "gbytes", "of_peak", "bound", "runs"} <= set(r)
+    for r in j))'
+holds peaks '{"peak fma", "peak copy", "peak read"} <= {r["what"] for r in j}'
+holds peak_times 'all(r["of_peak"] == 1 and 0 < r["seconds"] < 60 for r in j if r["what"].startswith("peak "))'
 holds work '{"attend", "scan", "decode", "gemm", "power:block=16"} <= {r["what"] for r in j}'
-holds numbers 'all(r["seconds"] > 0 and r["of_peak"] > 0 and r["gflops"] + r["gbytes"] > 0 for r in j)'
-expect table 0 '' "$fovea" bench gemm --sizes 64
+holds numbers 'all(r["seconds"] > 0 and r["of_peak"] > 0 and r["gflops"] + r["gbytes"] > 0 and r["runs"] >= 1 for r in j)'
+holds precisions '[sum(r["what"] == "attend" and d in r["shape"] for r in j) for d in ("f32", "bf16")] == [12, 12]'
+holds layouts '(all(sum(r["what"] == "decode" and h in r["shape"] for r in j) == 8
+    for h in ("32/8 heads", "64/8 heads", "9/3 heads", "4/1 heads")))'
+holds stored_weights '({"q4_0", "q4_1", "q8_0", "q4_K", "q6_K", "iq4_nl", "f32", "bf16"} <=
+    {r["shape"].split(", ")[-1] for r in j if r["what"] == "gemm"})'
+# what fits the caches is not judged by memory
+holds in_cache 'not any(r["bound"] == "memory" for r in j if not r["what"].startswith("peak "))'
+holds beside_dense '(all({"tokens", "dense_seconds", "beats_dense_from"} <= set(r) for r in j if r["what"] == "power:block=16")
+    and sum(r["what"] == "dense" for r in j) == 2)'
+expect one_precision 0 '' "$fovea" bench attend gemm --sizes 64 --precision f32 --json $quick
+holds no_bf16 'not any("bf16" in r["shape"] for r in j if not r["what"].startswith("peak "))'
+expect all 0 '' "$fovea" bench all --sizes 256,64 --report all.html --json $quick
+holds every_mechanism '({"sinkwin", "gna", "power", "moba", "bra", "nsa", "lightning2", "hedgehog", "agent"} <=
+    {r["what"] for r in j})'
+holds ascending '[r["tokens"] for r in j if r["what"] == "gna"] == [64, 256]'
+holds grids 'all("grid=8x8" in r["shape"] for r in j if r["what"] in ("gna", "bra", "agent") and r["tokens"] == 64)'
+holds crossings '(all(r["beats_dense_from"] is None or 64 <= r["beats_dense_from"] <= 256
+    for r in j if "beats_dense_from" in r))'
+grep -q '<polyline' all.html || fail report "$(head -c 300 all.html)"
+! grep -qE 'https?://|src=|@import|<script' all.html || fail report "it asks for something outside"
+expect own_grid 0 '' "$fovea" bench gna:grid=4x16,window=3x3 --sizes 64 $quick
+grep -qE 'gna.* (never beats|beats) dense' out || fail crossing "$(cat out)"
+expect bad_grid 1 'grid' "$fovea" bench gna:grid=5x5,window=3x3 --sizes 64 $quick
+expect table 0 '' "$fovea" bench gemm --sizes 64 $quick
 grep -q '^gemm ' out || fail table "$(cat out)"
 expect unknown 2 'neither' "$fovea" bench nothing
 expect no_model 2 'm MODEL is missing' "$fovea" bench model
+expect no_folder 1 'absent' "$fovea" bench scan --sizes 64 --report absent/b.html $quick
+expect bad_option 2 'window' "$fovea" bench sinkwin:window=x
 expect bad_sizes 2 'sizes' "$fovea" bench gemm --sizes 0
 if [ -r "$smollm" ]; then
-    expect model 0 '' "$fovea" bench model -m "$smollm" --sizes 32 --json
+    expect model 0 '' "$fovea" bench model -m "$smollm" --sizes 32 --json $quick
     holds model_rows '{"model prompt", "model token"} <= {r["what"] for r in j}'
+    holds model_work 'all(r["of_peak"] > 0 and r["bound"] for r in j)'
 fi
 interrupt ctrl_c 1 "$fovea" bench attend --sizes 4096 --device ref

@@ -1,0 +1,6 @@
+# fovea-checkops: primitives against the reference backend, and timed.  For people who change kernels: it reaches below
+# the public interface, and is not installed.
+file(GLOB checkops_sources CONFIGURE_DEPENDS bench/checkops/*.c)
+add_executable(fovea-checkops ${checkops_sources} src/app/json.c src/app/measure.c src/app/noise.c src/app/peaks.c
+               src/app/table.c)
+target_link_libraries(fovea-checkops PRIVATE fovea_static)

@@ -1,0 +1,70 @@
+/* What fovea bench measures: rows, the job they belong to, and the parts that add them. */
+#ifndef APP_BENCH_H
+#define APP_BENCH_H
+
+#include "app/measure.h"
+#include "app/noise.h"
+#include "app/prompt.h"
+
+typedef struct bench_row {
+    const char *what;
+    char shape[112];
+    app_work work;
+    double seconds, of_peak;
+    const char *bound; /* the peak that limits it */
+    int runs;
+    /* of mechanisms by name: */
+    int64_t tokens;       /* 0: another kind of row */
+    double dense_seconds; /* dense attention of the same shape in the same run */
+    double beats_from;    /* tokens from which it is faster than dense; NAN: not in this range */
+} bench_row;
+
+struct bench {
+    struct app *app;
+    const char *model; /* NULL: none */
+    cli_ints sizes;    /* none: each kind has its own */
+    bool f32, bf16;    /* which precisions */
+    double least;      /* seconds a row takes at least */
+    app_peaks peaks;
+    bool counting;             /* rows are only counted */
+    int64_t planned, measured; /* rows */
+    int64_t count, capacity;
+    bench_row *rows;
+};
+
+/* A row to measure: names it; work, unit and bytes are filled in by the caller. */
+bench_row bench_named(const char *what, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* Times `work` with the context held to a precision, and adds the row. */
+fv_status bench_measure(struct bench *b, bench_row *row, fv_precision precision,
+                        fv_status (*work)(fv_ctx *ctx, void *user), void *user);
+fv_status bench_add(struct bench *b, const bench_row *row);
+/* Whether rows are only counted: these are, then, and there is nothing to do. */
+bool bench_counts(struct bench *b, int64_t rows);
+
+/* A tensor of noise in scratch memory, which is not given back to the system between rows. */
+fv_status bench_noise(struct bench *b, fv_tensor *tensor, fv_dtype dtype, int rank, const int64_t *dims);
+
+/* The sizes asked for, or the given ones. */
+cli_ints bench_sizes(const struct bench *b, int count, const int64_t *items);
+
+/* ---- parts ----------------------------------------------------------------------------------------------------- */
+
+fv_status bench_attend(struct bench *b);
+fv_status bench_decode(struct bench *b);
+fv_status bench_scan(struct bench *b);
+fv_status bench_gemm(struct bench *b);
+fv_status bench_model(struct bench *b);
+/* One mechanism over lengths, beside dense. */
+fv_status bench_sweep(struct bench *b, const char *spec);
+/* A mechanism's SPEC with what its shape needs (a grid, a window on it) where that was left out. */
+fv_status bench_spec(const char *given, int64_t tokens, fv_text *spec);
+/* "beats dense from about 1230 tokens", for people; "" for rows of other kinds. */
+void bench_crossing(const struct bench *b, const bench_row *last, fv_text *words);
+
+/* Whether this is the last row of its mechanism, which has the words. */
+bool bench_is_last(const struct bench *b, int64_t row);
+
+/* One HTML file that needs nothing else. */
+fv_status bench_report(const struct bench *b, const char *path);
+
+#endif

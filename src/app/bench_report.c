@@ -1,0 +1,236 @@
+/* The page of fovea bench: shares of peaks as bars, and time over length for each mechanism beside dense. */
+#include <math.h>
+#include <string.h>
+
+#include "app/bench.h"
+#include "app/page.h"
+
+static void escape(fv_text *out, const char *words)
+{
+    page_escape(out, words, strlen(words));
+}
+
+/* ---- bars ------------------------------------------------------------------------------------------------------ */
+
+/* Colours: f32, bf16 and integers, memory. */
+static int colour_of(const bench_row *row)
+{
+    return strcmp(row->bound, "memory") == 0 ? 3 : strcmp(row->bound, "fma f32") == 0 ? 1 : 2;
+}
+
+static void bars(fv_text *out, const struct bench *b, const char *what)
+{
+    int count = 0;
+
+    for (int64_t r = 0; r < b->count; r++)
+        count += strcmp(b->rows[r].what, what) == 0;
+    fv_text_printf(out, "<figure><figcaption><b>");
+    escape(out, what);
+    fv_text_printf(out,
+                   "</b> <span>share of the peak that bounds it</span></figcaption><svg viewBox=\"0 0 %d %d\" "
+                   "role=\"img\" aria-label=\"shares of peaks\">",
+                   PAGE_WIDTH, PAGE_ROW * count);
+    for (int64_t r = 0, at = 0; r < b->count; r++) {
+        const bench_row *row = &b->rows[r];
+        char value[32];
+        if (strcmp(row->what, what) != 0) continue;
+        snprintf(value, sizeof value, "%.0f %%", 100 * row->of_peak);
+        page_bar(out, (int)at++, row->shape, value, row->of_peak, colour_of(row));
+    }
+    fv_text_printf(out, "</svg></figure>\n");
+}
+
+static bool is_peak(const bench_row *row)
+{
+    return strncmp(row->what, "peak ", 5) == 0;
+}
+
+static bool seen_before(const struct bench *b, int64_t r)
+{
+    for (int64_t q = 0; q < r; q++)
+        if (strcmp(b->rows[q].what, b->rows[r].what) == 0) return true;
+    return false;
+}
+
+static void write_kernels(fv_text *out, const struct bench *b)
+{
+    bool any = false;
+
+    for (int64_t r = 0; r < b->count; r++) {
+        const bench_row *row = &b->rows[r];
+        if (is_peak(row) || row->tokens || seen_before(b, r)) continue;
+        if (!any)
+            fv_text_printf(out, "<h2>Kernels</h2><p><span class=\"key s1\"></span> judged by f32 multiply-adds "
+                                "<span class=\"key s2\"></span> by dot products <span class=\"key s3\"></span> by "
+                                "memory, where the data exceed the caches</p><div class=\"grid\">\n");
+        any = true;
+        bars(out, b, row->what);
+    }
+    if (any) fv_text_printf(out, "</div>\n");
+}
+
+/* ---- lines ----------------------------------------------------------------------------------------------------- */
+
+enum { LEFT = 44, RIGHT = 340, TOP = 12, BOTTOM = 210, HEIGHT = 236 };
+
+/* Both axes are logarithmic. */
+struct axes {
+    double from_x, to_x, from_y, to_y; /* logarithms */
+};
+
+static double place_x(const struct axes *a, double tokens)
+{
+    double width = a->to_x - a->from_x;
+
+    return width > 0 ? LEFT + (log(tokens) - a->from_x) / width * (RIGHT - LEFT) : (LEFT + RIGHT) / 2.0;
+}
+
+static double place_y(const struct axes *a, double seconds)
+{
+    return BOTTOM - (log10(seconds) - a->from_y) / (a->to_y - a->from_y) * (BOTTOM - TOP);
+}
+
+static void line(fv_text *out, const struct axes *a, const bench_row *rows, int64_t count, bool dense, int colour)
+{
+    fv_text_printf(out, "<polyline class=\"line l%d\" points=\"", colour);
+    for (int64_t r = 0; r < count; r++)
+        fv_text_printf(out, "%.1f,%.1f ", place_x(a, (double)rows[r].tokens),
+                       place_y(a, dense ? rows[r].dense_seconds : rows[r].seconds));
+    fv_text_printf(out, "\"/>");
+    for (int64_t r = 0; r < count; r++)
+        fv_text_printf(out, "<circle class=\"s%d\" r=\"3\" cx=\"%.1f\" cy=\"%.1f\"/>", colour,
+                       place_x(a, (double)rows[r].tokens), place_y(a, dense ? rows[r].dense_seconds : rows[r].seconds));
+}
+
+/* Whole decades, so that every page reads alike. */
+static struct axes axes_of(const bench_row *rows, int64_t count)
+{
+    struct axes a = {log((double)rows[0].tokens), log((double)rows[count - 1].tokens), INFINITY, -INFINITY};
+
+    for (int64_t r = 0; r < count; r++) {
+        a.from_y = fmin(a.from_y, floor(log10(fmin(rows[r].seconds, rows[r].dense_seconds))));
+        a.to_y = fmax(a.to_y, ceil(log10(fmax(rows[r].seconds, rows[r].dense_seconds)) + 1e-9));
+    }
+    return a;
+}
+
+static const char *seconds_text(double seconds)
+{
+    static _Thread_local char text[32];
+    bool whole = seconds > 0.9;
+
+    snprintf(text, sizeof text, "%g %s",
+             whole              ? round(seconds)
+             : seconds > 0.9e-3 ? 1e3 * seconds
+                                : 1e6 * seconds,
+             whole              ? "s"
+             : seconds > 0.9e-3 ? "ms"
+                                : "µs");
+    return text;
+}
+
+static void grid_lines(fv_text *out, const struct axes *a, const bench_row *rows, int64_t count)
+{
+    for (double y = a->from_y; y <= a->to_y + 0.5; y++) {
+        double at = place_y(a, pow(10, y));
+        fv_text_printf(out, "<line class=\"mesh\" x1=\"%d\" x2=\"%d\" y1=\"%.1f\" y2=\"%.1f\"/>", LEFT, RIGHT, at, at);
+        fv_text_printf(out, "<text class=\"tick end\" x=\"%d\" y=\"%.1f\">%s</text>", LEFT - 4, at + 4,
+                       seconds_text(pow(10, y)));
+    }
+    for (int64_t r = 0; r < count; r++)
+        fv_text_printf(out, "<text class=\"tick middle\" x=\"%.1f\" y=\"%d\">%lld</text>",
+                       place_x(a, (double)rows[r].tokens), BOTTOM + 18, (long long)rows[r].tokens);
+}
+
+static void plot(fv_text *out, const struct bench *b, int64_t first, int64_t last)
+{
+    const bench_row *rows = &b->rows[first];
+    int64_t count = last - first + 1;
+    struct axes a = axes_of(rows, count);
+    double from = rows[0].beats_from;
+
+    fv_text_printf(out, "<figure><figcaption><b>");
+    escape(out, rows[0].what);
+    fv_text_printf(out, "</b> <span>");
+    bench_crossing(b, &b->rows[last], out);
+    fv_text_printf(out, "</span></figcaption><svg viewBox=\"0 0 %d %d\" role=\"img\" aria-label=\"time over length\">",
+                   PAGE_WIDTH, HEIGHT);
+    grid_lines(out, &a, rows, count);
+    if (from > (double)rows[0].tokens) {
+        double x = place_x(&a, from);
+        fv_text_printf(out, "<line class=\"cross\" x1=\"%.1f\" x2=\"%.1f\" y1=\"%d\" y2=\"%d\"/>", x, x, TOP, BOTTOM);
+        fv_text_printf(out, "<text class=\"tick %s\" x=\"%.1f\" y=\"%d\">%.0f tokens</text>",
+                       x > (LEFT + RIGHT) / 2.0 ? "end" : "start", x > (LEFT + RIGHT) / 2.0 ? x - 4 : x + 4, TOP + 8,
+                       from);
+    }
+    line(out, &a, rows, count, true, 0);
+    line(out, &a, rows, count, false, 1);
+    fv_text_printf(out, "</svg><p>");
+    escape(out, b->rows[last].shape);
+    fv_text_printf(out, ": %.2f × dense</p></figure>\n", b->rows[last].seconds / b->rows[last].dense_seconds);
+}
+
+static void write_mechanisms(fv_text *out, const struct bench *b)
+{
+    bool any = false;
+
+    for (int64_t r = 0; r < b->count; r++) {
+        int64_t first = r;
+        if (!bench_is_last(b, r)) continue;
+        while (first > 0 && b->rows[first - 1].what == b->rows[r].what)
+            first--;
+        if (!any)
+            fv_text_printf(out, "<h2>Mechanisms</h2><p>Time over tokens, both logarithmic: <span class=\"key s1\">"
+                                "</span> the mechanism, <span class=\"key s0\"></span> dense attention of the same "
+                                "shape. A dashed line marks the length from which it is faster.</p>"
+                                "<div class=\"grid\">\n");
+        any = true;
+        plot(out, b, first, r);
+    }
+    if (any) fv_text_printf(out, "</div>\n");
+}
+
+/* ---- the page -------------------------------------------------------------------------------------------------- */
+
+static void write_rows(fv_text *out, const struct bench *b)
+{
+    fv_text_printf(out, "<h2>All rows</h2><div class=\"wide\"><table><thead><tr><th>What</th><th>Shape</th>"
+                        "<th>Time<small>ms</small></th><th>GFLOP/s</th><th>GB/s</th><th>Of peak<small>bound</small>"
+                        "</th><th>Runs</th></tr></thead><tbody>\n");
+    for (int64_t r = 0; r < b->count; r++) {
+        const bench_row *row = &b->rows[r];
+        fv_text_printf(out, "<tr><td>");
+        escape(out, row->what);
+        fv_text_printf(out, "</td><td>");
+        escape(out, row->shape);
+        fv_text_printf(out,
+                       "</td><td>%.4g</td><td>%.1f</td><td>%.1f</td><td>%.0f %%<small>%s</small></td><td>%d</td>"
+                       "</tr>\n",
+                       1e3 * row->seconds, 1e-9 * row->work.flops / row->seconds,
+                       1e-9 * (row->work.read + row->work.written) / row->seconds, 100 * row->of_peak, row->bound,
+                       row->runs);
+    }
+    fv_text_printf(out, "</tbody></table></div>\n<p>Times are medians. Of peak: the least time the machine's own peaks "
+                        "allow, measured in the same run, over the time.</p>\n");
+}
+
+fv_status bench_report(const struct bench *b, const char *path)
+{
+    const app_peaks *p = &b->peaks;
+    fv_text out = {0};
+
+    page_begin(&out, "fovea bench");
+    fv_text_printf(&out, "<h1>fovea bench</h1>\n<p>");
+    escape(&out, b->app->ctx->cpu.model);
+    fv_text_printf(&out, ", %s, %d thread%s; fovea %s. Peaks in the same run: %.0f GFLOP/s of f32 multiply-adds",
+                   fv_ctx_backend(b->app->ctx), fv_ctx_threads(b->app->ctx),
+                   fv_ctx_threads(b->app->ctx) == 1 ? "" : "s", fv_version(), 1e-9 * p->rate[APP_FMA]);
+    if (p->rate[APP_DOT_BF16] > 0)
+        fv_text_printf(&out, ", %.0f of bf16 and %.0f of 8-bit dot products", 1e-9 * p->rate[APP_DOT_BF16],
+                       1e-9 * p->rate[APP_DOT_INT8]);
+    fv_text_printf(&out, "; %.1f GB/s read from memory, %.1f copied.</p>\n", 1e-9 * p->read, 1e-9 * p->copy);
+    write_mechanisms(&out, b);
+    write_kernels(&out, b);
+    write_rows(&out, b);
+    return page_write(&out, path);
+}
