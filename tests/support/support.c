@@ -27,6 +27,20 @@ fv_ctx *test_ctx(const char *device, int threads)
     return ctx;
 }
 
+const char *const test_isas[] = {"c", "avx2", "avx512f", "avx512", NULL};
+
+fv_ctx *test_isa_ctx(const char *isa, int threads)
+{
+    fv_ctx *ctx = NULL;
+
+    setenv("FOVEA_ISA", isa, 1);
+    fv_status status = fv_ctx_new(&(fv_ctx_options){.threads = threads, .precision = FV_PRECISION_F32}, &ctx);
+    unsetenv("FOVEA_ISA");
+    if (status == FV_E_UNSUPPORTED) return NULL;
+    assert_ok(status);
+    return ctx;
+}
+
 fv_tensor test_random(fv_ctx *ctx, double scale, int rank, const int64_t *dims)
 {
     static uint64_t stream;

@@ -37,6 +37,11 @@ fv_ctx *test_ctx(const char *device, int threads);
 /* The devices to test: "ref", "cpu", NULL. */
 extern const char *const test_devices[];
 
+/* The instruction sets kernels are compiled for, NULL; and a context of the CPU backend held to one, with products in
+ * f32, or NULL where the machine lacks it. */
+extern const char *const test_isas[];
+fv_ctx *test_isa_ctx(const char *isa, int threads);
+
 /* A contiguous f32 tensor of normal numbers * scale in scratch memory of ctx; each call draws fresh numbers. */
 fv_tensor test_random(fv_ctx *ctx, double scale, int rank, const int64_t *dims);
 

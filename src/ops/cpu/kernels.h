@@ -26,21 +26,6 @@ typedef void fv_dot_fn(int m, int64_t k, const float *x, int64_t x_row, const fl
 /* out[i] = element `from` + i of a row; `from` and `count` are whole blocks. */
 typedef void fv_load_fn(const void *row, int64_t from, int64_t count, float *out);
 
-/* One token of a recurrence over state [keys, width], width a multiple of tile_columns: the state decays by
- * decay[d * decay_step] (NULL: 1) and value_decay[c] (NULL: 1), takes in beta k (v - [delta] state^T k)^T, and is read:
- * o = state^T q. */
-struct fv_scan_step {
-    int64_t keys, width;
-    float *state;
-    const float *q, *k, *v; /* v, o: [width] */
-    float *o;
-    const float *decay;
-    int64_t decay_step;
-    const float *value_decay;
-    float beta;
-    bool delta;
-};
-
 struct fv_kernels {
     int width; /* floats in a vector */
     int tile_rows, tile_columns;
@@ -71,7 +56,7 @@ struct fv_kernels {
      * [rows, o_row] (o_row a multiple of width) are brought up to date. */
     void (*online_softmax)(int rows, int tokens, const uint64_t *bits, float *s, float *maximum, float *total, float *o,
                            int64_t o_row);
-    void (*scan_step)(const struct fv_scan_step *step);
+    const struct fv_scan_kernels *scan;
 };
 
 /* The kernels for the context's instruction set. */
