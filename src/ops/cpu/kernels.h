@@ -56,7 +56,8 @@ struct fv_kernels {
      * [rows, o_row] (o_row a multiple of width) are brought up to date. */
     void (*online_softmax)(int rows, int tokens, const uint64_t *bits, float *s, float *maximum, float *total, float *o,
                            int64_t o_row);
-    const struct fv_scan_kernels *scan;
+    const struct fv_scan_kernels *scan;       /* scan_kernels.h */
+    const struct fv_weights_kernels *weights; /* weights_kernels.h */
 };
 
 /* The kernels for the context's instruction set. */

@@ -9,4 +9,5 @@ void LEAF(fill)(struct fv_kernels *kernels)
     LEAF(fill_math)(kernels);
     LEAF(fill_attend)(kernels);
     LEAF(fill_scan)(kernels);
+    LEAF(fill_weights)(kernels);
 }

@@ -20,6 +20,7 @@ void LEAF(fill_blocks)(struct fv_kernels *kernels);
 void LEAF(fill_math)(struct fv_kernels *kernels);
 void LEAF(fill_attend)(struct fv_kernels *kernels);
 void LEAF(fill_scan)(struct fv_kernels *kernels);
+void LEAF(fill_weights)(struct fv_kernels *kernels);
 
 INLINE vf load_bf16(const uint16_t *p)
 {
