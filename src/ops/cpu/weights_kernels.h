@@ -35,6 +35,9 @@ struct fv_sums_step {
 struct fv_weights_kernels {
     void (*gradients)(const struct fv_weights_step *step);
     void (*sums)(const struct fv_sums_step *step);
+    /* Puts the weights of `bits`, whose keys ascend, in their places among a row's K largest: top falls, and has room
+     * for whole vectors. */
+    void (*insert)(int64_t K, uint64_t bits, const float *weights, const int64_t *key, float *top, int32_t *top_key);
     /* Rows of x [count, width] that hold NaN or an infinity, count <= 64. */
     uint64_t (*spoiled)(int count, int64_t width, const float *x, int64_t row);
 };

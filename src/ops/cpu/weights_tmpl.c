@@ -117,6 +117,62 @@ static void sums(const struct fv_sums_step *step)
     }
 }
 
+#if W == 16
+#define SHIFTED 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30
+#elif W == 8
+#define SHIFTED 7, 8, 9, 10, 11, 12, 13, 14
+#else
+#define SHIFTED 3, 4, 5, 6
+#endif
+
+#define OTHER_HALF(x) __builtin_shufflevector(x, x, HALVES)
+#if W == 16
+#define HALVES 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7
+#elif W == 8
+#define HALVES 4, 5, 6, 7, 0, 1, 2, 3
+#else
+#define HALVES 2, 3, 0, 1
+#endif
+
+/* Of those bits the weights that may be among the K largest of the tile: W lanes (or W / 2 of twice as many weights)
+ * each have a largest, and if there are K of these, none below the least of them is wanted. */
+INLINE uint64_t candidates(int64_t K, uint64_t bits, const float *weights)
+{
+    vf high = load(weights);
+    uint64_t above = 0;
+
+    if (K > W || __builtin_popcountll(bits) <= K) return bits;
+    UNROLL
+    for (int n = 1; n < N; n++)
+        high = vmax(load(weights + n * W), high);
+    if (K <= W / 2) high = vmax(OTHER_HALF(high), high);
+    high = splat(-largest(-high));
+    UNROLL
+    for (int n = 0; n < N; n++)
+        above |= bits_of(load(weights + n * W) >= high) << (n * W);
+    return bits & above;
+}
+
+/* Of equal weights the first stays ahead.  Without branches on the weights: these cannot be guessed. */
+static void insert(int64_t K, uint64_t bits, const float *weights, const int64_t *key, float *top, int32_t *top_key)
+{
+    int64_t places = (K + W - 1) / W * W;
+
+    bits = candidates(K, bits, weights);
+    for (; bits; bits &= bits - 1) {
+        int n = __builtin_ctzll(bits);
+        vf weight = splat(weights[n]), own = (vf)splat_i((int32_t)key[n]);
+        for (int64_t from = places - W; from >= 0; from -= W) {
+            vf x = load(top + from), k = (vf) * (const vi_unaligned *)(top_key + from);
+            vf x_before = __builtin_shufflevector(splat(from > 0 ? top[from - 1] : INFINITY), x, SHIFTED);
+            vf k_before = __builtin_shufflevector((vf)splat_i(from > 0 ? top_key[from - 1] : -1), k, SHIFTED);
+            vi above = x_before < weight, here = x < weight;
+            store(top + from, choose(above, x_before, choose(here, weight, x)));
+            *(vi_unaligned *)(top_key + from) = (vi)choose(above, k_before, choose(here, own, k));
+        }
+    }
+}
+
 static uint64_t spoiled(int count, int64_t width, const float *x, int64_t row)
 {
     const vi infinity = splat_i(0x7f800000);
@@ -135,7 +191,7 @@ static uint64_t spoiled(int count, int64_t width, const float *x, int64_t row)
 
 void LEAF(fill_weights)(struct fv_kernels *kernels)
 {
-    static const struct fv_weights_kernels weights = {gradients, sums, spoiled};
+    static const struct fv_weights_kernels weights = {gradients, sums, insert, spoiled};
 
     kernels->weights = &weights;
 }
