@@ -223,6 +223,63 @@ static void threads_do_not_change_a_bit(void **state)
     }
 }
 
+static void check_same(const char *what, const fv_tensor *got, const fv_tensor *expected, int64_t rows)
+{
+    for (int64_t h = 0; h < got->dims[1]; h++)
+        for (int64_t n = 0; n < rows; n++)
+            for (int64_t d = 0; d < got->dims[3]; d++) {
+                float x = *(float *)fv_at(got, 0, h, n, d), y = *(float *)fv_at(expected, 0, h, n, d);
+                /* the same sums, if in another order where a key was spoiled */
+                if (!(fabsf(x - y) <= 1e-5f * fmaxf(1, fabsf(y))))
+                    fail_msg("%s, head %d, row %d, channel %d: expected %g, got %g", what, (int)h, (int)n, (int)d,
+                             (double)y, (double)x);
+            }
+}
+
+/* Gradients of a call with NaN and infinities in keys and values that nobody sees are those of a call without; and rows
+ * that do not see such a key keep their d_q. */
+static void what_is_hidden_cannot_spoil(void **state)
+{
+    static const float poison[] = {NAN, INFINITY, -INFINITY};
+    (void)state;
+
+    for (int device = 0; test_devices[device]; device++) {
+        fv_ctx *ctx = test_ctx(test_devices[device], 2);
+        for (int round = 0; round < 12; round++) {
+            fv_mark mark = fv_scratch_mark(ctx);
+            int64_t N = round < 6 ? 9 : 150, M = N + 7, H = 4, Hkv = 2, D = round % 2 ? 16 : 32, Dv = 24;
+            int64_t at = round % 4 < 2 ? N : N * 2 / 3; /* the first spoiled key: seen by nobody, or by late rows */
+            fv_plan plan = {.causal = true};
+            fv_attend_args a = {.q = test_random(ctx, 1, FV_DIMS(1, H, N, D)),
+                                .k = test_random(ctx, 1, FV_DIMS(1, Hkv, M, D)),
+                                .v = test_random(ctx, 1, FV_DIMS(1, Hkv, M, Dv)),
+                                .o = test_random(ctx, 1, FV_DIMS(1, H, N, Dv)),
+                                .lse = test_random(ctx, 1, FV_DIMS(1, H, N)),
+                                .plan = &plan};
+            fv_attend_grads g[2] = {{.d_o = test_random(ctx, 1, FV_DIMS(1, H, N, Dv))}};
+            if (round % 3 == 1) a.logits.softcap = 5;
+            g[1].d_o = g[0].d_o;
+            for (int n = 0; n < 2; n++) {
+                assert_ok(fv_tensor_zeros(ctx, &g[n].d_q, FV_F32, 4, a.q.dims));
+                assert_ok(fv_tensor_zeros(ctx, &g[n].d_k, FV_F32, 4, a.k.dims));
+                assert_ok(fv_tensor_zeros(ctx, &g[n].d_v, FV_F32, 4, a.v.dims));
+                for (int64_t h = 0; n == 1 && h < Hkv; h++) {
+                    *(float *)fv_at(&a.k, 0, h, at, 3) = poison[round % 3];
+                    *(float *)fv_at(&a.v, 0, h, at, 5) = poison[round % 3];
+                    *(float *)fv_at(&a.v, 0, h, M - 1, 7) = poison[(round + 1) % 3];
+                }
+                assert_ok(fv_attend(ctx, &a));
+                assert_ok(fv_attend_backward(ctx, &a, &g[n]));
+            }
+            check_same("d_q", &g[1].d_q, &g[0].d_q, at);
+            if (at == N) check_same("d_k", &g[1].d_k, &g[0].d_k, M);
+            if (at == N) check_same("d_v", &g[1].d_v, &g[0].d_v, M);
+            fv_scratch_release(ctx, mark);
+        }
+        fv_ctx_free(ctx);
+    }
+}
+
 static void bad_calls_are_refused_in_words(void **state)
 {
     fv_ctx *ctx = test_ctx("ref", 1);
@@ -250,9 +307,9 @@ static void bad_calls_are_refused_in_words(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(gradients_are_slopes),           cmocka_unit_test(the_tape_walks_attend),
-        cmocka_unit_test(broadcast_gradients_sum),        cmocka_unit_test(threads_do_not_change_a_bit),
-        cmocka_unit_test(bad_calls_are_refused_in_words),
+        cmocka_unit_test(gradients_are_slopes),        cmocka_unit_test(the_tape_walks_attend),
+        cmocka_unit_test(broadcast_gradients_sum),     cmocka_unit_test(threads_do_not_change_a_bit),
+        cmocka_unit_test(what_is_hidden_cannot_spoil), cmocka_unit_test(bad_calls_are_refused_in_words),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -392,122 +392,6 @@ static void attention_agrees_with_its_definition(void **state)
     test_each_isa(check_attend);
 }
 
-/* ---- scan ------------------------------------------------------------------------------------------------------ */
-
-struct scan_case {
-    int64_t B, H, Hkv, N, D, Dv;
-    fv_decay decay;
-    bool delta, normalise, beta, state;
-};
-
-static fv_tensor negative(fv_ctx *ctx, double scale, int rank, const int64_t *dims)
-{
-    fv_tensor t = test_random(ctx, scale, rank, dims);
-
-    for (int64_t i = 0; i < fv_tensor_count(&t); i++)
-        ((float *)t.data)[i] = -fabsf(((float *)t.data)[i]);
-    return t;
-}
-
-/* Sums over up to N tokens of products of such sums, whose terms cancel: held against the largest. */
-static void check_scan_gradients(fv_ctx *ctx, const fv_scan_args *a)
-{
-    const fv_tensor *of[] = {&a->q, &a->k, &a->v, &a->log_decay, &a->beta, &a->state_in, &a->z_in};
-    static const char *const names[] = {"scan: d_q",    "scan: d_k",        "scan: d_v",   "scan: d_log_decay",
-                                        "scan: d_beta", "scan: d_state_in", "scan: d_z_in"};
-    fv_tensor d[7][2] = {0}, d_o = test_random(ctx, 0.1, 4, a->o.dims);
-    fv_tensor d_state = test_random(ctx, 0.1, 4, a->state_out.dims);
-
-    for (int n = 0; n < 2; n++) {
-        fv_scan_grads grads = {.d_o = d_o, .d_state_out = d_state};
-        fv_tensor *to[] = {&grads.d_q,    &grads.d_k,        &grads.d_v,   &grads.d_log_decay,
-                           &grads.d_beta, &grads.d_state_in, &grads.d_z_in};
-        for (int t = 0; t < 7; t++) {
-            if (!fv_present(of[t])) continue;
-            assert_ok(fv_tensor_zeros(ctx, &d[t][n], FV_F32, of[t]->rank, of[t]->dims));
-            *to[t] = d[t][n];
-        }
-        assert_ok(n ? fv_backend_ref.scan_backward(ctx, a, &grads) : ctx->backend->scan_backward(ctx, a, &grads));
-    }
-    for (int t = 0; t < 7; t++)
-        if (fv_present(of[t])) {
-            float largest = 1;
-            for (int64_t i = 0; i < fv_tensor_count(&d[t][1]); i++)
-                largest = fmaxf(largest, fabsf(((float *)d[t][1].data)[i]));
-            /* a decay of a head adds up all tokens */
-            compare(names[t], ctx, d[t], (of[t]->rank == 1 ? 2e-4 : 2e-5) * (double)largest);
-        }
-}
-
-static void check_scan_case(fv_ctx *ctx, const struct scan_case *c)
-{
-    fv_mark mark = fv_scratch_mark(ctx);
-    fv_scan_args a = {.decay = c->decay, .delta = c->delta, .normalise = c->normalise, .epsilon = 0.5f, .floor = 0.25f};
-    double scale = 1 / sqrt((double)c->D);
-    fv_tensor o[2], state[2], z[2];
-
-    a.q = test_random(ctx, 1, FV_DIMS(c->B, c->H, c->N, c->D));
-    a.k = test_random(ctx, scale, FV_DIMS(c->B, c->Hkv, c->N, c->D));
-    a.v = test_random(ctx, 1, FV_DIMS(c->B, c->Hkv, c->N, c->Dv));
-    if (c->normalise) { /* positive features, as a normaliser needs */
-        for (int64_t i = 0; i < fv_tensor_count(&a.q); i++)
-            ((float *)a.q.data)[i] = fabsf(((float *)a.q.data)[i]);
-        for (int64_t i = 0; i < fv_tensor_count(&a.k); i++)
-            ((float *)a.k.data)[i] = fabsf(((float *)a.k.data)[i]);
-    }
-    if (c->decay == FV_DECAY_PER_HEAD) a.log_decay = negative(ctx, 0.3, FV_DIMS(c->H));
-    if (c->decay == FV_DECAY_PER_TOKEN) a.log_decay = negative(ctx, 3, FV_DIMS(c->B, c->H, c->N));
-    if (c->decay == FV_DECAY_PER_KEY) a.log_decay = negative(ctx, 1, FV_DIMS(c->B, c->H, c->N, c->D));
-    if (c->decay == FV_DECAY_PER_VALUE) a.log_decay = negative(ctx, 1, FV_DIMS(c->B, c->H, c->N, c->Dv));
-    if (c->decay == FV_DECAY_PER_TOKEN) ((float *)a.log_decay.data)[c->N / 2] = -INFINITY;
-    if (c->beta) a.beta = test_random(ctx, 0.3, FV_DIMS(c->B, c->H, c->N));
-    if (c->state) a.state_in = test_random(ctx, 1, FV_DIMS(c->B, c->H, c->D, c->Dv));
-    if (c->state && c->normalise) a.z_in = test_random(ctx, 0.1, FV_DIMS(c->B, c->H, c->D));
-    for (int n = 0; n < 2; n++) {
-        assert_ok(fv_tensor_new(ctx, &o[n], FV_F32, FV_DIMS(c->B, c->H, c->N, c->Dv)));
-        assert_ok(fv_tensor_new(ctx, &state[n], FV_F32, FV_DIMS(c->B, c->H, c->D, c->Dv)));
-        assert_ok(fv_tensor_new(ctx, &z[n], FV_F32, FV_DIMS(c->B, c->H, c->D)));
-        a.o = o[n];
-        a.state_out = state[n];
-        if (c->normalise) a.z_out = z[n];
-        assert_ok(n == 0 ? ctx->backend->scan(ctx, &a) : fv_backend_ref.scan(ctx, &a));
-    }
-    /* sums of up to N D terms of size about 1, divided by at least 1/4 */
-    test_close("scan: o", &o[0], doubles_of(ctx, &o[1]), 1e-4);
-    test_close("scan: state", &state[0], doubles_of(ctx, &state[1]), 1e-4);
-    if (c->normalise) test_close("scan: z", &z[0], doubles_of(ctx, &z[1]), 1e-4);
-    check_scan_gradients(ctx, &a);
-    fv_scratch_release(ctx, mark);
-}
-
-static void check_scan(fv_ctx *ctx)
-{
-    static const int64_t lengths[] = {1, 7, 64, 65, 150};
-
-    for (int n = 0; n < 5; n++)
-        for (int decay = 0; decay < 5; decay++)
-            for (int kind = 0; kind < 3; kind++) {
-                if (kind == 1 && decay == FV_DECAY_PER_VALUE) continue; /* no normaliser there */
-                check_scan_case(ctx, &(struct scan_case){.B = 2,
-                                                         .H = 4,
-                                                         .Hkv = 2,
-                                                         .N = lengths[n],
-                                                         .D = 24 + 8 * n,
-                                                         .Dv = 40 - 8 * n,
-                                                         .decay = (fv_decay)decay,
-                                                         .normalise = kind == 1,
-                                                         .delta = kind == 2,
-                                                         .beta = kind == 2 || n & 1,
-                                                         .state = n != 2});
-            }
-}
-
-static void recurrences_agree_with_the_reference(void **state)
-{
-    (void)state;
-    test_each_isa(check_scan);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -515,7 +399,6 @@ int main(void)
         cmocka_unit_test(products_agree_with_double_loops),
         cmocka_unit_test(products_do_not_depend_on_threads),
         cmocka_unit_test(attention_agrees_with_its_definition),
-        cmocka_unit_test(recurrences_agree_with_the_reference),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -10,6 +10,7 @@
 #include "ops/accumulate.h"
 #include "ops/cpu/cpu.h"
 #include "ops/cpu/tiles.h"
+#include "ops/cpu/weights_kernels.h"
 #include "ops/ref/pieces.h"
 
 enum { ITEMS = 16, PART_FLOATS = 32 << 20, PART_KEYS = 64 };
@@ -52,49 +53,42 @@ static float *row_of(const fv_tensor *t, int64_t b, int64_t h, int64_t n)
     return fv_at(t, b, h, n, 0);
 }
 
-/* Adds rows of d_rows, `width` apart, to those of the tile's keys. */
-static void add_key_rows(const struct visit *visit, const fv_tiles *t, float *to, int64_t to_row, int64_t columns,
-                         int64_t width)
-{
-    for (int n = 0; n < t->count; n++) {
-        float *row = to + t->key[n] * to_row;
-        visit->w->source.kernels->map(FV_MAP_ADD, columns, row, visit->m->d_rows + n * width, 1, 1, 0, row);
-    }
-}
-
-/* d_rows = weights^T rows, weights [rows, FV_KEY_TILE], rows [rows, width] */
-static void reduce_rows(const struct visit *visit, const fv_tiles *t, const float *weights, const float *rows,
-                        int64_t width)
+/* to[key] += (weights^T rows) for the tile's keys, weights [rows, FV_KEY_TILE], rows [rows, width]: where the keys lie,
+ * if they follow each other and their rows are whole micro-tiles. */
+static void add_key_rows(const struct visit *visit, const fv_tiles *t, const float *weights, const float *rows,
+                         int64_t width, float *to, int64_t to_row, int64_t columns)
 {
     const struct fv_kernels *kernels = visit->w->source.kernels;
+    bool in_place = width == columns && t->key[t->count - 1] - t->key[0] == t->count - 1;
+    float *c = in_place ? to + t->key[0] * to_row : visit->m->d_rows;
+    int64_t c_row = in_place ? to_row : width;
 
     for (int n = 0; n < t->count; n += kernels->tile_rows)
         for (int64_t d = 0; d < width; d += kernels->tile_columns)
             kernels->tile((int)fv_min(kernels->tile_rows, t->count - n), t->rows, weights + n, 1, FV_KEY_TILE, rows + d,
-                          width, visit->m->d_rows + n * width + d, width, false);
+                          width, c + n * c_row + d, c_row, in_place);
+    for (int n = 0; !in_place && n < t->count; n++) {
+        float *row = to + t->key[n] * to_row;
+        kernels->map(FV_MAP_ADD, columns, row, c + n * width, 1, 1, 0, row);
+    }
 }
 
-/* d_p = P (d_o v^T - delta) */
-static void logit_gradients(const struct visit *visit, const fv_tiles *t, const float *v, int64_t v_row)
+/* d_p = d_o v^T */
+static void weight_gradients(const struct visit *visit, const fv_tiles *t)
 {
     const struct fv_kernels *kernels = visit->w->source.kernels;
     struct memory *m = visit->m;
-    int64_t Dv = visit->w->args->v.dims[3];
+    int64_t Dv = visit->w->args->v.dims[3], row;
+    const float *v = fv_tiles_rows(t, &visit->w->args->v, visit->w->value_width, m->values, &row);
 
     for (int n = 0; n < t->count; n += kernels->width)
-        kernels->transpose(v + n * v_row, v_row, (int)fv_min(kernels->width, t->count - n), Dv, m->transposed + n,
+        kernels->transpose(v + n * row, row, (int)fv_min(kernels->width, t->count - n), Dv, m->transposed + n,
                            FV_KEY_TILE);
     for (int r = 0; r < t->rows; r += kernels->tile_rows) {
         int rows = (int)fv_min(kernels->tile_rows, t->rows - r);
         for (int n = 0; n < t->count; n += kernels->tile_columns)
             kernels->tile(rows, Dv, m->o_panels + r * Dv, 1, rows, m->transposed + n, FV_KEY_TILE,
                           m->d_p + r * FV_KEY_TILE + n, FV_KEY_TILE, false);
-    }
-    for (int r = 0; r < t->rows; r++) {
-        float *d = m->d_p + r * FV_KEY_TILE;
-        const float *p = t->logits + r * FV_KEY_TILE;
-        for (int n = 0; n < t->count; n++)
-            d[n] = p[n] * (d[n] - m->delta[r]);
     }
 }
 
@@ -131,17 +125,60 @@ static bool wants_biases(const fv_attend_grads *g)
            fv_present(&g->d_column_bias);
 }
 
-/* Gradients of logits become those of scaled products, and biases take theirs. */
-static void pass_logits(const struct backward *w, const fv_tiles *t, float *d_p)
+/* Logits become weights, and gradients of weights those of scaled products; biases take theirs between. */
+static void pass_logits(const struct visit *visit, fv_tiles *t, bool gradients)
 {
-    bool biases = wants_biases(w->grads);
+    const struct backward *w = visit->w;
+    struct memory *m = visit->m;
+    bool keyed = fv_present(&w->args->lse_in_key), biases = gradients && wants_biases(w->grads);
 
-    for (int r = 0; r < t->rows && (biases || t->slopes); r++) {
-        float *d = d_p + r * FV_KEY_TILE;
-        if (!t->bits[r % t->tile.rows]) continue;
-        if (biases) add_biases(w, t, r, d);
-        if (t->slopes) w->source.kernels->map(FV_MAP_MUL, t->count, d, t->slopes + r * FV_KEY_TILE, 1, 1, 0, d);
+    if (keyed) fv_tiles_normalise(t, m->lse, &w->args->lse_in_key);
+    w->source.kernels->weights->gradients(&(struct fv_weights_step){.rows = t->rows,
+                                                                    .tokens = t->tile.rows,
+                                                                    .bits = t->bits,
+                                                                    .lse = keyed ? NULL : m->lse,
+                                                                    .s = t->logits,
+                                                                    .d = gradients ? m->d_p : NULL,
+                                                                    .delta = m->delta,
+                                                                    .slopes = biases ? NULL : t->slopes});
+    for (int r = 0; biases && r < t->rows; r++) {
+        uint64_t bits = t->bits[r % t->tile.rows];
+        float *d = m->d_p + r * FV_KEY_TILE;
+        if (bits) add_biases(w, t, r, d);
+        for (int n = 0; bits && t->slopes && n < t->count; n++)
+            if (bits >> n & 1) d[n] *= t->slopes[r * FV_KEY_TILE + n];
     }
+}
+
+/* d_q += d_p k.  Gradients of 0 stand for keys that a row does not see, and must not meet NaN or infinities: such keys
+ * are added where they are seen, and taken out. */
+static void add_query_rows(const struct visit *visit, const fv_tiles *t)
+{
+    const struct backward *w = visit->w;
+    const struct fv_kernels *kernels = w->source.kernels;
+    struct memory *m = visit->m;
+    uint64_t seen = UINT64_MAX, bad = 0, all = t->count == 64 ? UINT64_MAX : ((uint64_t)1 << t->count) - 1;
+    int64_t D = w->args->k.dims[3], row;
+    const float *k = fv_tiles_rows(t, &w->args->k, w->key_width, m->keys, &row);
+
+    for (int r = 0; r < t->tile.rows; r++)
+        seen &= t->bits[r];
+    if ((seen & all) != all) bad = kernels->weights->spoiled(t->count, D, k, row);
+    for (int n = 0; bad && n < t->count; n++) {
+        float *own = m->keys + n * w->key_width;
+        if (own != k + n * row) memcpy(own, k + n * row, (size_t)D * sizeof *own);
+        if (!(bad >> n & 1)) continue;
+        for (int r = 0; r < t->rows; r++)
+            if (t->bits[r % t->tile.rows] >> n & 1)
+                kernels->map(FV_MAP_ADD, D, m->d_q + r * w->key_width, own, 1, m->d_p[r * FV_KEY_TILE + n], 0,
+                             m->d_q + r * w->key_width);
+        memset(own, 0, (size_t)D * sizeof *own);
+    }
+    if (bad) k = m->keys, row = w->key_width;
+    for (int r = 0; r < t->rows; r += kernels->tile_rows)
+        for (int64_t d = 0; d < w->key_width; d += kernels->tile_columns)
+            kernels->tile((int)fv_min(kernels->tile_rows, t->rows - r), t->count, m->d_p + r * FV_KEY_TILE, FV_KEY_TILE,
+                          1, k + d, row, m->d_q + r * w->key_width + d, w->key_width, true);
 }
 
 static bool wants_queries(const fv_attend_grads *g)
@@ -153,29 +190,16 @@ static void add_tile(void *user, fv_tiles *t)
 {
     const struct visit *visit = user;
     const struct backward *w = visit->w;
-    const struct fv_kernels *kernels = w->source.kernels;
     struct memory *m = visit->m;
-    int64_t v_row, k_row;
-    const float *v = fv_tiles_rows(t, &w->args->v, w->value_width, m->values, &v_row);
+    bool gradients = wants_queries(w->grads) || fv_present(&w->grads->d_k) || wants_biases(w->grads);
 
-    fv_tiles_normalise(t, m->lse, &w->args->lse_in_key);
-    if (fv_present(&w->grads->d_v)) {
-        reduce_rows(visit, t, t->logits, m->d_o, w->value_width);
-        add_key_rows(visit, t, visit->d_v, visit->d_v_row, w->args->v.dims[3], w->value_width);
-    }
-    if (!wants_queries(w->grads) && !fv_present(&w->grads->d_k) && !wants_biases(w->grads)) return;
-    logit_gradients(visit, t, v, v_row);
-    pass_logits(w, t, m->d_p);
-    if (fv_present(&w->grads->d_k)) {
-        reduce_rows(visit, t, m->d_p, m->q, w->key_width);
-        add_key_rows(visit, t, visit->d_k, visit->d_k_row, w->args->k.dims[3], w->key_width);
-    }
-    if (!wants_queries(w->grads)) return;
-    const float *k = fv_tiles_rows(t, &w->args->k, w->key_width, m->keys, &k_row);
-    for (int r = 0; r < t->rows; r += kernels->tile_rows)
-        for (int64_t d = 0; d < w->key_width; d += kernels->tile_columns)
-            kernels->tile((int)fv_min(kernels->tile_rows, t->rows - r), t->count, m->d_p + r * FV_KEY_TILE, FV_KEY_TILE,
-                          1, k + d, k_row, m->d_q + r * w->key_width + d, w->key_width, true);
+    if (gradients) weight_gradients(visit, t);
+    pass_logits(visit, t, gradients);
+    if (fv_present(&w->grads->d_v))
+        add_key_rows(visit, t, t->logits, m->d_o, w->value_width, visit->d_v, visit->d_v_row, w->args->v.dims[3]);
+    if (fv_present(&w->grads->d_k))
+        add_key_rows(visit, t, m->d_p, m->q, w->key_width, visit->d_k, visit->d_k_row, w->args->k.dims[3]);
+    if (wants_queries(w->grads)) add_query_rows(visit, t);
 }
 
 /* ---- tiles of queries ------------------------------------------------------------------------------------------ */

@@ -7,14 +7,18 @@
 
 #include "ops/cpu/cpu.h"
 #include "ops/cpu/tiles.h"
+#include "ops/cpu/weights_kernels.h"
 
-enum { ITEMS = 16, LEAST_LOG = -100 }; /* exp of this is 0 in f32 */
+enum { ITEMS = 16 };
 
 struct memory {
     fv_tiles tiles;
-    float *lse, *top;                  /* [rows], [rows, K] falling */
+    float *lse, *top, *least;          /* [rows], [rows, places] falling, [rows]: the K-th of them */
     double *entropy, *distance, *mass; /* [rows] */
-    int32_t *top_key;                  /* [rows, K] */
+    int32_t *top_key;                  /* [rows, places] */
+    float *sums;                       /* [share, FV_KEY_TILE] */
+    uint64_t *above;                   /* [rows] */
+    float query[FV_TILE];              /* positions, from that of the tile's first query */
     float chosen[FV_KEY_TILE];         /* of the tile's keys: 1 if in the set */
     float place[FV_KEY_TILE];          /* positions, from that of the tile's first query */
 };
@@ -23,9 +27,9 @@ struct stats {
     const fv_stats_args *args;
     const fv_plan_view *view;
     fv_tiles_source source;
-    struct memory *memory; /* per thread */
-    int64_t K, slices;
-    double *columns; /* [batch * groups, slices, share, M] */
+    struct memory *memory;     /* per thread */
+    int64_t K, places, slices; /* K in whole vectors */
+    double *columns;           /* [batch * groups, slices, share, M] */
 };
 
 struct visit {
@@ -34,98 +38,45 @@ struct visit {
     double *columns; /* [share, M] */
 };
 
-/* Keys come in ascending order, so of equals the lower stays ahead. */
-static void insert_top(float *top, int32_t *keys, int64_t K, float p, int64_t j)
-{
-    int64_t n = K - 1;
-
-    for (; n > 0 && top[n - 1] < p; n--) {
-        top[n] = top[n - 1];
-        keys[n] = keys[n - 1];
-    }
-    top[n] = p;
-    keys[n] = (int32_t)j;
-}
-
-static float dot(const struct fv_kernels *kernels, const float *x, const float *y)
-{
-    float out;
-
-    kernels->dot[FV_F32](1, FV_KEY_TILE, x, 0, NULL, y, 0, 1, &out, 1);
-    return out;
-}
-
-/* Statistics of row r over a tile whose log-probabilities are x. */
-static void add_row(const struct visit *visit, const fv_tiles *t, int r, const float *x)
-{
-    const struct fv_kernels *kernels = t->source->kernels;
-    const fv_stats_args *args = visit->stats->args;
-    struct memory *m = visit->memory;
-    float *p = t->logits + r * FV_KEY_TILE, far[FV_KEY_TILE];
-    int64_t K = visit->stats->K;
-    float query = (float)(t->tile.query[r % t->tile.rows] - t->tile.query[0]);
-
-    kernels->exp(FV_KEY_TILE, x, 1, 0, p);
-    if (fv_present(&args->entropy)) m->entropy[r] -= (double)dot(kernels, p, x);
-    if (fv_present(&args->mass)) m->mass[r] += (double)dot(kernels, p, m->chosen);
-    if (fv_present(&args->distance)) {
-        float clip = args->distance_clip > 0 ? (float)args->distance_clip : INFINITY;
-        for (int n = 0; n < FV_KEY_TILE; n++) {
-            float distance = fabsf(m->place[n] - query);
-            far[n] = distance < clip ? distance : clip;
-        }
-        m->distance[r] += (double)dot(kernels, p, far);
-    }
-    if (K == 0 || kernels->largest(FV_KEY_TILE, p) <= m->top[r * K + K - 1]) return;
-    for (int n = 0; n < t->count; n++)
-        if (p[n] > m->top[r * K + K - 1]) insert_top(m->top + r * K, m->top_key + r * K, K, p[n], t->key[n]);
-}
-
-static void add_columns(const struct visit *visit, const fv_tiles *t)
-{
-    const struct fv_kernels *kernels = t->source->kernels;
-
-    for (int first = 0; first < t->rows; first += t->tile.rows) {
-        float sum[FV_KEY_TILE] = {0};
-        double *to = visit->columns + first / t->tile.rows * visit->stats->view->keys;
-        for (int r = first; r < first + t->tile.rows; r++)
-            if (t->bits[r - first])
-                kernels->map(FV_MAP_ADD, FV_KEY_TILE, sum, t->logits + r * FV_KEY_TILE, 1, 1, 0, sum);
-        for (int n = 0; n < t->count; n++)
-            to[t->key[n]] += (double)sum[n];
-    }
-}
-
 static void add_tile(void *user, fv_tiles *t)
 {
     const struct visit *visit = user;
     const fv_stats_args *args = visit->stats->args;
     const fv_plan *plan = t->source->view->plan;
-    const struct fv_kernels *kernels = t->source->kernels;
     struct memory *m = visit->memory;
-    float x[FV_KEY_TILE];
+    bool top = visit->stats->K > 0;
+    int64_t keys = t->source->view->keys, places = visit->stats->places;
 
-    memset(m->chosen, 0, sizeof m->chosen);
-    memset(m->place, 0, sizeof m->place);
-    for (int n = 0; n < t->count; n++) {
-        m->chosen[n] = args->key_set && args->key_set[t->key[n]] ? 1 : 0;
+    for (int n = 0; n < t->count && fv_present(&args->mass); n++)
+        m->chosen[n] = args->key_set[t->key[n]] ? 1 : 0;
+    for (int n = 0; n < t->count && fv_present(&args->distance); n++)
         m->place[n] = (float)(fv_plan_key_position(plan, t->key[n]) - (t->tile.query[0] + plan->offset));
+    t->source->kernels->weights->sums(
+        &(struct fv_sums_step){.rows = t->rows,
+                               .tokens = t->tile.rows,
+                               .bits = t->bits,
+                               .lse = m->lse,
+                               .s = t->logits,
+                               .columns = visit->columns ? m->sums : NULL,
+                               .entropy = fv_present(&args->entropy) ? m->entropy : NULL,
+                               .mass = fv_present(&args->mass) ? m->mass : NULL,
+                               .distance = fv_present(&args->distance) ? m->distance : NULL,
+                               .chosen = m->chosen,
+                               .place = m->place,
+                               .query = m->query,
+                               .clip = args->distance_clip > 0 ? (float)args->distance_clip : INFINITY,
+                               .least = top ? m->least : NULL,
+                               .weights = t->logits,
+                               .above = m->above});
+    for (int r = 0; r < t->rows && top; r++) {
+        if (!m->above[r]) continue;
+        t->source->kernels->weights->insert(visit->stats->K, m->above[r], t->logits + r * FV_KEY_TILE, t->key,
+                                            m->top + r * places, m->top_key + r * places);
+        m->least[r] = m->top[r * places + visit->stats->K - 1];
     }
-    for (int r = 0; r < t->rows; r++) {
-        float *s = t->logits + r * FV_KEY_TILE;
-        uint64_t bits = t->bits[r % t->tile.rows];
-        if (!bits) continue;
-        if (m->lse[r] == -INFINITY) {
-            memset(s, 0, FV_KEY_TILE * sizeof *s);
-            continue;
-        }
-        for (int n = 0; bits != UINT64_MAX && n < FV_KEY_TILE; n++)
-            if (!(bits >> n & 1)) s[n] = -INFINITY;
-        kernels->map(FV_MAP_COPY, FV_KEY_TILE, s, NULL, 0, 1, -m->lse[r], x);
-        kernels->map(FV_MAP_MAX, FV_KEY_TILE, x, NULL, 0, LEAST_LOG, 0, x);
-        add_row(visit, t, r, x);
-    }
-    if (visit->columns) add_columns(visit, t);
+    for (int64_t h = 0; h < t->source->view->share && visit->columns; h++)
+        for (int n = 0; n < t->count; n++)
+            visit->columns[h * keys + t->key[n]] += (double)m->sums[h * FV_KEY_TILE + n];
 }
 
 /* ---- tiles of queries ------------------------------------------------------------------------------------------ */
@@ -138,8 +89,8 @@ static void put(const fv_tensor *t, int64_t b, int64_t h, int64_t i, double valu
 static void clear(const struct stats *w, struct memory *m, int64_t rows)
 {
     for (int64_t r = 0; r < rows; r++)
-        m->entropy[r] = m->distance[r] = m->mass[r] = 0;
-    for (int64_t n = 0; n < rows * w->K; n++) {
+        m->entropy[r] = m->distance[r] = m->mass[r] = m->least[r] = 0;
+    for (int64_t n = 0; n < rows * w->places; n++) {
         m->top[n] = 0;
         m->top_key[n] = -1;
     }
@@ -155,8 +106,8 @@ static void write_rows(const struct stats *w, const struct memory *m, const fv_p
         put(&args->distance, tile->b, h, row, m->distance[r]);
         put(&args->mass, tile->b, h, row, m->mass[r]);
         for (int64_t n = 0; n < w->K; n++) {
-            *(int32_t *)fv_at(&args->top_key, tile->b, h, row, n) = m->top_key[r * w->K + n];
-            *(float *)fv_at(&args->top_weight, tile->b, h, row, n) = m->top[r * w->K + n];
+            *(int32_t *)fv_at(&args->top_key, tile->b, h, row, n) = m->top_key[r * w->places + n];
+            *(float *)fv_at(&args->top_weight, tile->b, h, row, n) = m->top[r * w->places + n];
         }
     }
 }
@@ -191,6 +142,8 @@ static void stats_item(void *user, int64_t index, int thread)
         clear(w, m, tile->rows * view->share);
         for (int64_t r = 0; r < tile->rows * view->share; r++)
             m->lse[r] = *(float *)fv_at(&w->args->lse, tile->b, tile->h + r / tile->rows, tile->row[r % tile->rows], 0);
+        for (int r = 0; r < tile->rows; r++)
+            m->query[r] = (float)(tile->query[r] - tile->query[0]);
         fv_tiles_walk_rows(&m->tiles, 0, view->keys, add_tile, &visit);
         write_rows(w, m, tile);
     }
@@ -216,14 +169,19 @@ static fv_status take_memory(fv_ctx *ctx, struct stats *w, int64_t items)
 {
     int64_t threads = fv_ctx_threads(ctx), rows = w->view->share * w->view->tile_rows, places, columns;
 
-    if (!fv_mul_i64(rows, w->K, &places) || !fv_mul_i64(items * w->view->share, w->view->keys, &columns))
+    if (!fv_mul_i64(rows, w->places, &places) || !fv_mul_i64(items * w->view->share, w->view->keys, &columns))
         return fv_fail(FV_E_MEMORY, "attend_stats: too many keys or top keys");
     FV_TRY(FV_SCRATCH(ctx, w->memory, threads));
     if (fv_present(&w->args->column_sum)) FV_TRY(FV_SCRATCH(ctx, w->columns, columns));
     for (int64_t t = 0; t < threads; t++) {
         struct memory *m = &w->memory[t];
         FV_TRY(fv_tiles_new(ctx, &w->source, 0, &m->tiles));
+        memset(m->chosen, 0, sizeof m->chosen);
+        memset(m->place, 0, sizeof m->place);
         FV_TRY(FV_SCRATCH(ctx, m->lse, rows));
+        FV_TRY(FV_SCRATCH(ctx, m->least, rows));
+        FV_TRY(FV_SCRATCH(ctx, m->above, rows));
+        FV_TRY(FV_SCRATCH(ctx, m->sums, w->view->share * FV_KEY_TILE));
         FV_TRY(FV_SCRATCH(ctx, m->entropy, rows));
         FV_TRY(FV_SCRATCH(ctx, m->distance, rows));
         FV_TRY(FV_SCRATCH(ctx, m->mass, rows));
@@ -248,6 +206,7 @@ fv_status fv_cpu_attend_stats(fv_ctx *ctx, const fv_stats_args *args)
     w.source = (fv_tiles_source){fv_kernels_of(ctx), args->q, args->k, &args->logits, args->key_head, &view, false};
     w.slices = fv_clamp(ITEMS / fv_max(B * H / share, 1), 1, fv_max(view.items / fv_max(B * H / share, 1), 1));
     items = B * H / share * w.slices;
+    w.places = fv_round_up(w.K, w.source.kernels->width);
     FV_TRY_DONE(take_memory(ctx, &w, items));
     fv_run(ctx, items, stats_item, &w);
     if (w.columns) fv_run(ctx, B * H, columns_item, &w);

@@ -45,21 +45,6 @@ typedef void fv_packed_dot_fn(const struct fv_activations *x, int64_t row, int r
 /* All columns of a group as panels of b (pairs: of bf16); a panel has tile_columns columns and `panel` floats. */
 typedef void fv_unpack_fn(bool pairs, const fv_packed *w, int64_t group, float *out, int64_t panel);
 
-/* One token of a recurrence over state [keys, width], width a multiple of tile_columns: the state decays by
- * decay[d * decay_step] (NULL: 1) and value_decay[c] (NULL: 1), takes in beta k (v - [delta] state^T k)^T, and is read:
- * o = state^T q. */
-struct fv_scan_step {
-    int64_t keys, width;
-    float *state;
-    const float *q, *k, *v; /* v, o: [width] */
-    float *o;
-    const float *decay;
-    int64_t decay_step;
-    const float *value_decay;
-    float beta;
-    bool delta;
-};
-
 struct fv_kernels {
     int width; /* floats in a vector */
     int tile_rows, tile_columns;
@@ -112,7 +97,8 @@ struct fv_kernels {
     /* The places of the k largest of the x that exceed `above`, ascending, of equal ones the first; their keys, which
      * order as the scores do.  Both have FV_SELECT_ROOM(k).  Returns how many there are. */
     int64_t (*select)(int64_t n, const float *x, int64_t k, float above, int32_t *keys, int32_t *index);
-    void (*scan_step)(const struct fv_scan_step *step);
+    const struct fv_scan_kernels *scan;       /* scan_kernels.h */
+    const struct fv_weights_kernels *weights; /* weights_kernels.h */
 };
 
 /* The kernels for the context's instruction set. */

@@ -1,47 +1,75 @@
-/* What scan and its gradients have in common: chunks of a linear recurrence. */
+/* What scan and its gradients have in common: chunks of a linear recurrence.  With S the state before a chunk, a_i the
+ * decay of token i (of a head, a token, a key channel or a value channel), and tokens j <= t of the chunk:
+ *   u_j = beta_j x_j,   x_j = v_j - [delta] (S^T k_j decayed to j + sum_{l<j} KK[j,l] u_l),
+ *   sums_t = S^T q_t decayed to t + sum_{j<=t} QK[t,j] u_j,   S behind = S decayed + sum_j (k_j decayed on) u_j^T,
+ * where QK[t,j] = q_t . k_j prod_{j<i<=t} a_i, channel by channel if those decay apart, and KK with k in the place of
+ * q. The system for u is unit lower triangular; it is solved row by row in registers. */
 #ifndef FV_CPU_SCAN_H
 #define FV_CPU_SCAN_H
 
 #include <math.h>
 
 #include "ops/cpu/kernels.h"
+#include "ops/cpu/scan_kernels.h"
 
-enum {
-    FV_CHUNK = FV_KEY_TILE, /* tokens taken at once */
-    FV_CHUNK_FROM = 8,      /* tokens from which that pays */
-};
+enum { FV_CHUNK_FROM = 8, FV_LONGEST_CHUNK = 128 }; /* tokens from which chunks pay */
 
+/* Of one thread.  A chunk's rows are padded with zeros to whole micro-tiles; [tokens] means so many rows. */
 struct fv_scan_memory {
-    float *state;                   /* [D, width] */
-    float *q, *k;                   /* [FV_CHUNK, D] */
-    float *v, *o;                   /* [FV_CHUNK, width] */
-    float *panels, *keys, *weights; /* q for the micro-kernel, k transposed [D, FV_CHUNK], [FV_CHUNK, FV_CHUNK] */
-    float *decay;                   /* [max(D, width)] */
+    float *state;                 /* [depth, state_row] */
+    float *q_columns, *k_columns; /* [depth, chunk]; with decays per key decayed from the chunk's first token on */
+    float *k;                     /* [tokens, depth] */
+    float *v, *x, *u, *o;         /* [tokens, width]; v and x: with delta */
+    float *qk, *kk;               /* [chunk, chunk]: element (j, t) */
+    float *decay;                 /* [tokens + 1, channels], the last ones; or [tokens] */
+    float *between;               /* [chunk, chunk]: element (j, t) = product of decays of a token in j+1..t, 0 above */
+    float *within, *left, *beta;  /* [tokens]: decay from the chunk's first token on, and to its last */
+    float *total;                 /* [channels] of the whole chunk, or one number */
+    int64_t head;                 /* `between` is that of this head, -1: of none */
 };
 
 struct fv_scan {
     const fv_scan_args *args;
     const struct fv_kernels *kernels;
+    const struct fv_scan_kernels *leaves;
     struct fv_scan_memory *memory; /* per thread */
-    int64_t D, Dv, width;          /* width: Dv, one column for the normaliser, rounded up to whole micro-tiles */
-    bool chunked;
+    int64_t D, Dv;
+    int64_t depth, width; /* D, and Dv with one column for the normaliser, in whole micro-tiles */
+    int64_t state_row, chunk;
+    bool by_key, by_value, scalar; /* decays */
 };
 
 /* Fills in a call's scan and takes its memory. */
-fv_status fv_scan_begin(fv_ctx *ctx, const fv_scan_args *args, struct fv_scan *s);
+fv_status fv_scan_begin(fv_ctx *ctx, const fv_scan_args *args, int64_t chunk, struct fv_scan *s);
+
+/* Tokens taken at once: what is cheapest, at most args->chunk (in whole micro-tiles). */
+int64_t fv_scan_chunk_length(const fv_ctx *ctx, const fv_scan_args *args);
 
 /* The state before the first token of a head. */
 void fv_scan_load_state(const struct fv_scan *s, struct fv_scan_memory *m, int64_t b, int64_t h);
 
-/* Tokens from..from + count - 1: the state moves on, m->o receives the sums over it before any division. */
-void fv_scan_chunk(const struct fv_scan *s, struct fv_scan_memory *m, int64_t b, int64_t h, int64_t kv, int64_t from,
-                   int count);
+/* Brings tokens from..from + count - 1 into memory with their decays, and fills in kk, and qk if sums are wanted.
+ * Returns the number of rows. */
+int64_t fv_scan_load(const struct fv_scan *s, struct fv_scan_memory *m, int64_t b, int64_t h, int64_t from,
+                     int64_t count, bool sums);
 
-/* Value row of a token: v, a one for the normaliser, zeros up to width; times `factor`. */
-void fv_scan_load_value(const struct fv_scan *s, const float *v, float factor, float *out);
+/* Columns n..n + columns - 1: u (with delta); the sums over the state before any division; the state behind (which
+ * spoils u). */
+void fv_scan_solve(const struct fv_scan *s, struct fv_scan_memory *m, int64_t rows, int64_t n, int64_t columns);
+void fv_scan_sums(const struct fv_scan *s, struct fv_scan_memory *m, int64_t rows, int64_t n, int64_t columns, float *o,
+                  int64_t o_row);
+void fv_scan_advance(const struct fv_scan *s, struct fv_scan_memory *m, int64_t rows, int64_t n, int64_t columns);
+/* Before the last: keys that decay by channel, to the end of the chunk. */
+void fv_scan_fade_keys(const struct fv_scan *s, struct fv_scan_memory *m, int64_t rows);
 
-/* At least -100, whose exponential is 0 in f32; below it differences would lose digits. */
-double fv_scan_log_decay(const fv_scan_args *a, int64_t b, int64_t h, int64_t t);
+/* (j, t) of `out` = x_t . k_j prod_{j<i<=t} a_i for j <= t (j < t if `strict`): x in `columns` [channels, chunk], k
+ * [rows, row] of `channels` numbers.  `apart`: these decay one by one (by m->decay), and then so does x. */
+void fv_scan_weights(const struct fv_scan *s, const struct fv_scan_memory *m, int64_t rows, int64_t channels,
+                     float *columns, const float *k, int64_t row, bool apart, bool strict, float *out);
+
+/* in [count, width] transposed: out[c * out_row + r] */
+void fv_scan_transpose(const struct fv_scan *s, const float *in, int64_t in_row, int64_t count, int64_t width,
+                       float *out, int64_t out_row);
 
 /* What a token's sums are divided by. */
 static inline float fv_scan_divisor(const struct fv_scan *s, const float *sums, bool *floored)
@@ -61,6 +89,12 @@ static inline float *fv_scan_row(const fv_tensor *t, int64_t b, int64_t h, int64
 static inline float fv_scan_beta(const fv_scan_args *a, int64_t b, int64_t h, int64_t t)
 {
     return fv_present(&a->beta) ? *fv_scan_row(&a->beta, b, h, t) : 1;
+}
+
+/* What scales rows of sums over the state before the chunk: NULL for nothing. */
+static inline const float *fv_scan_within(const struct fv_scan *s, const struct fv_scan_memory *m)
+{
+    return s->scalar ? m->within : NULL;
 }
 
 #endif
