@@ -8,5 +8,6 @@ void LEAF(fill)(struct fv_kernels *kernels)
     LEAF(fill_blocks)(kernels);
     LEAF(fill_math)(kernels);
     LEAF(fill_attend)(kernels);
+    LEAF(fill_few)(kernels);
     LEAF(fill_scan)(kernels);
 }
