@@ -4,7 +4,11 @@
 
 #include "ops/cpu/attend.h"
 
-enum { STRETCH = 1024, PARTS = 64 };
+enum {
+    STRETCH = 1024,
+    PARTS = 64,
+    PAIR_ROWS = 4, /* from which pairs of bf16 pay; fewer rows wait for memory */
+};
 
 /* Keys that follow each other; `mixed`: some row does not see all of them. */
 struct piece {
@@ -18,6 +22,8 @@ struct few {
     fv_tiles *tiles;
     const struct attend_part *part;
     const float *normaliser;
+    const struct fv_few_kernels *kernels;
+    bool pairs;    /* of bf16: rows of q, and of weights once they are made; pieces begin at even places */
     float *logits; /* [rows, STRETCH] */
     int count, pieces;
     struct piece piece[PARTS];
@@ -105,7 +111,9 @@ static void add_mixed(const struct few *w, const struct piece *piece)
         fv_kernels_load(kernels, v->dtype, fv_panels_row(v, w->tiles->b, w->tiles->key_head, piece->key + n), 0,
                         v->dims[3], value);
         for (int r = 0; r < w->tiles->rows; r++) {
-            float *o = w->part->o + r * a->width, weight = w->logits[r * STRETCH + piece->at + n];
+            const float *row = w->logits + r * STRETCH;
+            float *o = w->part->o + r * a->width, weight = row[piece->at + n];
+            if (w->pairs) weight = fv_bf16_to_f32(((const uint16_t *)row)[piece->at + n]);
             if (weight != 0) kernels->map(FV_MAP_ADD, v->dims[3], o, value, 1, weight, 0, o);
         }
     }
@@ -118,16 +126,18 @@ static void flush(struct few *w)
 
     if (w->count == 0) return;
     finish_logits(w);
-    for (int r = 0; r < w->tiles->rows; r++)
+    for (int r = 0; r < w->tiles->rows; r++) {
         weigh(w, r);
+        if (w->pairs) a->source.kernels->join_pairs(STRETCH, w->logits + r * STRETCH, w->logits + r * STRETCH);
+    }
     for (int p = 0; p < w->pieces; p++) {
         const struct piece *piece = &w->piece[p];
         if (piece->mixed)
             add_mixed(w, piece);
         else
-            a->source.kernels->few[v->dtype].add(w->tiles->rows, v->dims[3], w->logits + piece->at, STRETCH,
-                                                 fv_panels_row(v, w->tiles->b, w->tiles->key_head, piece->key),
-                                                 row_bytes(v), piece->count, w->part->o, a->width);
+            w->kernels[v->dtype].add(w->tiles->rows, v->dims[3], w->logits + (w->pairs ? piece->at / 2 : piece->at),
+                                     STRETCH, fv_panels_row(v, w->tiles->b, w->tiles->key_head, piece->key),
+                                     row_bytes(v), piece->count, w->part->o, a->width);
     }
     w->count = w->pieces = 0;
 }
@@ -160,8 +170,8 @@ static void take(struct few *w, const fv_plan_run *run, int64_t key, int count, 
     uint64_t bits[FV_TILE];
 
     w->piece[w->pieces++] = (struct piece){key, w->count, count, false};
-    kernels->few[k->dtype].dots(t->rows, k->dims[3], t->q, t->q_row, fv_panels_row(k, t->b, t->key_head, key),
-                                row_bytes(k), count, s, STRETCH);
+    w->kernels[k->dtype].dots(t->rows, k->dims[3], t->q, t->q_row, fv_panels_row(k, t->b, t->key_head, key),
+                              row_bytes(k), count, s, STRETCH);
     for (int r = 0; r < t->rows; r++) {
         if (l->gain != 0 || l->softcap > 0) kernels->curve(count, s + r * STRETCH, l->gain, l->softcap);
         if (run->bias)
@@ -170,6 +180,10 @@ static void take(struct few *w, const fv_plan_run *run, int64_t key, int count, 
     if (!run->whole) fv_plan_bits(&t->runs, run, key, count, bits);
     if (!whole) mask(w, run, run->whole ? NULL : bits, w->count, count);
     w->count += count;
+    if (!w->pairs || count % 2 == 0) return;
+    for (int r = 0; r < t->rows; r++) /* an odd piece ends with a key that nobody sees */
+        w->logits[r * STRETCH + w->count] = -INFINITY;
+    w->count++;
 }
 
 void fv_attend_few(const struct attend *a, fv_tiles *tiles, const struct attend_part *part, const float *normaliser,
@@ -180,13 +194,17 @@ void fv_attend_few(const struct attend *a, fv_tiles *tiles, const struct attend_
     fv_plan_run run;
 
     fv_tiles_begin(tiles);
+    w.pairs = a->panels.pairs && tiles->rows >= PAIR_ROWS;
+    w.kernels = w.pairs ? a->source.kernels->few_pairs : a->source.kernels->few;
+    for (int r = 0; w.pairs && r < tiles->rows; r++)
+        a->source.kernels->join_pairs(tiles->q_row, tiles->q + r * tiles->q_row, tiles->q + r * tiles->q_row);
     while (fv_plan_runs_next(&tiles->runs, &run)) {
         int64_t key = fv_max(run.key, from), end = fv_min(run.key + run.count, to);
         bool whole = run.whole && (run.rows & everybody) == everybody;
         for (int count; key < end; key += count) {
             count = (int)fv_min(fv_min(end - key, STRETCH - w.count), whole ? STRETCH : FV_KEY_TILE);
             take(&w, &run, key, count, whole);
-            if (w.count == STRETCH || w.pieces == PARTS) flush(&w);
+            if (w.count >= STRETCH || w.pieces == PARTS) flush(&w);
         }
         if (run.key >= to) break;
     }

@@ -91,6 +91,8 @@ struct fv_kernels {
     void (*softmax_tile)(const struct fv_softmax_step *step);
     void (*curve)(int64_t n, float *s, float gain, float cap); /* s += gain |s|; cap tanh(s / cap) if cap > 0 */
     const struct fv_few_kernels *few;                          /* [FV_DTYPE_COUNT]: f32, f16, bf16, q8_0 */
+    /* The same where q and p are pairs of bf16, for 4 to 8 rows; NULL where tile_bf16 is. */
+    const struct fv_few_kernels *few_pairs;
     bool (*finite)(int64_t n, const float *x);
     /* Pairs of bf16 (n a multiple of 2 width; NULL where tile_bf16 is): out[i] = (even[i], odd[i]); out[i] = (x[2i],
      * x[2i + 1]), out may be x. */
