@@ -62,6 +62,7 @@ static void half_precision_keys_and_values_are_read_as_they_are(void **state)
 
     for (int device = 0; test_devices[device]; device++) {
         fv_ctx *ctx = test_ctx(test_devices[device], 2);
+        ctx->precision = FV_PRECISION_F32;
         for (int round = 0; round < 20; round++) {
             fv_mark mark = fv_scratch_mark(ctx);
             struct problem p;
@@ -83,6 +84,7 @@ static void q8_0_keys_and_values_are_read_as_they_are(void **state)
 
     for (int device = 0; test_devices[device]; device++) {
         fv_ctx *ctx = test_ctx(test_devices[device], 1);
+        ctx->precision = FV_PRECISION_F32;
         struct problem p = {.B = B, .H = H, .Hkv = 1, .N = N, .M = M, .D = D, .Dv = D, .S = N};
         fv_tensor plain[2], packed[2];
         for (int t = 0; t < 2; t++) {

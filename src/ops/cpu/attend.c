@@ -1,100 +1,83 @@
-/* Softmax attention over a plan: tiles of up to ROWS rows (all query heads of a key-value head) stream over tiles of
- * FV_KEY_TILE keys with a running maximum, both products by the micro-kernel.  Bound by flops: 2 pairs (D + Dv).
+/* Softmax attention over a plan: tiles of up to 256 rows (all query heads of a key-value head) stream over tiles of
+ * FV_KEY_TILE keys with a running maximum, both products by the micro-kernel: in bf16 pairs where the context's
+ * precision allows, else in f32.  Bound by flops: 2 pairs (D + Dv).
  *
- * Where there are few tiles (decode) the keys are cut into pieces of a size that depends on the shape alone, and the
- * pieces are merged by log-sum-exp in their order, so that results do not depend on the number of threads.
+ * Where there are few tiles the keys are cut into pieces of a size that depends on the shape alone, and the pieces are
+ * merged by log-sum-exp in their order, so that results do not depend on the number of threads.
  *
  * Normalisers that are given take the place of the running maximum.  Selected rows of the weights are computed in a
  * second walk, from the log-sum-exp of the first. */
+#include "ops/cpu/attend.h"
+
 #include <math.h>
 
 #include "ops/cpu/cpu.h"
-#include "ops/cpu/tiles.h"
 
-enum { FEW_ITEMS = 32, PIECE_KEYS = 512 };
-
-/* Unnormalised result of the rows of an item over a piece of the keys. */
-struct part {
-    float *o; /* [rows, width] */
-    float *maximum, *total;
-    float *best; /* largest logit, NULL if nobody asks */
-    int64_t *best_key;
-};
-
-struct attend {
-    const fv_attend_args *args;
-    const fv_plan_view *view;
-    bool given; /* the normaliser is */
-    fv_tensor lse;
-    fv_tiles_source source;
-    fv_tiles *tiles;     /* per thread */
-    float **values;      /* per thread: rows of v on their way */
-    float **normaliser;  /* per thread: of a tile's rows */
-    struct part *part;   /* per item and piece, or per thread where there is one piece */
-    int64_t rows, width; /* of a part; width is Dv rounded up to whole micro-tiles */
-    int64_t pieces;
-};
+enum { FEW_ITEMS = 32, PIECE_KEYS = 512, PANEL_BYTES = 32 << 20 };
 
 struct visit {
     const struct attend *attend;
-    struct part part;
-    float *values;
+    struct attend_part part;
     const float *normaliser;
 };
 
-/* Raises the largest logits; keys ascend, so of equals the first stays. */
-static void note_best(const struct fv_kernels *kernels, const fv_tiles *t, const struct part *part)
+/* Raises the largest logits; of equals the lowest key stays. */
+static void note_best(const struct fv_kernels *kernels, const fv_tiles *t, const struct attend_part *part)
 {
     for (int r = 0; r < t->rows; r++) {
         uint64_t bits = t->bits[r % t->tile.rows];
-        float *s = t->logits + r * FV_KEY_TILE, top;
+        float s[FV_KEY_TILE], top;
         int n = 0;
         if (!bits) continue;
-        for (int hidden = 0; bits != UINT64_MAX && hidden < FV_KEY_TILE; hidden++)
-            if (!(bits >> hidden & 1)) s[hidden] = -INFINITY;
+        for (int i = 0; i < FV_KEY_TILE; i++)
+            s[i] = bits >> i & 1 ? t->logits[r * FV_KEY_TILE + i] : -INFINITY;
         top = kernels->largest(FV_KEY_TILE, s);
-        if (!(top > part->best[r])) continue;
+        if (!(top >= part->best[r]) || top == -INFINITY) continue;
         while (s[n] != top)
             n++;
+        if (top == part->best[r] && t->key[n] > part->best_key[r]) continue;
         part->best[r] = top;
         part->best_key[r] = t->key[n];
     }
 }
 
-static bool all_finite(const float *x, int64_t count)
+/* o += weights v, key by key, leaving out what is hidden: a weight of 0 must not meet NaN or infinite values. */
+static void add_visible(const struct attend *a, const fv_tiles *t, float *o)
 {
-    const int32_t infinity = 0x7f800000;
-    int32_t largest = 0;
+    const struct fv_kernels *kernels = a->source.kernels;
+    const fv_tensor *v = &a->args->v;
 
-    for (int64_t n = 0; n < count; n++) {
-        int32_t bits;
-        memcpy(&bits, x + n, sizeof bits);
-        bits &= INT32_MAX;
-        largest = bits > largest ? bits : largest;
+    for (int n = 0; n < t->count; n++) {
+        fv_kernels_load(kernels, v->dtype, fv_panels_row(v, t->b, t->key_head, t->key[n]), 0, v->dims[3], t->staging);
+        for (int r = 0; r < t->rows; r++) {
+            const float *row = t->logits + r * FV_KEY_TILE;
+            float weight = row[n];
+            if (!(t->bits[r % t->tile.rows] >> n & 1)) continue;
+            if (t->own.pairs) weight = fv_bf16_to_f32(((const uint16_t *)row)[n]);
+            kernels->map(FV_MAP_ADD, v->dims[3], o + r * a->width, t->staging, 1, weight, 0, o + r * a->width);
+        }
     }
-    return largest < infinity;
 }
 
-/* Whether weights of 0 may stand for keys that a row does not see: not beside NaN or infinite values. */
-static bool hides_by_zeros(const fv_tiles *t, const float *v, int64_t row, int64_t width)
+/* o += weights v: each micro-tile over the keys that its rows see. */
+static void add_values(const struct attend *a, const fv_tiles *t, float *o)
 {
-    uint64_t seen = UINT64_MAX, all = t->count == 64 ? UINT64_MAX : ((uint64_t)1 << t->count) - 1;
+    const struct fv_kernels *kernels = a->source.kernels;
+    fv_tile_fn *tile = t->own.pairs ? kernels->tile_bf16 : kernels->tile;
+    int columns = kernels->tile_columns, together = t->own.pairs ? 2 : 1;
 
-    for (int r = 0; r < t->tile.rows; r++)
-        seen &= t->bits[r];
-    for (int n = 0; (seen & all) != all && n < t->count; n++)
-        if (!all_finite(v + n * row, width)) return false;
-    return true;
-}
-
-/* o += weights v, key by key, leaving out what is hidden. */
-static void add_visible(const struct attend *a, const fv_tiles *t, const float *v, int64_t row, float *o)
-{
-    for (int r = 0; r < t->rows; r++)
-        for (int n = 0; n < t->count; n++)
-            if (t->bits[r % t->tile.rows] >> n & 1)
-                a->source.kernels->map(FV_MAP_ADD, a->width, o + r * a->width, v + n * row, 1,
-                                       t->logits[r * FV_KEY_TILE + n], 0, o + r * a->width);
+    for (int64_t d = 0; d < a->width; d += columns) {
+        const float *v = t->panels.values + d * (FV_KEY_TILE / together);
+        for (int r = 0; r < t->rows; r += kernels->tile_rows) {
+            int rows = (int)fv_min(kernels->tile_rows, t->rows - r), from, to;
+            uint64_t seen = fv_tiles_seen(t, r, rows);
+            if (!seen) continue;
+            from = __builtin_ctzll(seen) / together;
+            to = (64 - __builtin_clzll(seen) + together - 1) / together;
+            tile(rows, to - from, t->logits + r * FV_KEY_TILE + from, FV_KEY_TILE, 1, v + from * columns, columns,
+                 o + r * a->width + d, a->width, true);
+        }
+    }
 }
 
 static void add_tile(void *user, fv_tiles *t)
@@ -102,36 +85,48 @@ static void add_tile(void *user, fv_tiles *t)
     const struct visit *visit = user;
     const struct attend *a = visit->attend;
     const struct fv_kernels *kernels = a->source.kernels;
-    int64_t row;
-    const float *v = fv_tiles_rows(t, &a->args->v, a->width, visit->values, &row);
+    const struct attend_part *part = &visit->part;
 
-    if (visit->part.best) note_best(kernels, t, &visit->part);
-    if (a->given)
+    if (part->best) note_best(kernels, t, part);
+    if (a->given) {
         fv_tiles_normalise(t, visit->normaliser, &a->args->lse_in_key);
+        for (int r = 0; t->own.pairs && r < t->rows; r++)
+            kernels->join_pairs(FV_KEY_TILE, t->logits + r * FV_KEY_TILE, t->logits + r * FV_KEY_TILE);
+    } else {
+        struct fv_softmax_step step = {t->rows,       t->tile.rows, t->seen & UINT32_MAX ? 0 : FV_KEY_TILE / 2,
+                                       FV_KEY_TILE,   t->bits,      t->logits,
+                                       part->maximum, part->total,  part->o,
+                                       a->width,      t->own.pairs};
+        if (!(t->seen >> 32)) step.to = FV_KEY_TILE / 2;
+        kernels->softmax_tile(&step);
+    }
+    if (t->whole || t->panels.finite)
+        add_values(a, t, part->o);
     else
-        kernels->online_softmax(t->rows, t->tile.rows, t->bits, t->logits, visit->part.maximum, visit->part.total,
-                                visit->part.o, a->width);
-    if (!hides_by_zeros(t, v, row, a->args->v.dims[3])) {
-        add_visible(a, t, v, row, visit->part.o);
-        return;
-    }
-    for (int r = 0; r < t->rows; r += kernels->tile_rows) {
-        int rows = (int)fv_min(kernels->tile_rows, t->rows - r);
-        if (!fv_tiles_any(t, r, rows)) continue;
-        for (int64_t d = 0; d < a->width; d += kernels->tile_columns)
-            kernels->tile(rows, t->count, t->logits + r * FV_KEY_TILE, FV_KEY_TILE, 1, v + d, row,
-                          visit->part.o + r * a->width + d, a->width, true);
-    }
+        add_visible(a, t, part->o);
+}
+
+static float total_of(const struct attend *a, const struct attend_part *part, int64_t r)
+{
+    return a->source.kernels->sum(a->source.kernels->width, part->total + r * a->source.kernels->width);
+}
+
+static void set_total(const struct attend *a, const struct attend_part *part, int64_t r, float total)
+{
+    float *lanes = part->total + r * a->source.kernels->width;
+
+    memset(lanes, 0, (size_t)a->source.kernels->width * sizeof *lanes);
+    lanes[0] = total;
 }
 
 /* Writes o and lse of an item from its first part. */
-static void write_rows(const struct attend *a, const fv_plan_tile *tile, const struct part *part)
+static void write_rows(const struct attend *a, const fv_plan_tile *tile, const struct attend_part *part)
 {
     const fv_tensor *o = &a->args->o, *lse = &a->lse, *best = &a->args->row_max, *best_key = &a->args->arg_max;
 
     for (int64_t r = 0; r < tile->rows * a->view->share; r++) {
         int64_t h = tile->h + r / tile->rows, row = tile->row[r % tile->rows];
-        float total = a->given ? 1 : part->total[r], scale = total > 0 ? 1 / total : 0;
+        float total = a->given ? 1 : total_of(a, part, r), scale = total > 0 ? 1 / total : 0;
         a->source.kernels->map(FV_MAP_COPY, o->dims[3], part->o + r * a->width, NULL, 0, scale, 0,
                                fv_at(o, tile->b, h, row, 0));
         if (fv_present(lse))
@@ -141,7 +136,7 @@ static void write_rows(const struct attend *a, const fv_plan_tile *tile, const s
     }
 }
 
-static void begin_part(const struct attend *a, const fv_plan_tile *tile, const struct part *part, bool first)
+static void begin_part(const struct attend *a, const fv_plan_tile *tile, const struct attend_part *part, bool first)
 {
     const fv_tensor *sinks = &a->args->sinks;
 
@@ -151,7 +146,7 @@ static void begin_part(const struct attend *a, const fv_plan_tile *tile, const s
         if (first && fv_present(sinks))
             part->maximum[r] = ((const float *)sinks->data)[(tile->h + r / tile->rows) * sinks->strides[0]];
         if (a->given) part->maximum[r] = 0; /* parts are summed as they are */
-        part->total[r] = part->maximum[r] > -INFINITY ? 1 : 0;
+        set_total(a, part, r, part->maximum[r] > -INFINITY ? 1 : 0);
         if (!part->best) continue;
         part->best[r] = -INFINITY;
         part->best_key[r] = -1;
@@ -171,23 +166,25 @@ static void attend_item(void *user, int64_t index, int thread)
 {
     const struct attend *a = user;
     /* tiles of a causal plan grow towards the end: big ones first */
-    int64_t item = a->view->items - 1 - index / a->pieces, piece = index % a->pieces;
+    int64_t item = a->end_item - 1 - index / a->pieces, piece = index % a->pieces;
     int64_t from = piece * PIECE_KEYS, to = a->pieces > 1 ? from + PIECE_KEYS : a->view->keys;
-    struct visit visit = {a, a->part[a->pieces > 1 ? item * a->pieces + piece : thread], a->values[thread],
-                          a->normaliser[thread]};
+    struct visit visit = {a, a->part[a->pieces > 1 ? item * a->pieces + piece : thread], a->normaliser[thread]};
     fv_tiles *tiles = &a->tiles[thread];
 
     fv_plan_tile_at(a->view, item, &tiles->tile);
     begin_part(a, &tiles->tile, &visit.part, piece == 0);
     if (a->given) load_normaliser(a, &tiles->tile, a->normaliser[thread]);
-    fv_tiles_walk(tiles, item, from, to, add_tile, &visit);
+    if (tiles->tile.rows * a->view->share <= FV_FEW_ROWS)
+        fv_attend_few(a, tiles, &visit.part, visit.normaliser, a->few[thread], from, to);
+    else
+        fv_tiles_walk_rows(tiles, from, to, add_tile, &visit);
     if (a->pieces == 1) write_rows(a, &tiles->tile, &visit.part);
 }
 
 static void merge_item(void *user, int64_t item, int thread)
 {
     const struct attend *a = user;
-    struct part *parts = a->part + item * a->pieces;
+    struct attend_part *parts = a->part + item * a->pieces;
     fv_plan_tile tile;
 
     (void)thread;
@@ -202,15 +199,15 @@ static void merge_item(void *user, int64_t item, int thread)
                 parts[0].best_key[r] = parts[p].best_key[r];
             }
         for (int64_t p = 0; p < a->pieces; p++) {
-            float factor = parts[p].total[r] > 0 ? expf(parts[p].maximum[r] - top) : 0;
-            total += factor * parts[p].total[r];
+            float own = total_of(a, &parts[p], r), factor = own > 0 ? expf(parts[p].maximum[r] - top) : 0;
+            total += factor * own;
             if (p == 0)
                 a->source.kernels->map(FV_MAP_COPY, a->width, o, NULL, 0, factor, 0, o);
             else if (factor > 0)
                 a->source.kernels->map(FV_MAP_ADD, a->width, o, parts[p].o + r * a->width, 1, factor, 0, o);
         }
         parts[0].maximum[r] = top;
-        parts[0].total[r] = total;
+        set_total(a, &parts[0], r, total);
     }
     write_rows(a, &tile, &parts[0]);
 }
@@ -267,11 +264,16 @@ static void weights_item(void *user, int64_t index, int thread)
     fv_tiles_walk_rows(tiles, a->args->weight_from, a->args->weight_from + out->dims[3], write_weights, &visit);
 }
 
-static void write_all_weights(fv_ctx *ctx, const struct attend *a)
+/* Keys from f32 and in order, as the walk gives them without panels. */
+static fv_status write_all_weights(fv_ctx *ctx, struct attend *a)
 {
     struct weights w = {a, fv_ceil_div(a->args->weights.dims[2], a->view->tile_rows)};
 
+    a->source.panels = NULL;
+    for (int t = 0; t < fv_ctx_threads(ctx); t++)
+        FV_TRY(fv_tiles_new(ctx, &a->source, 0, &a->tiles[t]));
     fv_run(ctx, a->args->q.dims[0] * (a->view->heads / a->view->share) * w.cuts, weights_item, &w);
+    return FV_OK;
 }
 
 /* ---------------------------------------------------------------------------------------------------------------- */
@@ -282,19 +284,18 @@ static fv_status take_memory(fv_ctx *ctx, struct attend *a)
     bool best = fv_present(&a->args->row_max) || fv_present(&a->args->arg_max);
 
     FV_TRY(FV_SCRATCH(ctx, a->tiles, threads));
-    FV_TRY(FV_SCRATCH(ctx, a->values, threads));
+    FV_TRY(FV_SCRATCH(ctx, a->few, threads));
     FV_TRY(FV_SCRATCH(ctx, a->normaliser, threads));
     FV_TRY(FV_SCRATCH(ctx, a->part, parts));
     for (int64_t t = 0; t < threads; t++) {
         FV_TRY(fv_tiles_new(ctx, &a->source, a->width, &a->tiles[t]));
-        FV_TRY(FV_SCRATCH(ctx, a->values[t], FV_KEY_TILE * a->width));
+        FV_TRY(FV_SCRATCH(ctx, a->few[t], fv_attend_few_floats(a)));
         FV_TRY(FV_SCRATCH(ctx, a->normaliser[t], a->view->share * a->view->tile_rows));
-        memset(a->values[t], 0, (size_t)(FV_KEY_TILE * a->width) * sizeof(float));
     }
     for (int64_t p = 0; p < parts; p++) {
         FV_TRY(FV_SCRATCH(ctx, a->part[p].o, a->rows * a->width));
         FV_TRY(FV_SCRATCH(ctx, a->part[p].maximum, a->rows));
-        FV_TRY(FV_SCRATCH(ctx, a->part[p].total, a->rows));
+        FV_TRY(FV_SCRATCH(ctx, a->part[p].total, a->rows * a->source.kernels->width));
         a->part[p].best = NULL;
         if (!best) continue;
         FV_TRY(FV_SCRATCH(ctx, a->part[p].best, a->rows));
@@ -309,10 +310,68 @@ static bool is_fast(const fv_attend_args *args)
            fv_cpu_rows_together(&args->o);
 }
 
+static bool is_half(const fv_tensor *t)
+{
+    return fv_dtype_block(t->dtype) > 1 || fv_dtype_size(t->dtype) <= 2;
+}
+
+/* Whether products are taken in bf16: on request, or where keys and values are stored in no more than 16 bits (unless
+ * the caller wants f32 throughout). */
+static bool takes_pairs(const fv_ctx *ctx, const struct fv_kernels *kernels, const fv_attend_args *args)
+{
+    if (!kernels->tile_bf16 || ctx->precision == FV_PRECISION_F32) return false;
+    return ctx->precision == FV_PRECISION_BF16 || (is_half(&args->k) && is_half(&args->v));
+}
+
+/* Panels are held where a head has several tiles of queries; of as many heads at a time as memory is meant to take. */
+static fv_status hold_panels(fv_ctx *ctx, struct attend *a)
+{
+    const fv_panel_store *p = &a->panels;
+    int64_t heads = p->k.dims[0] * p->k.dims[1];
+    int64_t bytes = p->blocks * (p->key_floats + p->value_floats) * (int64_t)sizeof(float);
+
+    if (heads == 0 || p->blocks == 0 || a->rows <= FV_FEW_ROWS || a->view->items < 2 * heads) return FV_OK;
+    return fv_panels_hold(ctx, &a->panels, fv_clamp(PANEL_BYTES / bytes, 1, heads));
+}
+
+/* Gives slots to the heads of items from `first` on; the first item that finds none. */
+static int64_t next_round(struct attend *a, int64_t first)
+{
+    const fv_plan_view *view = a->view;
+    int64_t groups = view->heads / view->share, used = 0;
+    int64_t step = fv_max(view->heads / fv_max(a->args->k.dims[1], 1), 1);
+
+    fv_panels_clear(&a->panels);
+    for (int64_t n = 0; n < view->batch * groups; n++) {
+        int64_t from, to, h = n % groups * view->share;
+        int64_t key_head = a->args->key_head ? a->args->key_head[h] : h / step;
+        int32_t *slot = &a->panels.slot[n / groups * a->args->k.dims[1] + key_head];
+        fv_tiles_group(view, n, &from, &to);
+        if (from < first) continue;
+        if (*slot < 0 && used == a->panels.slots) return from;
+        if (*slot < 0) *slot = (int32_t)used++;
+    }
+    return view->items;
+}
+
+static void run_items(fv_ctx *ctx, struct attend *a)
+{
+    a->end_item = a->view->items;
+    if (a->panels.slots == 0) {
+        fv_run(ctx, a->view->items * a->pieces, attend_item, a);
+        return;
+    }
+    for (int64_t first = 0; first < a->view->items; first = a->end_item) {
+        a->end_item = next_round(a, first);
+        fv_run(ctx, (a->end_item - first) * a->pieces, attend_item, a);
+    }
+}
+
 fv_status fv_cpu_attend(fv_ctx *ctx, const fv_attend_args *args)
 {
     int64_t B = args->q.dims[0], H = args->q.dims[1], N = args->q.dims[2], M = args->k.dims[2], tile_rows, share;
     fv_mark mark = fv_arena_mark(ctx->arena); /* nothing of this call outlives it, tape or not */
+    const struct fv_kernels *kernels = fv_kernels_of(ctx);
     fv_plan_view view;
     struct attend a = {.args = args, .view = &view, .lse = args->lse};
     fv_status status;
@@ -320,18 +379,20 @@ fv_status fv_cpu_attend(fv_ctx *ctx, const fv_attend_args *args)
     if (!is_fast(args)) return fv_backend_ref.attend(ctx, args);
     share = fv_tiles_share(args->plan, H, args->k.dims[1], args->key_head, &tile_rows);
     FV_TRY_DONE(fv_plan_open(ctx, args->plan, B, H, share, tile_rows, N, M, &view));
-    a.source = (fv_tiles_source){fv_kernels_of(ctx), args->q, args->k, &args->logits, args->key_head, &view, false};
+    fv_panels_open(kernels, &args->k, &args->v, takes_pairs(ctx, kernels, args), &a.panels);
+    a.source = (fv_tiles_source){kernels, args->q, args->k, &args->logits, args->key_head, &view, false, &a.panels};
     a.given = fv_present(&args->lse_in) || fv_present(&args->lse_in_key);
     if (fv_present(&args->weights) && !a.given && !fv_present(&a.lse))
         FV_TRY_DONE(fv_tensor_new(ctx, &a.lse, FV_F32, FV_DIMS(B, H, args->o.dims[2])));
     a.rows = share * fv_min(tile_rows, fv_max(N, 1));
-    a.width = fv_round_up(args->v.dims[3], a.source.kernels->tile_columns);
+    a.width = a.panels.width;
     a.pieces = view.items < FEW_ITEMS && M > PIECE_KEYS ? fv_ceil_div(M, PIECE_KEYS) : 1;
     if (fv_plan_gathers(args->plan)) a.rows = share * tile_rows;
+    FV_TRY_DONE(hold_panels(ctx, &a));
     FV_TRY_DONE(take_memory(ctx, &a));
-    fv_run(ctx, view.items * a.pieces, attend_item, &a);
+    run_items(ctx, &a);
     if (a.pieces > 1) fv_run(ctx, view.items, merge_item, &a);
-    if (fv_present(&args->weights)) write_all_weights(ctx, &a);
+    if (fv_present(&args->weights)) FV_TRY_DONE(write_all_weights(ctx, &a));
     status = fv_ctx_check(ctx);
 done:
     fv_arena_release(ctx->arena, mark);

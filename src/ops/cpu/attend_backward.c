@@ -431,7 +431,7 @@ fv_status fv_cpu_attend_backward(fv_ctx *ctx, const fv_attend_args *args, const 
     if (!is_fast(args, grads)) return fv_backend_ref.attend_backward(ctx, args, grads);
     share = fv_tiles_share(args->plan, H, args->k.dims[1], args->key_head, &tile_rows);
     FV_TRY_DONE(fv_plan_open(ctx, args->plan, B, H, share, tile_rows, N, M, &view));
-    w.source = (fv_tiles_source){kernels, args->q, args->k, &args->logits, args->key_head, &view, true};
+    w.source = (fv_tiles_source){kernels, args->q, args->k, &args->logits, args->key_head, &view, true, NULL};
     w.key_width = fv_round_up(args->q.dims[3], kernels->tile_columns);
     w.value_width = fv_round_up(args->v.dims[3], kernels->tile_columns);
     w.given = fv_present(&args->lse_in) || fv_present(&args->lse_in_key);

@@ -45,11 +45,32 @@ typedef void fv_packed_dot_fn(const struct fv_activations *x, int64_t row, int r
 /* All columns of a group as panels of b (pairs: of bf16); a panel has tile_columns columns and `panel` floats. */
 typedef void fv_unpack_fn(bool pairs, const fv_packed *w, int64_t group, float *out, int64_t panel);
 
+/* The softmax of a key tile: logits s [rows, FV_KEY_TILE] of keys [from, to) (multiples of half a tile) become weights
+ * exp(s - maximum), 0 where bits[r % tokens] hides a key; with `pairs` pairs of bf16, a row's in its first half.
+ * maximum [rows], total [rows, width] and o [rows, o_row] (o_row a multiple of width) are brought up to date. */
+struct fv_softmax_step {
+    int rows, tokens, from, to;
+    const uint64_t *bits;
+    float *s, *maximum, *total, *o;
+    int64_t o_row;
+    bool pairs;
+};
+
+/* Attention of up to 8 rows with rows of k and v as they are stored:
+ * out[m * out_row + n] = q_m . k_n, q padded with 0 to whole vectors; and
+ * o[m * o_row + c] += sum over n of p[m * p_row + n] v_n[c], rows of o padded to whole vectors. */
+struct fv_few_kernels {
+    void (*dots)(int rows, int64_t d, const float *q, int64_t q_row, const void *k, int64_t k_bytes, int64_t keys,
+                 float *out, int64_t out_row);
+    void (*add)(int rows, int64_t columns, const float *p, int64_t p_row, const void *v, int64_t v_bytes, int64_t keys,
+                float *o, int64_t o_row);
+};
+
 struct fv_kernels {
     int width; /* floats in a vector */
     int tile_rows, tile_columns;
     fv_tile_fn *tile;
-    /* The same over pairs of bf16 in the place of floats (k counts pairs), packed only; NULL if there is none. */
+    /* The same over pairs of bf16 in the place of floats (k counts pairs); NULL if there is none. */
     fv_tile_fn *tile_bf16;
     /* out[p * out_row + r] = in[r * in_row + p], r < rows <= width, p < count.  May write width - rows floats past a
      * row of out, so rows of out are written in ascending order and the buffer has FV_MAX_TILE_COLUMNS to spare. */
@@ -90,10 +111,16 @@ struct fv_kernels {
     /* out [n] = bias + sum over a kernel of taps[y * tap_row + x * n + i] * in[y * in_row + x * in_step + i] */
     void (*convolve_channels)(int64_t n, int64_t kh, int64_t kw, const float *in, int64_t in_row, int64_t in_step,
                               const float *taps, int64_t tap_row, const float *bias, float *out);
-    /* s [rows, FV_KEY_TILE] becomes exp(s - maximum), 0 where bits[r % tokens] hides a key; maximum, total [rows] and o
-     * [rows, o_row] (o_row a multiple of width) are brought up to date. */
-    void (*online_softmax)(int rows, int tokens, const uint64_t *bits, float *s, float *maximum, float *total, float *o,
-                           int64_t o_row);
+    void (*softmax_tile)(const struct fv_softmax_step *step);
+    void (*curve)(int64_t n, float *s, float gain, float cap); /* s += gain |s|; cap tanh(s / cap) if cap > 0 */
+    const struct fv_few_kernels *few;                          /* [FV_DTYPE_COUNT]: f32, f16, bf16, q8_0 */
+    /* The same where q and p are pairs of bf16, for 4 to 8 rows; NULL where tile_bf16 is. */
+    const struct fv_few_kernels *few_pairs;
+    bool (*finite)(int64_t n, const float *x);
+    /* Pairs of bf16 (n a multiple of 2 width; NULL where tile_bf16 is): out[i] = (even[i], odd[i]); out[i] = (x[2i],
+     * x[2i + 1]), out may be x. */
+    void (*pack_pairs)(int64_t n, const float *even, const float *odd, float *out);
+    void (*join_pairs)(int64_t n, const float *x, float *out);
     /* The places of the k largest of the x that exceed `above`, ascending, of equal ones the first; their keys, which
      * order as the scores do.  Both have FV_SELECT_ROOM(k).  Returns how many there are. */
     int64_t (*select)(int64_t n, const float *x, int64_t k, float above, int32_t *keys, int32_t *index);

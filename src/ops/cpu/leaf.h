@@ -22,6 +22,7 @@ void LEAF(fill_math)(struct fv_kernels *kernels);
 void LEAF(fill_rows)(struct fv_kernels *kernels);
 void LEAF(fill_select)(struct fv_kernels *kernels);
 void LEAF(fill_attend)(struct fv_kernels *kernels);
+void LEAF(fill_few)(struct fv_kernels *kernels);
 void LEAF(fill_scan)(struct fv_kernels *kernels);
 void LEAF(fill_weights)(struct fv_kernels *kernels);
 
@@ -53,6 +54,39 @@ INLINE vf to_float(vi x)
 {
     return __builtin_convertvector(x, vf);
 }
+
+#ifndef EXP2_PARTS
+/* Lanes whose bit, from bit `from` on, is set; -inf elsewhere. */
+INLINE vf keep_seen(vf x, uint64_t bits, int from)
+{
+    vi lane;
+
+    UNROLL
+    for (int i = 0; i < W; i++)
+        lane[i] = i;
+    return choose(-((splat_i((int32_t)(bits >> from)) >> lane) & 1), x, splat(-INFINITY));
+}
+
+/* floor(t), at least -127, for t < 2^31 */
+INLINE vi exp2_whole(vf t)
+{
+    vf bounded = vmax(splat(-127), t);
+    vi whole = __builtin_convertvector(bounded, vi);
+
+    return whole + (to_float(whole) > bounded);
+}
+
+INLINE vf exp2_fraction(vf t)
+{
+    return vmax(splat(-127), t) - to_float(exp2_whole(t));
+}
+
+/* p 2^floor(t), 0 where t <= -127 */
+INLINE vf exp2_scale(vf p, vf t)
+{
+    return p * (vf)((exp2_whole(t) + 127) << 23);
+}
+#endif
 
 /* exp(x): at most exp(88), below exp(-87.3) it is 0; NaN stays.  Degree-6 polynomial on |r| <= ln2 / 2 after Cody-Waite
  * reduction: within 2 ulp (measured 1.2). */

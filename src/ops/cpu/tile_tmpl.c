@@ -104,11 +104,21 @@ INLINE vf multiply_add_pairs(vf a, vf b, vf c)
 
 TILE(tile_packed_pairs, PACKED_CASE, multiply_add_pairs)
 
+static void tile_weights_pairs(int rows, int64_t k, const float *a, const float *b, int64_t b_row, float *c,
+                               int64_t c_row, bool add)
+{
+    switch (rows) {
+        CASES(WEIGHTS_CASE, multiply_add_pairs)
+    }
+}
+
 static void tile_pairs(int rows, int64_t k, const float *a, int64_t a_row, int64_t a_step, const float *b,
                        int64_t b_row, float *c, int64_t c_row, bool add)
 {
-    (void)a_row;
-    tile_packed_pairs(rows, k, a, a_step, b, b_row, c, c_row, add);
+    if (a_row == 1)
+        tile_packed_pairs(rows, k, a, a_step, b, b_row, c, c_row, add);
+    else
+        tile_weights_pairs(rows, k, a, b, b_row, c, c_row, add);
 }
 #endif
 

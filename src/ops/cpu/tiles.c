@@ -3,8 +3,8 @@
 #include <math.h>
 
 enum {
-    ROWS = 192,    /* aimed at: the cost of bringing keys into order is shared by so many rows */
-    DOT_LIMIT = 8, /* rows up to which keys are multiplied where they lie */
+    ROWS = 256,      /* aimed at: what is done once for a tile is shared by so many rows */
+    LEAST_KEYS = 16, /* of a block, for it to be a tile of its own */
 };
 
 int64_t fv_tiles_share(const fv_plan *plan, int64_t heads, int64_t key_heads, const int32_t *key_head,
@@ -20,57 +20,57 @@ int64_t fv_tiles_share(const fv_plan *plan, int64_t heads, int64_t key_heads, co
 fv_status fv_tiles_new(fv_ctx *ctx, const fv_tiles_source *source, int64_t width, fv_tiles *tiles)
 {
     int64_t rows = source->view->share * source->view->tile_rows, D = source->q.dims[3];
+    const struct fv_kernels *kernels = source->kernels;
 
-    *tiles = (fv_tiles){.source = source};
-    width = fv_max(width, D);
+    *tiles = (fv_tiles){.source = source, .q_row = fv_round_up(D, 2 * kernels->width)};
+    if (source->panels)
+        tiles->own = *source->panels;
+    else
+        fv_panels_open(kernels, &source->k, NULL, false, &tiles->own);
     FV_TRY(FV_SCRATCH(ctx, tiles->bias, FV_TILE * FV_KEY_TILE));
+    FV_TRY(FV_SCRATCH(ctx, tiles->open.bias, FV_TILE * FV_KEY_TILE));
     FV_TRY(FV_SCRATCH(ctx, tiles->logits, rows * FV_KEY_TILE));
     if (source->slopes && (source->logits->gain != 0 || source->logits->softcap > 0))
         FV_TRY(FV_SCRATCH(ctx, tiles->slopes, rows * FV_KEY_TILE));
-    FV_TRY(FV_SCRATCH(ctx, tiles->q, rows * D));
-    FV_TRY(FV_SCRATCH(ctx, tiles->panels, rows * D + FV_MAX_TILE_COLUMNS));
-    FV_TRY(FV_SCRATCH(ctx, tiles->keys, D * FV_KEY_TILE));
-    return FV_SCRATCH(ctx, tiles->staging, FV_KEY_TILE * width);
+    FV_TRY(FV_SCRATCH(ctx, tiles->q, rows * tiles->q_row));
+    FV_TRY(FV_SCRATCH(ctx, tiles->query_panels, rows * tiles->q_row + FV_MAX_TILE_COLUMNS));
+    FV_TRY(FV_SCRATCH(ctx, tiles->keys, tiles->own.key_floats));
+    FV_TRY(FV_SCRATCH(ctx, tiles->values, tiles->own.value_floats));
+    return FV_SCRATCH(ctx, tiles->staging, fv_max(fv_panels_staging(&tiles->own), FV_KEY_TILE * width));
 }
 
-bool fv_tiles_any(const fv_tiles *tiles, int from, int count)
+uint64_t fv_tiles_seen(const fv_tiles *tiles, int from, int count)
 {
-    uint64_t any = 0;
+    uint64_t seen = 0;
 
+    if (tiles->whole || count >= tiles->tile.rows) return tiles->seen;
     for (int r = from; r < from + count; r++)
-        any |= tiles->bits[r % tiles->tile.rows];
-    return any != 0;
+        seen |= tiles->bits[r % tiles->tile.rows];
+    return seen;
 }
 
-static const char *row_at(const fv_tensor *t, int64_t b, int64_t h, int64_t n)
+/* How many of the keys follow each other from the first on. */
+static int stretch(const int64_t *key, int count)
 {
-    int64_t offset = b * t->strides[0] + h * t->strides[1] + n * t->strides[2];
+    int end = 1;
 
-    return (const char *)t->data + offset / fv_dtype_block(t->dtype) * (int64_t)fv_dtype_block_bytes(t->dtype);
-}
-
-/* Keys of the tile that follow each other from place n on. */
-static int stretch(const fv_tiles *tiles, int n)
-{
-    int end = n + 1;
-
-    while (end < tiles->count && tiles->key[end] == tiles->key[end - 1] + 1)
+    while (end < count && key[end] == key[end - 1] + 1)
         end++;
-    return end - n;
+    return end;
 }
 
 const float *fv_tiles_rows(const fv_tiles *tiles, const fv_tensor *t, int64_t padded, float *staging, int64_t *row)
 {
     int64_t width = t->dims[3];
 
-    if (t->dtype == FV_F32 && width == padded && stretch(tiles, 0) == tiles->count) {
+    if (t->dtype == FV_F32 && width == padded && stretch(tiles->key, tiles->count) == tiles->count) {
         *row = t->strides[2];
-        return (const float *)row_at(t, tiles->b, tiles->key_head, tiles->key[0]);
+        return (const float *)fv_panels_row(t, tiles->b, tiles->key_head, tiles->key[0]);
     }
     *row = padded;
     for (int n = 0; n < tiles->count; n++)
-        fv_kernels_load(tiles->source->kernels, t->dtype, row_at(t, tiles->b, tiles->key_head, tiles->key[n]), 0, width,
-                        staging + n * padded);
+        fv_kernels_load(tiles->source->kernels, t->dtype, fv_panels_row(t, tiles->b, tiles->key_head, tiles->key[n]), 0,
+                        width, staging + n * padded);
     return staging;
 }
 
@@ -80,21 +80,25 @@ static void load_queries(fv_tiles *t)
 {
     const fv_tiles_source *s = t->source;
     const fv_tensor *temperature = &s->logits->temperature;
-    int64_t D = s->q.dims[3];
+    int64_t D = s->q.dims[3], depth = t->own.depth, in_row = t->q_row;
+    const float *in = t->q;
 
     for (int r = 0; r < t->rows; r++) {
         int64_t h = t->tile.h + r / t->tile.rows, i = t->tile.query[r % t->tile.rows];
-        const float *q = (const float *)row_at(&s->q, t->b, h, i);
-        float scale = s->logits->scale;
+        const float *q = (const float *)fv_panels_row(&s->q, t->b, h, i);
+        float scale = s->logits->scale, *to = t->q + r * t->q_row;
         if (fv_present(temperature))
             scale *= ((const float *)temperature->data)[t->b * temperature->strides[0] + h * temperature->strides[1] +
                                                         i * temperature->strides[2]];
-        s->kernels->map(FV_MAP_COPY, D, q, NULL, 0, scale, 0, t->q + r * D);
+        s->kernels->map(FV_MAP_COPY, D, q, NULL, 0, scale, 0, to);
+        memset(to + D, 0, (size_t)(t->q_row - D) * sizeof *to);
     }
-    if (t->rows <= DOT_LIMIT) return;
+    if (t->rows <= FV_FEW_ROWS) return;
     for (int r = 0; r < t->rows; r += s->kernels->tile_rows) {
         int rows = (int)fv_min(s->kernels->tile_rows, t->rows - r);
-        s->kernels->transpose(t->q + r * D, D, rows, D, t->panels + r * D, rows);
+        for (int i = r; t->own.pairs && i < r + rows; i++)
+            s->kernels->join_pairs(in_row, in + i * in_row, t->q + i * in_row);
+        s->kernels->transpose(in + r * in_row, in_row, rows, depth, t->query_panels + r * depth, rows);
     }
 }
 
@@ -107,28 +111,31 @@ static void dots(fv_tiles *t)
     int64_t row_bytes = k->strides[2] / fv_dtype_block(k->dtype) * (int64_t)fv_dtype_block_bytes(k->dtype);
 
     for (int n = 0, length; n < t->count; n += length) {
-        length = stretch(t, n);
+        length = stretch(t->key + n, t->count - n);
         for (int r = 0; r < t->rows; r += FV_DOT_ROWS)
-            s->kernels->dot[k->dtype]((int)fv_min(FV_DOT_ROWS, t->rows - r), D, t->q + r * D, D, NULL,
-                                      row_at(k, t->b, t->key_head, t->key[n]), row_bytes, length,
+            s->kernels->dot[k->dtype]((int)fv_min(FV_DOT_ROWS, t->rows - r), D, t->q + r * t->q_row, t->q_row, NULL,
+                                      fv_panels_row(k, t->b, t->key_head, t->key[n]), row_bytes, length,
                                       t->logits + r * FV_KEY_TILE + n, FV_KEY_TILE);
     }
 }
 
+/* Parts of the tile that none of a micro-tile's rows sees are left out. */
 static void products(fv_tiles *t)
 {
     const struct fv_kernels *kernels = t->source->kernels;
-    int64_t D = t->source->q.dims[3], row;
-    const float *keys = fv_tiles_rows(t, &t->source->k, D, t->staging, &row);
+    fv_tile_fn *tile = t->own.pairs ? kernels->tile_bf16 : kernels->tile;
+    int64_t depth = t->own.depth;
+    int columns = kernels->tile_columns;
+    uint64_t part = ((uint64_t)1 << columns) - 1;
 
-    for (int n = 0; n < t->count; n += kernels->width)
-        kernels->transpose(keys + n * row, row, (int)fv_min(kernels->width, t->count - n), D, t->keys + n, FV_KEY_TILE);
-    for (int r = 0; r < t->rows; r += kernels->tile_rows) {
-        int rows = (int)fv_min(kernels->tile_rows, t->rows - r);
-        if (!fv_tiles_any(t, r, rows)) continue;
-        for (int n = 0; n < t->count; n += kernels->tile_columns)
-            kernels->tile(rows, D, t->panels + r * D, 1, rows, t->keys + n, FV_KEY_TILE,
-                          t->logits + r * FV_KEY_TILE + n, FV_KEY_TILE, false);
+    for (int n = 0; n < t->count; n += columns) {
+        if (!(t->seen >> n & part)) continue;
+        for (int r = 0; r < t->rows; r += kernels->tile_rows) {
+            int rows = (int)fv_min(kernels->tile_rows, t->rows - r);
+            if (!t->whole && !(fv_tiles_seen(t, r, rows) >> n & part)) continue;
+            tile(rows, depth, t->query_panels + r * depth, 1, rows, t->panels.keys + n * depth, columns,
+                 t->logits + r * FV_KEY_TILE + n, FV_KEY_TILE, false);
+        }
     }
 }
 
@@ -169,30 +176,28 @@ static void curve(const fv_tiles *t, float *s, float *slope)
     const struct fv_kernels *kernels = t->source->kernels;
     float capped[FV_KEY_TILE], *to = l->gain != 0 ? capped : slope;
 
-    for (int n = 0; slope && l->gain != 0 && n < t->count; n++)
-        slope[n] = 1 + (s[n] < 0 ? -l->gain : l->gain);
     for (int n = 0; l->gain != 0 && n < t->count; n++)
-        s[n] += l->gain * fabsf(s[n]);
+        slope[n] = 1 + (s[n] < 0 ? -l->gain : l->gain);
+    kernels->curve(FV_KEY_TILE, s, l->gain, l->softcap);
     if (l->softcap <= 0) return;
-    kernels->map(FV_MAP_SOFTCAP, t->count, s, NULL, 0, l->softcap, 0, s);
-    if (!slope) return;
     kernels->map(FV_MAP_MUL, t->count, s, s, 1, -1 / (l->softcap * l->softcap), 0, to);
     kernels->map(FV_MAP_COPY, t->count, to, NULL, 0, 1, 1, to);
     if (l->gain != 0) kernels->map(FV_MAP_MUL, t->count, slope, capped, 1, 1, 0, slope);
 }
 
-/* Adds the biases of a row. */
-static void add_biases(const fv_tiles *t, int64_t h, int64_t i, float *s)
+void fv_tiles_add_bias(const fv_tiles *t, int r, const int64_t *key, int count, float *s)
 {
     const fv_logits *l = t->source->logits;
-    bool one_row = !fv_present(&l->offset_bias) && !fv_present(&l->row_bias) && stretch(t, 0) == t->count;
+    int64_t h = t->tile.h + r / t->tile.rows, i = t->tile.query[r % t->tile.rows];
+    bool one_row = !fv_present(&l->offset_bias) && !fv_present(&l->row_bias) && l->bias.strides[3] == 1;
 
-    if (one_row && l->bias.strides[3] == 1) {
-        t->source->kernels->map(FV_MAP_ADD, t->count, s, fv_at(&l->bias, t->b, h, i, t->key[0]), 1, 1, 0, s);
-        return;
+    for (int n = 0, length; n < count; n += length) {
+        length = stretch(key + n, count - n);
+        if (one_row)
+            t->source->kernels->map(FV_MAP_ADD, length, s + n, fv_at(&l->bias, t->b, h, i, key[n]), 1, 1, 0, s + n);
+        for (int m = n; !one_row && m < n + length; m++)
+            s[m] += bias_of(t, h, i, key[m]);
     }
-    for (int n = 0; n < t->count; n++)
-        s[n] += bias_of(t, h, i, t->key[n]);
 }
 
 static void transform(fv_tiles *t)
@@ -200,57 +205,152 @@ static void transform(fv_tiles *t)
     const fv_logits *l = t->source->logits;
     bool biased = has_bias(l), curved = is_curved(l);
 
-    for (int r = 0; r < t->rows; r++) {
+    if (curved && !t->slopes) t->source->kernels->curve(t->rows * FV_KEY_TILE, t->logits, l->gain, l->softcap);
+    for (int r = 0; r < t->rows && (biased || t->biased || t->slopes); r++) {
         int token = r % t->tile.rows;
-        int64_t h = t->tile.h + r / t->tile.rows, i = t->tile.query[token];
         float *s = t->logits + r * FV_KEY_TILE;
         if (!t->bits[token]) continue;
-        if (curved) curve(t, s, t->slopes ? t->slopes + r * FV_KEY_TILE : NULL);
-        if (biased) add_biases(t, h, i, s);
-        for (int n = 0; t->biased && n < t->count; n++)
-            s[n] += t->bias[token * FV_KEY_TILE + n];
+        if (t->slopes) curve(t, s, t->slopes + r * FV_KEY_TILE);
+        if (biased) fv_tiles_add_bias(t, r, t->key, t->count, s);
+        if (t->biased) t->source->kernels->map(FV_MAP_ADD, t->count, s, t->bias + token * FV_KEY_TILE, 1, 1, 0, s);
     }
 }
 
 /* ---- walking --------------------------------------------------------------------------------------------------- */
 
-static void finish(fv_tiles *t, fv_tiles_fn *visit, void *user)
+/* The tile is complete but for its panels; `block` >= 0 if they are held. */
+static void finish(fv_tiles *t, int64_t block, fv_tiles_fn *visit, void *user)
 {
     const fv_tiles_source *s = t->source;
-    bool in_place = t->rows <= DOT_LIMIT && s->kernels->dot[s->k.dtype];
 
-    if (t->count == 0) return;
-    if (fv_tiles_any(t, 0, t->tile.rows)) {
-        if (in_place)
+    t->seen = t->whole ? (t->count == 64 ? UINT64_MAX : ((uint64_t)1 << t->count) - 1) : 0;
+    for (int r = 0; !t->whole && r < t->tile.rows; r++)
+        t->seen |= t->bits[r];
+    if (t->seen) {
+        if (t->rows <= FV_FEW_ROWS) {
             dots(t);
-        else
+        } else {
+            if (block >= 0)
+                t->panels = fv_panels_block(&t->own, t->b, t->key_head, block, t->staging);
+            else
+                t->panels = (fv_panels){t->keys, t->values,
+                                        fv_panels_fill(&t->own, t->b, t->key_head, t->key, t->count, t->staging,
+                                                       t->keys, t->own.v.data ? t->values : NULL)};
             products(t);
+        }
         if (t->biased || has_bias(s->logits) || is_curved(s->logits)) transform(t);
         visit(user, t);
     }
     t->count = 0;
     t->biased = false;
+    t->whole = true;
     memset(t->bits, 0, sizeof t->bits);
 }
 
-/* Puts `count` keys of a run behind those the tile has. */
-static void append(fv_tiles *t, const fv_plan_run *run, int64_t key, int count)
+/* Puts `count` keys of the open block, from place `from` on, behind those the tile has. */
+static void pack(fv_tiles *t, int from, int count)
 {
-    uint64_t bits[FV_TILE], all = (count == 64 ? UINT64_MAX : ((uint64_t)1 << count) - 1) << t->count;
+    uint64_t all = count == 64 ? UINT64_MAX : ((uint64_t)1 << count) - 1;
 
-    if (run->bias && !t->biased) {
+    if (t->open.biased && !t->biased) {
         memset(t->bias, 0, FV_TILE * FV_KEY_TILE * sizeof *t->bias);
         t->biased = true;
     }
-    if (!run->whole) fv_plan_bits(&t->runs, run, key, count, bits);
     for (int r = 0; r < t->tile.rows; r++) {
-        t->bits[r] |= !run->whole ? bits[r] << t->count : run->rows >> r & 1 ? all : 0;
-        for (int n = 0; run->bias && n < count; n++)
-            t->bias[r * FV_KEY_TILE + t->count + n] = run->bias[r];
+        t->bits[r] |= (t->open.bits[r] >> from & all) << t->count;
+        if (t->open.biased)
+            memcpy(t->bias + r * FV_KEY_TILE + t->count, t->open.bias + r * FV_KEY_TILE + from,
+                   (size_t)count * sizeof *t->bias);
     }
+    t->whole = t->whole && t->open.whole;
     for (int n = 0; n < count; n++)
-        t->key[t->count + n] = key + n;
+        t->key[t->count + n] = t->open.block * FV_KEY_TILE + from + n;
     t->count += count;
+}
+
+static void swap_bias(fv_tiles *t)
+{
+    float *bias = t->bias;
+
+    t->bias = t->open.bias;
+    t->open.bias = bias;
+}
+
+/* The open block as a tile of its own, while packed keys wait. */
+static void visit_block(fv_tiles *t, fv_tiles_fn *visit, void *user)
+{
+    int64_t first = t->open.block * FV_KEY_TILE, keys = t->source->view->keys;
+
+    t->waiting.count = t->count;
+    t->waiting.whole = t->whole;
+    t->waiting.biased = t->biased;
+    if (t->count > 0) {
+        memcpy(t->waiting.key, t->key, sizeof t->key);
+        memcpy(t->waiting.bits, t->bits, sizeof t->bits);
+    }
+    t->count = (int)fv_min(FV_KEY_TILE, keys - first);
+    for (int n = 0; n < t->count; n++)
+        t->key[n] = first + n;
+    memcpy(t->bits, t->open.bits, sizeof t->bits);
+    t->whole = t->open.whole && t->open.seen_keys == t->count;
+    t->biased = t->open.biased;
+    if (t->biased) swap_bias(t);
+    bool swapped = t->biased;
+    finish(t, t->open.block, visit, user);
+    if (swapped) swap_bias(t);
+    t->count = t->waiting.count;
+    t->whole = t->waiting.whole;
+    t->biased = t->waiting.biased;
+    if (t->count == 0) return;
+    memcpy(t->key, t->waiting.key, sizeof t->key);
+    memcpy(t->bits, t->waiting.bits, sizeof t->bits);
+}
+
+static void close_block(fv_tiles *t, fv_tiles_fn *visit, void *user)
+{
+    if (t->open.block < 0) return;
+    if (t->own.slots > 0 && t->open.seen_keys >= LEAST_KEYS) {
+        visit_block(t, visit, user);
+        return;
+    }
+    for (int piece = 0; piece < t->open.pieces; piece++)
+        for (int from = t->open.from[piece], end = from + t->open.count[piece], count; from < end; from += count) {
+            count = (int)fv_min(FV_KEY_TILE - t->count, end - from);
+            pack(t, from, count);
+            if (t->count == FV_KEY_TILE) finish(t, -1, visit, user);
+        }
+}
+
+static void open_block(fv_tiles *t, int64_t block)
+{
+    t->open.block = block;
+    t->open.pieces = t->open.seen_keys = 0;
+    t->open.whole = true;
+    t->open.biased = false;
+    memset(t->open.bits, 0, sizeof t->open.bits);
+}
+
+/* Takes `count` keys of a run, all in the open block. */
+static void take(fv_tiles *t, const fv_plan_run *run, int64_t key, int count)
+{
+    uint64_t bits[FV_TILE], everybody = t->tile.rows == 64 ? UINT64_MAX : ((uint64_t)1 << t->tile.rows) - 1;
+    int from = (int)(key - t->open.block * FV_KEY_TILE);
+    uint64_t all = (count == 64 ? UINT64_MAX : ((uint64_t)1 << count) - 1) << from;
+
+    if (run->bias && !t->open.biased) {
+        memset(t->open.bias, 0, FV_TILE * FV_KEY_TILE * sizeof *t->open.bias);
+        t->open.biased = true;
+    }
+    if (!run->whole) fv_plan_bits(&t->runs, run, key, count, bits);
+    t->open.whole = t->open.whole && run->whole && (run->rows & everybody) == everybody;
+    for (int r = 0; r < t->tile.rows; r++) {
+        t->open.bits[r] |= !run->whole ? bits[r] << from : run->rows >> r & 1 ? all : 0;
+        for (int n = 0; run->bias && n < count; n++)
+            t->open.bias[r * FV_KEY_TILE + from + n] = run->bias[r];
+    }
+    t->open.seen_keys += count;
+    t->open.from[t->open.pieces] = from;
+    t->open.count[t->open.pieces++] = count;
 }
 
 void fv_tiles_walk(fv_tiles *t, int64_t item, int64_t from, int64_t to, fv_tiles_fn *visit, void *user)
@@ -259,29 +359,42 @@ void fv_tiles_walk(fv_tiles *t, int64_t item, int64_t from, int64_t to, fv_tiles
     fv_tiles_walk_rows(t, from, to, visit, user);
 }
 
-void fv_tiles_walk_rows(fv_tiles *t, int64_t from, int64_t to, fv_tiles_fn *visit, void *user)
+void fv_tiles_begin(fv_tiles *t)
 {
     const fv_tiles_source *s = t->source;
-    fv_plan_run run;
 
     t->rows = t->tile.rows * (int)s->view->share;
     t->b = t->tile.b;
     t->key_head = s->key_head ? s->key_head[t->tile.h] : t->tile.h / fv_max(s->q.dims[1] / s->k.dims[1], 1);
-    t->count = 0;
-    t->biased = false;
-    memset(t->bits, 0, sizeof t->bits);
     load_queries(t);
     fv_plan_runs_begin(&t->runs, s->view, &t->tile);
+}
+
+void fv_tiles_walk_rows(fv_tiles *t, int64_t from, int64_t to, fv_tiles_fn *visit, void *user)
+{
+    fv_plan_run run;
+
+    t->count = 0;
+    t->biased = false;
+    t->whole = true;
+    memset(t->bits, 0, sizeof t->bits);
+    t->open.block = -1;
+    fv_tiles_begin(t);
     while (fv_plan_runs_next(&t->runs, &run)) {
         int64_t key = fv_max(run.key, from), end = fv_min(run.key + run.count, to);
         for (int count; key < end; key += count) {
-            count = (int)fv_min(FV_KEY_TILE - t->count, end - key);
-            append(t, &run, key, count);
-            if (t->count == FV_KEY_TILE) finish(t, visit, user);
+            int64_t block = key / FV_KEY_TILE;
+            count = (int)fv_min((block + 1) * FV_KEY_TILE, end) - (int)key;
+            if (block != t->open.block) {
+                close_block(t, visit, user);
+                open_block(t, block);
+            }
+            take(t, &run, key, count);
         }
         if (run.key >= to) break;
     }
-    finish(t, visit, user);
+    close_block(t, visit, user);
+    if (t->count > 0) finish(t, -1, visit, user);
 }
 
 /* ---- what is made of logits ------------------------------------------------------------------------------------ */

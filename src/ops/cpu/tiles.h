@@ -1,9 +1,10 @@
 /* Tiles of attention: the rows of a plan's tile (for all heads that share keys) against FV_KEY_TILE keys at a time.
- * Runs shorter than a tile are packed together, so work is proportional to the plan. */
+ * Blocks of keys of which much is seen are tiles of their own where their panels are held (panels.h); of the others the
+ * keys that are seen are packed together, so work is proportional to the plan. */
 #ifndef FV_TILES_H
 #define FV_TILES_H
 
-#include "ops/cpu/kernels.h"
+#include "ops/cpu/panels.h"
 #include "ops/plan.h"
 
 /* What a call's tiles have in common. */
@@ -13,8 +14,11 @@ typedef struct fv_tiles_source {
     const fv_logits *logits;
     const int32_t *key_head;
     const fv_plan_view *view;
-    bool slopes; /* wanted: d logit / d scaled product */
+    bool slopes;                  /* wanted: d logit / d scaled product */
+    const fv_panel_store *panels; /* NULL: keys only, as floats, and tiles in ascending order of keys */
 } fv_tiles_source;
+
+enum { FV_FEW_ROWS = 8 }; /* up to which keys are multiplied where they lie */
 
 /* A thread's place in a walk.  Row r stands for head tile.h + r / tile.rows and the tile's row r % tile.rows. */
 typedef struct fv_tiles {
@@ -27,14 +31,33 @@ typedef struct fv_tiles {
     int count;
     int64_t key[FV_KEY_TILE];
     uint64_t bits[FV_TILE]; /* visible keys of a row of the plan's tile */
+    uint64_t seen;          /* by any row */
+    bool whole;             /* every row sees every key */
     bool biased;
-    float *bias;    /* [FV_TILE, FV_KEY_TILE] of list entries, if biased */
-    float *logits;  /* [rows, FV_KEY_TILE]; undefined where bits are 0 */
-    float *slopes;  /* the same, if wanted and not all 1 */
-    float *q;       /* [rows, D], scaled */
-    float *panels;  /* q for the micro-kernel */
-    float *keys;    /* [D, FV_KEY_TILE] */
-    float *staging; /* [FV_KEY_TILE, widest] rows on their way */
+    float *bias;         /* [FV_TILE, FV_KEY_TILE] of list entries, if biased */
+    float *logits;       /* [rows, FV_KEY_TILE]; undefined where bits are 0 */
+    float *slopes;       /* the same, if wanted and not all 1 */
+    fv_panels panels;    /* of the tile's keys */
+    float *q;            /* [rows, q_row], scaled, padded with 0 */
+    float *query_panels; /* q for the micro-kernel */
+    int64_t q_row;
+    float *staging, *keys, *values; /* rows on their way, panels of packed keys */
+    fv_panel_store own;             /* the source's panels, or keys only */
+    /* the block of keys that a walk is in, and packed keys that wait while a block is the tile */
+    struct {
+        int64_t block;
+        int pieces, seen_keys;
+        int from[FV_KEY_TILE], count[FV_KEY_TILE];
+        uint64_t bits[FV_TILE];
+        bool whole, biased;
+        float *bias;
+    } open;
+    struct {
+        int count;
+        bool whole, biased;
+        int64_t key[FV_KEY_TILE];
+        uint64_t bits[FV_TILE];
+    } waiting;
 } fv_tiles;
 
 /* Query heads that can be taken together, and rows of a plan tile to go with them. */
@@ -43,6 +66,12 @@ int64_t fv_tiles_share(const fv_plan *plan, int64_t heads, int64_t key_heads, co
 
 /* Scratch memory for one thread; `width` is the widest row ever staged. */
 fv_status fv_tiles_new(fv_ctx *ctx, const fv_tiles_source *source, int64_t width, fv_tiles *tiles);
+
+/* Takes up the rows in tiles->tile: queries are loaded, runs begin. */
+void fv_tiles_begin(fv_tiles *tiles);
+
+/* Adds the biases of row r of the walk and `count` keys to its logits s. */
+void fv_tiles_add_bias(const fv_tiles *tiles, int r, const int64_t *key, int count, float *s);
 
 /* Walks the keys from..to-1 that item sees, calling `visit` with logits filled in. */
 typedef void fv_tiles_fn(void *user, fv_tiles *tiles);
@@ -60,7 +89,7 @@ void fv_tiles_group(const fv_plan_view *view, int64_t n, int64_t *first, int64_t
  * so, else in `staging` (whose padding stays as it is). */
 const float *fv_tiles_rows(const fv_tiles *tiles, const fv_tensor *t, int64_t padded, float *staging, int64_t *row);
 
-/* Whether some row of [from, from + count) sees a key of the tile. */
-bool fv_tiles_any(const fv_tiles *tiles, int from, int count);
+/* Keys of the tile that some row of [from, from + count) sees. */
+uint64_t fv_tiles_seen(const fv_tiles *tiles, int from, int count);
 
 #endif

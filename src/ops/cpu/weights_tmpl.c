@@ -101,7 +101,7 @@ INLINE void sums_row(const struct fv_sums_step *step, int r, uint64_t seen, vf c
 }
 
 /* Bound: about 13 vector operations for W weights, and two or three for each statistic. */
-static void sums(const struct fv_sums_step *step)
+static void step_sums(const struct fv_sums_step *step)
 {
     for (int first = 0; first < step->rows; first += step->tokens) {
         vf columns[N];
@@ -191,7 +191,7 @@ static uint64_t spoiled(int count, int64_t width, const float *x, int64_t row)
 
 void LEAF(fill_weights)(struct fv_kernels *kernels)
 {
-    static const struct fv_weights_kernels weights = {gradients, sums, insert, spoiled};
+    static const struct fv_weights_kernels weights = {gradients, step_sums, insert, spoiled};
 
     kernels->weights = &weights;
 }

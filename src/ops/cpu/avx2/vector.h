@@ -91,6 +91,22 @@ INLINE vi load_u16(const uint16_t *p)
     return (vi)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
 }
 
+INLINE bool any_above(vf a, vf b)
+{
+    return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_GT_OQ)) != 0;
+}
+
+/* Lane l: the sum of x[l]. */
+INLINE vf sums(const vf x[W])
+{
+    __m256 a = _mm256_hadd_ps((__m256)x[0], (__m256)x[1]), b = _mm256_hadd_ps((__m256)x[2], (__m256)x[3]);
+    __m256 c = _mm256_hadd_ps((__m256)x[4], (__m256)x[5]), d = _mm256_hadd_ps((__m256)x[6], (__m256)x[7]);
+
+    a = _mm256_hadd_ps(a, b);
+    c = _mm256_hadd_ps(c, d);
+    return (vf)_mm256_add_ps(_mm256_permute2f128_ps(a, c, 0x20), _mm256_permute2f128_ps(a, c, 0x31));
+}
+
 INLINE float sum(vf x)
 {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128((__m256)x), _mm256_extractf128_ps((__m256)x, 1));

@@ -91,9 +91,21 @@ INLINE vi load_u16(const uint16_t *p)
     return (vi){p[0], p[1], p[2], p[3]};
 }
 
+INLINE bool any_above(vf a, vf b)
+{
+    vi above = a > b;
+    return (above[0] | above[1] | above[2] | above[3]) != 0;
+}
+
 INLINE float sum(vf x)
 {
     return (x[0] + x[2]) + (x[1] + x[3]);
+}
+
+/* Lane l: the sum of x[l]. */
+INLINE vf sums(const vf x[W])
+{
+    return (vf){sum(x[0]), sum(x[1]), sum(x[2]), sum(x[3])};
 }
 
 INLINE float largest(vf x)
