@@ -125,7 +125,9 @@ static double weight_error(const struct shape *s)
 {
     double error = 3 * 0x1p-24 * (double)(s->dim + 8) + 0x1p-22;
 
-    if (s->precision == FV_PRECISION_BF16) error += 7 * 0x1p-9 / sqrt(3) / 3 * sqrt(2) + 2 * 0x1p-9;
+    /* keys and values of 16 bits or fewer are multiplied in bf16 unless f32 is asked for */
+    bool rounded = s->precision == FV_PRECISION_BF16 || (s->precision == FV_PRECISION_AUTO && s->dtype != FV_F32);
+    if (rounded) error += 7 * 0x1p-9 / sqrt(3) / 3 * sqrt(2) + 2 * 0x1p-9;
     return error;
 }
 
