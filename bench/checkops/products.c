@@ -87,7 +87,7 @@ static fv_status linear(struct checkops *c, fv_dtype dtype, int64_t m, bool gate
 {
     int64_t n = c->small ? 75 : 1024, k = c->small ? 512 : m > 4 ? 1024 : 4096;
     double row = (double)fv_dtype_block_bytes(dtype) / (double)fv_dtype_block(dtype) * (double)k, column = 0;
-    fv_linear_args args = {.parts = gate ? 2 : 1, .gate = gate ? FV_MAP_SILU : 0};
+    fv_linear_args args = {.parts = gate ? 2 : 1, .gate = gate ? FV_MAP_SILU_MUL : 0};
     fv_packed packed[2];
     trial t;
 

@@ -29,15 +29,24 @@ static fv_status rms_norm(const struct pass *p, const fv_tensor *x, const fv_ten
                    &(fv_norm_args){.x = *x, .weight = *weight, .out = *out, .epsilon = (float)p->sizes->epsilon});
 }
 
-/* x += a weight^T + bias, or x += norm(that) where the architecture norms what a part gives. */
+/* x += a weight^T + bias, or x += norm(that) where the architecture norms what a part gives; then h = norm(x) for the
+ * part that comes next, if one does. */
 static fv_status add_part(const struct pass *p, const fv_tensor *a, const fv_weight *weight, const fv_tensor *bias,
-                          const fv_tensor *norm)
+                          const fv_tensor *norm, const fv_tensor *next)
 {
     fv_linear_args args = {.x = *a, .parts = 1, .part = {part(weight, bias, fv_present(norm) ? &p->h : &p->x)}};
 
     args.part[0].add = !fv_present(norm);
     FV_TRY(fv_linear(p->ctx, &args));
-    if (!fv_present(norm)) return FV_OK;
+    if (!fv_present(norm)) return fv_present(next) ? rms_norm(p, &p->x, next, &p->h) : FV_OK;
+    if (fv_present(next))
+        return fv_norm(p->ctx, &(fv_norm_args){.x = p->x,
+                                               .add = p->h,
+                                               .add_weight = *norm,
+                                               .sum = p->x,
+                                               .weight = *next,
+                                               .out = p->h,
+                                               .epsilon = (float)p->sizes->epsilon});
     FV_TRY(rms_norm(p, &p->h, norm, &p->h));
     return fv_map_apply(p->ctx, &(fv_map_args){.op = FV_MAP_ADD, .x = p->x, .y = p->h, .out = p->x});
 }
@@ -111,17 +120,18 @@ static fv_status attend(const struct pass *p, int64_t l)
     call.pairs = &p->session->pairs;
     p->session->dense_pairs += dense_pairs(p, layer);
     if (p->session->watch) FV_TRY(p->session->watch(p->session->watch_user, l, own->attention, &call, &extra.logits));
-    return fv_attention_chunk(p->ctx, own->attention, &call, &own->state,
-                              s->attention_cap > 0 ? &extra : NULL);
+    return fv_attention_chunk(p->ctx, own->attention, &call, &own->state, s->attention_cap > 0 ? &extra : NULL);
 }
 
+/* h holds the normed x, and holds it for the next layer afterwards. */
 static fv_status run_layer(const struct pass *p, int64_t l)
 {
+    static const fv_tensor none;
     const fv_layer *layer = &p->session->model->layers[l];
     const fv_sizes *s = p->sizes;
     bool gelu = (p->session->model->architecture->parts & FV_GELU) != 0;
+    const fv_tensor *next = l + 1 < s->layers ? &layer[1].attention_norm : &none;
 
-    FV_TRY(rms_norm(p, &p->x, &layer->attention_norm, &p->h));
     FV_TRY(fv_linear(p->ctx, &(fv_linear_args){.x = p->h,
                                                .parts = 3,
                                                .part = {part(&layer->q, &layer->q_bias, &p->q),
@@ -130,15 +140,14 @@ static fv_status run_layer(const struct pass *p, int64_t l)
     FV_TRY(turn(p, layer, &layer->q_norm, &p->q, s->query_heads));
     FV_TRY(turn(p, layer, &layer->k_norm, &p->k, s->key_heads));
     FV_TRY(attend(p, l));
-    FV_TRY(add_part(p, &p->o, &layer->o, &layer->o_bias, &layer->post_attention_norm));
+    FV_TRY(add_part(p, &p->o, &layer->o, &layer->o_bias, &layer->post_attention_norm, &layer->mlp_norm));
 
-    FV_TRY(rms_norm(p, &p->x, &layer->mlp_norm, &p->h));
     FV_TRY(fv_linear(p->ctx, &(fv_linear_args){.x = p->h,
                                                .parts = 2,
                                                .part = {part(&layer->gate, &layer->gate_bias, &p->hidden),
                                                         part(&layer->up, &layer->up_bias, &p->hidden)},
-                                               .gate = gelu ? FV_MAP_GELU_TANH : FV_MAP_SILU}));
-    return add_part(p, &p->hidden, &layer->down, &layer->down_bias, &layer->post_mlp_norm);
+                                               .gate = gelu ? FV_MAP_GELU_TANH_MUL : FV_MAP_SILU_MUL}));
+    return add_part(p, &p->hidden, &layer->down, &layer->down_bias, &layer->post_mlp_norm, next);
 }
 
 static fv_status make_buffers(struct pass *p)
@@ -172,6 +181,7 @@ fv_status fv_forward_chunk(fv_session *session, const int32_t *ids, int64_t coun
         FV_TRY(fv_map_apply(
             ctx, &(fv_map_args){
                      .op = FV_MAP_COPY, .x = pass.x, .out = pass.x, .alpha = (float)model->sizes.embedding_scale}));
+    FV_TRY(rms_norm(&pass, &pass.x, &model->layers[0].attention_norm, &pass.h));
     for (int64_t l = 0; l < model->sizes.layers; l++) {
         if (!session->recurrent || l == 0) FV_TRY(fv_ctx_check(ctx)); /* states cannot be taken back */
         FV_TRY(run_layer(&pass, l));

@@ -54,8 +54,7 @@ static fv_status in_steps(fv_ctx *ctx, const fv_linear_args *args)
     FV_TRY(fv_tensor_new(ctx, &up, FV_F32, 2, out->dims));
     FV_TRY_DONE(product(ctx, args, 0, out));
     FV_TRY_DONE(product(ctx, args, 1, &up));
-    FV_TRY_DONE(fv_map_apply(ctx, &(fv_map_args){.op = args->gate, .x = *out, .out = *out}));
-    status = fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_MUL, .x = *out, .y = up, .out = *out});
+    status = fv_map_apply(ctx, &(fv_map_args){.op = args->gate, .x = *out, .y = up, .out = *out});
 done:
     fv_scratch_release(ctx, mark);
     return status;

@@ -49,10 +49,10 @@ typedef struct fv_map_args {
 fv_status fv_map_apply(fv_ctx *ctx, const fv_map_args *args);
 
 /* The products of rows x with several weights: out = x weight^T + bias, or added to out.  x [m,k] f32, weight [n,k]
- * f32, f16, bf16 or blocks, bias [n] f32 or absent, out [m,n] f32.  With `gate` (FV_MAP_SILU, FV_MAP_GELU_TANH) there
- * are two parts and one result, in the first's out: gate(x weight_0^T + bias_0) * (x weight_1^T + bias_1).  A weight's
- * packed form (ops/packed.h) is used by the CPU backend unless f32 is asked for: x is rounded then to 15 bits (few
- * rows) or, like the weight, to bf16 (many rows, where the processor multiplies those). */
+ * f32, f16, bf16 or blocks, bias [n] f32 or absent, out [m,n] f32.  With `gate` (FV_MAP_SILU_MUL,
+ * FV_MAP_GELU_TANH_MUL) there are two parts and one result, in the first's out: gate(x weight_0^T + bias_0, x
+ * weight_1^T + bias_1).  A weight's packed form (ops/packed.h) is used by the CPU backend unless f32 is asked for: x is
+ * rounded then to 15 bits (few rows) or, like the weight, to bf16 (many rows, where the processor multiplies those). */
 enum { FV_LINEAR_PARTS = 3 };
 typedef struct fv_linear_part {
     fv_tensor weight, bias, out;

@@ -61,7 +61,7 @@ static double dot(const struct weight *w, const float *x, int64_t r, int64_t k, 
 
 static double gated(fv_map gate, double x)
 {
-    if (gate == FV_MAP_SILU) return x / (1 + exp(-x));
+    if (gate == FV_MAP_SILU_MUL) return x / (1 + exp(-x));
     return 0.5 * x * (1 + tanh(sqrt(2 / acos(-1.0)) * (x + 0.044715 * x * x * x)));
 }
 
@@ -143,9 +143,9 @@ static void packed_products_agree_with_stored_ones(void **state)
 
 static void check_gates(fv_ctx *ctx, fv_dtype dtype)
 {
-    check_sizes(ctx, dtype, &(struct sizes){1, 256, {70, 70}}, FV_MAP_SILU);
-    check_sizes(ctx, dtype, &(struct sizes){6, 256, {33, 33}}, FV_MAP_GELU_TANH);
-    check_sizes(ctx, dtype, &(struct sizes){20, 256, {150, 150}}, FV_MAP_SILU);
+    check_sizes(ctx, dtype, &(struct sizes){1, 256, {70, 70}}, FV_MAP_SILU_MUL);
+    check_sizes(ctx, dtype, &(struct sizes){6, 256, {33, 33}}, FV_MAP_GELU_TANH_MUL);
+    check_sizes(ctx, dtype, &(struct sizes){20, 256, {150, 150}}, FV_MAP_SILU_MUL);
 }
 
 static void gates_are_applied_to_the_first_of_two(void **state)
@@ -230,7 +230,7 @@ static void bad_arguments_are_refused_in_words(void **state)
     args.parts = 4;
     assert_fails(fv_linear(ctx, &args), FV_E_ARGUMENT, "expected 1 to 3 weights, got 4");
     args.parts = 1;
-    args.gate = FV_MAP_SILU;
+    args.gate = FV_MAP_SILU_MUL;
     assert_fails(fv_linear(ctx, &args), FV_E_ARGUMENT, "expected 2 weights, got 1");
     args.parts = 2;
     args.part[1] = (fv_linear_part){.weight = other.tensor, .packed = &other.packed};

@@ -10,10 +10,11 @@
 #include "ops/cpu/kernels.h"
 
 enum {
-    DEPTH = 512,           /* of b at a time: a multiple of every block; a panel of it fits the first-level cache */
-    BLOCK_COLUMNS = 128,   /* of b at a time: 256 KiB with DEPTH, a share of the second-level cache */
+    DEPTH = 512,           /* units of b at a time (k, or pairs of k): a multiple of every block */
+    BLOCK_COLUMNS = 256,   /* of b at a time: 256 KiB with DEPTH, a share of the second-level cache */
     SLAB_FLOATS = 4 << 20, /* of packed a at a time */
     PANEL_SPARE = FV_MAX_TILE_COLUMNS,
+    ROW = 2 * DEPTH + 1, /* of a buffer of rows on their way */
     DOT_ROWS_AT_ONCE = 128,
 };
 
@@ -28,7 +29,7 @@ struct product {
     int64_t products, m, n, k;
     bool pairs; /* operands are packed as bf16 pairs */
     /* many rows */
-    int64_t units, depth; /* of k and DEPTH in packed floats: k, or pairs of k */
+    int64_t units, depth; /* k in packed floats: k, or pairs of k; and k of b at a time */
     int64_t slab_product, slab_row, slab_products, slab_rows, panels, panel_floats;
     int64_t block_columns, blocks;
     float *packed_a, *scratch;
@@ -147,6 +148,17 @@ static void to_pairs(const struct product *p, float *in, int64_t in_row, int row
     }
 }
 
+/* Rows of t, `row` elements apart, that already are pairs of bf16; NULL if they are not. */
+static const float *pairs_in_place(const struct product *p, const fv_tensor *t, int64_t offset, int64_t row,
+                                   int64_t step)
+{
+    const void *at = address(t, offset);
+
+    if (!p->pairs || t->dtype != FV_BF16 || step != 1 || p->k % 2 || row % 2 || (uintptr_t)at % sizeof(float))
+        return NULL;
+    return at;
+}
+
 /* Packs a panel of up to tile_rows rows of a. */
 static void pack_item(void *user, int64_t index, int thread)
 {
@@ -159,6 +171,12 @@ static void pack_item(void *user, int64_t index, int thread)
     int64_t offset = matrix_offset(p, &p->a, product) + row * a_row;
     float *out = p->packed_a + index * p->panel_floats, *buffer = p->scratch + thread * p->scratch_floats;
     bool as_is = p->a.dtype == FV_F32 && !p->pairs && p->alpha == 1;
+    const float *paired = p->alpha == 1 ? pairs_in_place(p, &p->a, offset, a_row, a_step) : NULL;
+
+    if (paired) {
+        kernels->transpose(paired, a_row / 2, rows, p->units, out, rows);
+        return;
+    }
 
     if (as_is && a_step == 1) {
         kernels->transpose((const float *)p->a.data + offset, a_row, rows, p->k, out, rows);
@@ -172,45 +190,98 @@ static void pack_item(void *user, int64_t index, int thread)
     for (int64_t q = 0; q < p->k; q += DEPTH) {
         int64_t count = fv_min(DEPTH, p->k - q);
         for (int r = 0; r < rows; r++) {
-            load_strided(p, &p->a, offset + r * a_row + q * a_step, a_step, buffer + r * (DEPTH + 1), count);
+            load_strided(p, &p->a, offset + r * a_row + q * a_step, a_step, buffer + r * ROW, count);
             if (p->alpha != 1)
                 for (int64_t i = 0; i < count; i++)
-                    buffer[r * (DEPTH + 1) + i] *= p->alpha;
+                    buffer[r * ROW + i] *= p->alpha;
         }
-        if (p->pairs) to_pairs(p, buffer, DEPTH + 1, rows, count);
-        kernels->transpose(buffer, DEPTH + 1, rows, p->pairs ? fv_ceil_div(count, 2) : count,
+        if (p->pairs) to_pairs(p, buffer, ROW, rows, count);
+        kernels->transpose(buffer, ROW, rows, p->pairs ? fv_ceil_div(count, 2) : count,
                            out + (p->pairs ? q / 2 : q) * rows, rows);
     }
 }
 
+/* Row i of b, `columns` elements, spread over panels; what is missing at the right becomes 0. */
+static void spread_row(const struct product *p, const float *row, int64_t columns, float *out)
+{
+    int64_t width = p->kernels->tile_columns;
+
+    for (int64_t j = 0; j < columns; j += width, out += width * DEPTH) {
+        int64_t some = fv_min(width, columns - j);
+        memcpy(out, row + j, (size_t)some * sizeof *out);
+        memset(out + some, 0, (size_t)(width - some) * sizeof *out);
+    }
+}
+
+/* Rows of b whose columns lie together: whole rows at a time, so that each page is met once. */
+static void pack_rows(const struct product *p, int64_t b_offset, int64_t count, int64_t columns, float *out,
+                      float *buffer)
+{
+    int64_t width = p->kernels->tile_columns, step = stride(&p->b, 2);
+    float *next = buffer + BLOCK_COLUMNS;
+
+    if (!p->pairs) {
+        for (int64_t i = 0; i < count; i++) {
+            const float *row = p->b.dtype == FV_F32 ? address(&p->b, b_offset + i * step) : buffer;
+            for (int64_t c = 0; row != buffer && c < columns; c += 16) /* rows lie on pages of their own */
+                __builtin_prefetch(row + 4 * step + c);
+            if (row == buffer) load_strided(p, &p->b, b_offset + i * step, 1, buffer, columns);
+            spread_row(p, row, columns, out + i * width);
+        }
+        return;
+    }
+    memset(buffer, 0, 2 * BLOCK_COLUMNS * sizeof *buffer);
+    for (int64_t i = 0; i < count; i += 2) { /* rows 2i and 2i + 1 are joined column by column */
+        int64_t whole = fv_round_up(columns, width);
+        load_strided(p, &p->b, b_offset + i * step, 1, buffer, columns);
+        if (i + 1 < count)
+            load_strided(p, &p->b, b_offset + (i + 1) * step, 1, next, columns);
+        else
+            memset(next, 0, BLOCK_COLUMNS * sizeof *next);
+        p->kernels->pack_pairs(whole, buffer, next, buffer);
+        spread_row(p, buffer, whole, out + i / 2 * width);
+    }
+}
+
 /* Packs rows [q, q + count) of b for one panel of columns; what is missing at the right becomes 0. */
-static void pack_columns(const struct product *p, int64_t b_offset, int64_t q, int64_t count, int columns, float *out,
+static void pack_columns(const struct product *p, int64_t b_offset, int64_t count, int columns, float *out,
                          float *buffer)
 {
     const struct fv_kernels *kernels = p->kernels;
     int64_t step = stride(&p->b, 2), column = stride(&p->b, 1);
     int width = kernels->tile_columns;
+    const float *paired = pairs_in_place(p, &p->b, b_offset, column, step);
 
-    b_offset += q * step;
-    if (column == 1 && step != 1 && !p->pairs) {
-        for (int64_t i = 0; i < count; i++) {
-            load_strided(p, &p->b, b_offset + i * step, 1, out + i * width, columns);
-            for (int j = columns; j < width; j++)
-                out[i * width + j] = 0;
-        }
-        return;
-    }
     for (int j = 0; j < width; j += kernels->width) {
         int rows = (int)fv_clamp(columns - j, 0, kernels->width);
         if (p->b.dtype == FV_F32 && step == 1 && !p->pairs && rows > 0) {
             kernels->transpose((const float *)p->b.data + b_offset + j * column, column, rows, count, out + j, width);
             continue;
         }
+        if (paired && rows > 0) {
+            kernels->transpose(paired + j * column / 2, column / 2, rows, count / 2, out + j, width);
+            continue;
+        }
         for (int r = 0; r < rows; r++)
-            load_strided(p, &p->b, b_offset + (j + r) * column, step, buffer + r * (DEPTH + 1), count);
-        if (p->pairs) to_pairs(p, buffer, DEPTH + 1, rows, count);
-        kernels->transpose(buffer, DEPTH + 1, rows, p->pairs ? fv_ceil_div(count, 2) : count, out + j, width);
+            load_strided(p, &p->b, b_offset + (j + r) * column, step, buffer + r * ROW, count);
+        if (p->pairs) to_pairs(p, buffer, ROW, rows, count);
+        kernels->transpose(buffer, ROW, rows, p->pairs ? fv_ceil_div(count, 2) : count, out + j, width);
     }
+}
+
+/* Packs rows [q, q + count) of some columns of b into panels. */
+static void pack_block(const struct product *p, int64_t b_offset, int64_t q, int64_t count, int64_t columns, float *out,
+                       float *buffer)
+{
+    int64_t step = stride(&p->b, 2), column = stride(&p->b, 1), width = p->kernels->tile_columns;
+
+    b_offset += q * step;
+    if (column == 1 && step != 1) {
+        pack_rows(p, b_offset, count, columns, out, buffer);
+        return;
+    }
+    for (int64_t j = 0; j < columns; j += width)
+        pack_columns(p, b_offset + j * column, count, (int)fv_min(width, columns - j), out + j * DEPTH, buffer);
 }
 
 /* c = beta c + bias for some columns of a matrix, before products are added. */
@@ -234,6 +305,9 @@ static void tile(const struct product *p, fv_tile_fn *kernel, int rows, int64_t 
     float edge[FV_MAX_TILE_ROWS * FV_MAX_TILE_COLUMNS];
 
     if (columns == width && c_column == 1) {
+        for (int i = 0; i < rows; i++) /* needed when the sums are ready */
+            for (int j = 0; j < width; j += 16)
+                __builtin_prefetch(c + i * c_row + j, 1);
         kernel(rows, k, a, 1, rows, b, width, c, c_row, add);
         return;
     }
@@ -260,19 +334,17 @@ static void block_item(void *user, int64_t index, int thread)
     bool add = p->beta != 0 || p->bias || p->k == 0;
 
     if (add) prepare(p, c, from, columns);
-    for (int64_t q = 0; q < p->k; q += DEPTH, add = true) {
-        int64_t count = fv_min(DEPTH, p->k - q), units = p->pairs ? fv_ceil_div(count, 2) : count;
-        for (int64_t j = 0; j < columns; j += width)
-            pack_columns(p, b_offset + j * stride(&p->b, 1), q, count, (int)fv_min(width, columns - j),
-                         packed_b + j * p->depth, buffer);
+    for (int64_t q = 0; q < p->k; q += p->depth, add = true) {
+        int64_t count = fv_min(p->depth, p->k - q), units = p->pairs ? fv_ceil_div(count, 2) : count;
+        pack_block(p, b_offset, q, count, columns, packed_b, buffer);
         for (int64_t panel = 0; panel < p->panels; panel++) {
             int64_t row = panel * kernels->tile_rows;
             int rows = (int)fv_min(kernels->tile_rows, p->slab_rows - row);
             const float *a = packed_a + panel * p->panel_floats + (p->pairs ? q / 2 : q) * rows;
             for (int64_t j = 0; j < columns; j += width) {
                 fv_kernels_ahead(a + p->panel_floats, units * rows, j / width, fv_ceil_div(columns, width));
-                tile(p, kernel, rows, units, a, packed_b + j * p->depth,
-                     c + row * stride(&p->c, 2) + j * stride(&p->c, 1), (int)fv_min(width, columns - j), add);
+                tile(p, kernel, rows, units, a, packed_b + j * DEPTH, c + row * stride(&p->c, 2) + j * stride(&p->c, 1),
+                     (int)fv_min(width, columns - j), add);
             }
         }
     }
@@ -294,11 +366,11 @@ static fv_status many_rows(fv_ctx *ctx, struct product *p)
     int64_t slab_rows, slab_products;
 
     p->units = p->pairs ? fv_ceil_div(p->k, 2) : p->k;
-    p->depth = p->pairs ? DEPTH / 2 : DEPTH;
+    p->depth = p->pairs ? 2 * DEPTH : DEPTH;
     p->panel_floats = fv_round_up(p->units * kernels->tile_rows, 16) + PANEL_SPARE;
     p->block_columns = fv_clamp(fv_round_up(share, width), width, BLOCK_COLUMNS);
     p->blocks = fv_ceil_div(p->n, p->block_columns);
-    p->scratch_floats = p->block_columns * DEPTH + fv_max(kernels->tile_rows, kernels->width) * (DEPTH + 1) + 64;
+    p->scratch_floats = p->block_columns * DEPTH + fv_max(kernels->tile_rows, kernels->width) * ROW + 64;
     slab_rows = fv_min(p->m, fv_max(SLAB_FLOATS / fv_max(p->units, 1) / kernels->tile_rows, 1) * kernels->tile_rows);
     slab_products = slab_rows < p->m ? 1 : fv_clamp(SLAB_FLOATS / fv_max(p->m * p->units, 1), 1, p->products);
     FV_TRY(FV_SCRATCH(ctx, p->packed_a, slab_products * fv_ceil_div(slab_rows, kernels->tile_rows) * p->panel_floats));

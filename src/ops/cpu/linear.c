@@ -63,16 +63,13 @@ static void put(const struct linear *l, int n, int64_t row, int64_t rows, int64_
                 float *partner, int64_t c_row)
 {
     const fv_linear_part *p = &l->args->part[n];
-    const fv_map gate = l->args->gate;
+    const fv_map gate = l->args->gate; /* with its product */
 
     add_bias(&p->bias, from, rows, columns, c, c_row);
     if (gate) add_bias(&l->args->part[1].bias, from, rows, columns, partner, c_row);
     for (int64_t i = 0; i < rows; i++) {
         float *out = (float *)p->out.data + (row + i) * p->out.strides[0] + from, *x = c + i * c_row;
-        if (gate) {
-            l->kernels->map(gate, columns, x, NULL, 0, 0, 0, x);
-            l->kernels->map(FV_MAP_MUL, columns, x, partner + i * c_row, 1, 1, 0, x);
-        }
+        if (gate) l->kernels->map(gate, columns, x, partner + i * c_row, 1, 1, 0, x);
         if (p->add)
             l->kernels->map(FV_MAP_ADD, columns, out, x, 1, 1, 0, out);
         else
