@@ -111,8 +111,7 @@ static fv_status attend(const struct pass *p, int64_t l)
     call.pairs = &p->session->pairs;
     p->session->dense_pairs += dense_pairs(p, layer);
     if (p->session->watch) FV_TRY(p->session->watch(p->session->watch_user, l, own->attention, &call, &extra.logits));
-    return fv_attention_chunk(p->ctx, own->attention, &call, &own->state,
-                              s->attention_cap > 0 ? &extra : NULL);
+    return fv_attention_chunk(p->ctx, own->attention, &call, &own->state, s->attention_cap > 0 ? &extra : NULL);
 }
 
 static fv_status run_layer(const struct pass *p, int64_t l)
