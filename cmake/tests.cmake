@@ -8,15 +8,23 @@ target_include_directories(fovea_test_support PUBLIC ${PROJECT_SOURCE_DIR}/tests
 target_compile_definitions(fovea_test_support PUBLIC FOVEA_SOURCE_DIR="${PROJECT_SOURCE_DIR}"
                            FOVEA_BINARY_DIR="${PROJECT_BINARY_DIR}")
 
+# Labels: a test's floor, and every_isa where it runs through the instruction sets itself.  `ctest -L ops -LE every_isa`
+# with FOVEA_ISA set is what a change of kernels has to pass on each of the others.
 file(GLOB test_sources CONFIGURE_DEPENDS tests/*/test_*.c)
 foreach(source ${test_sources})
     get_filename_component(name ${source} NAME_WE)
+    get_filename_component(labels ${source} DIRECTORY)
+    get_filename_component(labels ${labels} NAME)
+    file(STRINGS ${source} walks_isas REGEX "test_isas|test_each_isa")
+    if(walks_isas)
+        list(APPEND labels every_isa)
+    endif()
     add_executable(${name} ${source})
     target_link_libraries(${name} PRIVATE fovea_test_support)
     # Tests replace the allocator to make it fail on demand.
     target_link_options(${name} PRIVATE -Wl,--wrap=aligned_alloc,--wrap=realloc)
     add_test(NAME ${name} COMMAND ${name})
-    set_tests_properties(${name} PROPERTIES TIMEOUT 900 ENVIRONMENT "CMOCKA_MESSAGE_OUTPUT=STDOUT")
+    set_tests_properties(${name} PROPERTIES TIMEOUT 900 LABELS "${labels}" ENVIRONMENT "CMOCKA_MESSAGE_OUTPUT=STDOUT")
 endforeach()
 
 # The fuzz targets' seeds run in every test run, without libFuzzer.
@@ -28,5 +36,6 @@ file(GLOB command_tests CONFIGURE_DEPENDS tests/app/*.sh)
 foreach(script ${command_tests})
     get_filename_component(name ${script} NAME_WE)
     add_test(NAME ${name} COMMAND bash ${script} $<TARGET_FILE:fovea> ${PROJECT_SOURCE_DIR})
-    set_tests_properties(${name} PROPERTIES TIMEOUT 900 ENVIRONMENT "FOVEA_SANITIZED=$<BOOL:${FOVEA_SANITIZE}>")
+    set_tests_properties(${name} PROPERTIES TIMEOUT 900 LABELS app
+                         ENVIRONMENT "FOVEA_SANITIZED=$<BOOL:${FOVEA_SANITIZE}>")
 endforeach()

@@ -15,8 +15,8 @@ struct function {
     fv_map op;
     double (*exact)(double x);
     double from, to; /* where the bound holds; outside `rest` bounds the absolute error */
-    double ulp;      /* bound: ulp + ulp_square x^2 units in the last place */
-    double ulp_square, rest;
+    double units;    /* bound on the relative error: (units + units_square x^2) 2^-23 */
+    double units_square, rest;
 };
 
 static double exact_sigmoid(double x)
@@ -75,15 +75,15 @@ static void check_function(const struct fv_kernels *kernels, const char *isa, co
                              exact, f->rest, (double)got[i]);
                 continue;
             }
-            double unit = fmax(fabs(exact) * 0x1p-23, 0x1p-149); /* a unit in the last place at most */
-            error /= unit * (f->ulp + f->ulp_square * fmin((double)x[i] * x[i], 144));
+            double unit = fmax(fabs(exact) * 0x1p-23, 0x1p-149);
+            error /= unit * (f->units + f->units_square * fmin((double)x[i] * x[i], 144));
             if (error > worst || isnan(error)) at = x[i];
             worst = isnan(error) ? INFINITY : fmax(worst, error);
         }
     }
     if (worst > 1)
-        fail_msg("%s: op %d: expected within %g + %g x^2 ulp, got %.3g times that at %.9g", isa, (int)f->op, f->ulp,
-                 f->ulp_square, worst, at);
+        fail_msg("%s: op %d: expected within (%g + %g x^2) 2^-23 of itself, got %.3g times that at %.9g", isa,
+                 (int)f->op, f->units, f->units_square, worst, at);
 }
 
 static void check_functions(fv_ctx *ctx)

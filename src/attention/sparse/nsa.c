@@ -14,7 +14,7 @@ enum { SCHEDULE_AUTO, SCHEDULE_NSA, SCHEDULE_FSA };
 enum { COMPRESS_K, COMPRESS_V, COMPRESS_POSITION, GATE };
 
 /* Weights of compressed keys held at once, and the widest group the turned schedule is for. */
-#define WEIGHTS ((int64_t)1 << 17)
+#define WEIGHTS ((int64_t)1 << 19)
 enum { FSA_GROUP = 8 };
 
 static const char *const compressions[] = {"linear", "mean", NULL};
@@ -200,13 +200,14 @@ static fv_status prepare(fv_ctx *ctx, const fv_call *call, struct operands *p)
 
 /* ---- the compressed branch, and the choice by its weights ------------------------------------------------------- */
 
-/* Scratch memory of a stretch of queries.  The weights stand behind `pad` columns of zeros, so that the importance of
- * a block, the sum of the weights of the compressed keys that share a stride with it, each counted as often as it
- * shares one, is a sum over windows of `overlap` columns followed by a sum over `strides` of those. */
+/* Scratch memory of a stretch of queries.  Weights stand in a row for each compressed key and a column for each query,
+ * so that queries go by in vectors.  Before the first key are `pad` rows of zeros: the importance of a block, the sum
+ * of the weights of the compressed keys that share a stride with it, each counted as often as it shares one, is then
+ * the sum of `overlap` sums over `strides` rows, each of them a row farther down. */
 struct stretch {
     int64_t overlap, strides, blocks, pad, width;
     bool by_product;   /* the weights come with attention, which knows what is hidden from a query */
-    fv_tensor weights; /* [B,H,n,width] */
+    fv_tensor weights; /* [B,H,width,n] */
     fv_tensor lse;     /* [B,H,n] */
 };
 
@@ -223,50 +224,62 @@ static fv_status new_stretch(fv_ctx *ctx, const fv_call *call, int64_t *step, st
                     call->softcap > 0 || call->gain != 0;
     *step = fv_clamp(WEIGHTS / (call->batch * call->query_heads * s->width), 16, call->queries);
     FV_TRY(fv_tensor_zeros(ctx, &s->lse, FV_F32, FV_DIMS(call->batch, call->query_heads, call->queries)));
-    return fv_tensor_zeros(ctx, &s->weights, FV_F32, FV_DIMS(call->batch, call->query_heads, *step, s->width));
+    return fv_tensor_zeros(ctx, &s->weights, FV_F32, FV_DIMS(call->batch, call->query_heads, s->width, *step));
 }
 
-/* Weights exp(scale q.k - lse) in one product, if blocks before the local ones share with no key that is hidden from
- * the query: what stands in the columns of hidden keys is then never read. */
+/* Weights exp(scale q.k - lse) [B,H,C,n] in one product, if blocks before the local ones share with no key that is
+ * hidden from the query: what stands in the rows of hidden keys is then never read. */
 static fv_status multiply(fv_ctx *ctx, const fv_call *call, const struct operands *p, const fv_attend_args *attend,
                           const fv_tensor *weights)
 {
-    int64_t Hkv = call->key_heads;
-    fv_tensor k = fv_grouped(&p->compressed_k, Hkv);
-    fv_tensor lse =
-        fv_view(&attend->lse, FV_DIMS(call->batch, call->query_heads, attend->lse.dims[2], 1),
-                (const int64_t[]){attend->lse.strides[0], attend->lse.strides[1], attend->lse.strides[2], 0}, 0);
+    int64_t Hkv = call->key_heads, n = attend->q.dims[2];
+    const int64_t *s = attend->lse.strides;
+    fv_tensor k = fv_grouped(&p->compressed_k, Hkv), q = fv_grouped(&attend->q, Hkv), c = fv_grouped(weights, Hkv);
+    fv_tensor lse = fv_view(&attend->lse, FV_DIMS(call->batch, call->query_heads, 1, n),
+                            (const int64_t[]){s[0], s[1], 0, n > 1 ? s[2] : 0}, 0);
+    fv_gemm_args product = {.a = k, .b = fv_transposed(&q), .c = c, .alpha = call->scale};
 
-    FV_TRY(fv_gemm(ctx, &(fv_gemm_args){.a = fv_grouped(&attend->q, Hkv),
-                                        .b = fv_transposed(&k),
-                                        .c = fv_grouped(weights, Hkv),
-                                        .alpha = call->scale}));
+    if (n == 1) product.a = q, product.b = fv_transposed(&k), product.c = fv_transposed(&c); /* a row, not a column */
+    FV_TRY(fv_gemm(ctx, &product));
     FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_SUB, .x = *weights, .y = lse, .out = *weights}));
     return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_EXP, .x = *weights, .out = *weights});
 }
 
-/* Weights of a stretch, summed over the group and over what each block shares: the block scores, and the choice. */
+/* Weights summed over the heads of a group, and over what each block shares: scores [B,Hkv,blocks,n]. */
+static fv_status score(fv_ctx *ctx, const fv_call *call, const struct stretch *s, const fv_tensor *scores)
+{
+    int64_t B = call->batch, Hkv = call->key_heads, group = call->query_heads / Hkv, n = s->weights.dims[3];
+    fv_tensor sums = s->weights, heads, total, part;
+
+    if (group > 1) {
+        FV_TRY(fv_tensor_new(ctx, &sums, FV_F32, FV_DIMS(B, Hkv, s->width, n)));
+        heads = fv_reshaped(&s->weights, FV_DIMS(B, Hkv, group, s->width * n));
+        total = fv_reshaped(&sums, FV_DIMS(B, Hkv, 1, s->width * n));
+        FV_TRY(fv_pool_rows(ctx, &(fv_pool_args){.kind = FV_POOL_SUM, .x = heads, .out = total, .block = group}));
+    }
+    FV_TRY(fv_tensor_new(ctx, &part, FV_F32, 4, scores->dims));
+    for (int64_t shift = 0; shift < s->overlap; shift++) {
+        fv_pool_args pool = {.kind = FV_POOL_SUM,
+                             .x = fv_slice(&sums, 2, shift, s->blocks * s->strides),
+                             .out = shift ? part : *scores,
+                             .block = s->strides};
+        FV_TRY(fv_pool_rows(ctx, &pool));
+        if (shift) FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_ADD, .x = *scores, .y = part, .out = *scores}));
+    }
+    return FV_OK;
+}
+
 static fv_status choose(fv_ctx *ctx, const fv_call *call, const struct stretch *s, int64_t from, int64_t count,
                         fv_choice *choice)
 {
-    int64_t B = call->batch, Hkv = call->key_heads;
-    fv_tensor weights = fv_slice(&s->weights, 2, 0, count), grouped = fv_grouped(&weights, Hkv), sums, strides, scores,
-              row;
+    fv_tensor scores, rows;
 
-    FV_TRY(fv_tensor_new(ctx, &sums, FV_F32, FV_DIMS(B, Hkv, count, s->width)));
-    FV_TRY(fv_tensor_new(ctx, &strides, FV_F32, FV_DIMS(B, Hkv, s->blocks * s->strides, count)));
-    FV_TRY(fv_tensor_new(ctx, &scores, FV_F32, FV_DIMS(B, Hkv, s->blocks, count)));
-    row = fv_reshaped(&sums, FV_DIMS(B, Hkv, count, 1, s->width));
-    FV_TRY(fv_pool_rows(ctx, &(fv_pool_args){.kind = FV_POOL_SUM,
-                                             .x = fv_permuted(&grouped, (const int[]){0, 1, 3, 2, 4}),
-                                             .out = row,
-                                             .block = grouped.dims[2]}));
-    FV_TRY(fv_pool_rows(
-        ctx, &(fv_pool_args){
-                 .kind = FV_POOL_SUM, .x = fv_transposed(&sums), .out = strides, .block = s->overlap, .stride = 1}));
-    FV_TRY(fv_pool_rows(ctx, &(fv_pool_args){.kind = FV_POOL_SUM, .x = strides, .out = scores, .block = s->strides}));
-    scores = fv_transposed(&scores);
-    return fv_choose(ctx, call, choice, from, &scores);
+    FV_TRY(fv_tensor_new(ctx, &scores, FV_F32, FV_DIMS(call->batch, call->key_heads, s->blocks, s->weights.dims[3])));
+    FV_TRY(fv_tensor_new(ctx, &rows, FV_F32, FV_DIMS(call->batch, call->key_heads, count, s->blocks)));
+    FV_TRY(score(ctx, call, s, &scores));
+    scores = fv_slice(&scores, 3, 0, count);
+    FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = fv_transposed(&scores), .out = rows}));
+    return fv_choose(ctx, call, choice, from, &rows);
 }
 
 static fv_status choose_unrecorded(fv_ctx *ctx, const fv_call *call, const struct operands *p, const struct stretch *s,
@@ -275,7 +288,7 @@ static fv_status choose_unrecorded(fv_ctx *ctx, const fv_call *call, const struc
     int64_t count = attend->q.dims[2];
     bool recording = fv_tape_pause(ctx);
     fv_mark mark = fv_scratch_mark(ctx);
-    fv_tensor rows = fv_slice(&s->weights, 2, 0, count), weights = fv_slice(&rows, 3, s->pad, p->compressed);
+    fv_tensor columns = fv_slice(&s->weights, 3, 0, count), weights = fv_slice(&columns, 2, s->pad, p->compressed);
     fv_status status = FV_OK;
 
     if (!s->by_product && p->compressed > 0) status = multiply(ctx, call, p, attend, &weights);
@@ -307,8 +320,8 @@ static fv_status attend_compressed(fv_ctx *ctx, const fv_call *call, const struc
                                  .logits = fv_call_logits(call)};
         attend.lse = fv_slice(&s.lse, 2, from, count);
         if (choice->index.dims[3] > 0 && s.by_product) {
-            attend.weights = fv_slice(&s.weights, 2, 0, count);
-            attend.weights = fv_slice(&attend.weights, 3, s.pad, p->compressed);
+            fv_tensor columns = fv_slice(&s.weights, 3, 0, count), keys = fv_slice(&columns, 2, s.pad, p->compressed);
+            attend.weights = fv_transposed(&keys);
         }
         if (p->compressed > 0) FV_TRY(fv_attend(ctx, &attend));
         if (choice->index.dims[3] > 0) FV_TRY(choose_unrecorded(ctx, call, p, &s, &attend, from, choice));

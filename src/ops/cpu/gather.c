@@ -1,5 +1,5 @@
 /* Gathering and scattering rows whose elements lie side by side, by vectors.  Bound by bytes: each row is read and
- * written once (a scatter also reads what it adds to). */
+ * written once (a scatter also reads what it adds to), at the rate of a copy. */
 #include "ops/accumulate.h"
 #include "ops/check.h"
 #include "ops/cpu/cpu.h"

@@ -89,7 +89,7 @@ INLINE vf exp2_scale(vf p, vf t)
 #endif
 
 /* exp(x): at most exp(88), below exp(-87.3) it is 0; NaN stays.  Degree-6 polynomial on |r| <= ln2 / 2 after Cody-Waite
- * reduction: within 2 ulp (measured 1.2). */
+ * reduction: within 2^-22 of itself (measured 1.2 2^-23 with fused multiply-adds). */
 INLINE vf vexp(vf x)
 {
     const vf magic = splat(12582912.0f);

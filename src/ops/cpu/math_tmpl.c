@@ -1,7 +1,7 @@
 /* Elementwise functions.  Bounds on their errors are checked over all exponents by tests/ops/test_cpu_rows.c. */
 #include "ops/cpu/leaf.h"
 
-/* tanh within 2 ulp: a polynomial in x^2 for small x, 1 - 2 / (exp(2x) + 1) elsewhere. */
+/* tanh within 2^-22 of itself: a polynomial in x^2 for small x, 1 - 2 / (exp(2x) + 1) elsewhere. */
 INLINE vf vtanh(vf x)
 {
     vf size = (vf)((vi)x & 0x7fffffff), square = x * x;
@@ -16,17 +16,17 @@ INLINE vf vtanh(vf x)
     return choose(size < splat(0.625f), near, far);
 }
 
-/* Within 4 ulp; 0 below -88, where it is less than any normal number. */
+/* Within 2^-21 of itself; 0 below -88, where it is less than any normal number. */
 INLINE vf vsigmoid(vf x)
 {
     return (vf)(~(x < splat(-88)) & (vi)(splat(1) / (splat(1) + vexp(-x))));
 }
 
-/* Within 2 ulp.  x = 2^e m with m in sqrt(1/2) .. sqrt(2); ln m by a polynomial in m - 1. */
+/* Within 2^-22 of itself.  x = 2^e m with m in sqrt(1/2) .. sqrt(2); ln m by a polynomial in m - 1. */
 INLINE vf vlog(vf x)
 {
     vi tiny = x < splat(0x1p-126f);
-    vf scaled = choose(tiny, x * splat(0x1p24f), x);
+    vf scaled = choose(x > splat(0), choose(tiny, x * splat(0x1p24f), x), splat(1));
     vi number = (vi)scaled - 0x3f3504f3; /* sqrt(1/2): its exponent is that of x / sqrt(1/2) */
     vf e = to_float((number >> 23) - (tiny & 24)), m = (vf)((number & 0x7fffff) + 0x3f3504f3) - splat(1);
     vf p = splat(7.0376836292e-2f), square = m * m;

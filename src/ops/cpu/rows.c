@@ -1,5 +1,8 @@
 /* Row-wise primitives over f32 rows that lie contiguous: elementwise functions, norms, rotary positions, softmax,
- * pooling, rows of stored types.  All are bound by memory; anything else goes to the reference backend. */
+ * pooling, rows of stored types.  All are bound by memory, and reach the rate of a copy with two threads (norms, turns,
+ * pools, sums, products, sigmoid, silu), but for functions bound by their arithmetic: of that rate softmax, tanh and
+ * log reach 0.6, gelu by tanh 0.4 and by erfc 0.3, and copies that transpose 0.5.  Anything else goes to the reference
+ * backend. */
 #include <math.h>
 
 #include "ops/check.h"

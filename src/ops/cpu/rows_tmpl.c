@@ -158,8 +158,8 @@ static void angles_row(int64_t half, double position, const double *frequency, f
         k = k * z * z - splat(0.5f) * z + splat(1);
         vi odd = (quarter & 1) != 0;
         vf si = choose(odd, k, s) * splat(magnitude), co = choose(odd, s, k) * splat(magnitude);
-        store(sine + c, (vf)((vi)si ^ ((quarter & 2) << 30)));
-        store(cosine + c, (vf)((vi)co ^ (((quarter + 1) & 2) << 30)));
+        store(sine + c, (vf)((vi)si ^ (((quarter & 2) != 0) & INT32_MIN)));
+        store(cosine + c, (vf)((vi)co ^ ((((quarter + 1) & 2) != 0) & INT32_MIN)));
     }
 }
 

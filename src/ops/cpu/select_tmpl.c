@@ -1,5 +1,7 @@
 /* The largest scores of a row.  One walk compares whole vectors with the k-th best so far, which few scores pass; those
- * are collected, and cut down to the k best whenever the room for them is full.  Bound by reading the scores. */
+ * are collected, and cut down to the k best whenever the room for them is full.  Bound by reading the scores where k is
+ * small against the row (2 to 13 of 8192: the rate of a copy), else by the cuts, each of up to 32 counts over what was
+ * collected: 13 of 512 at a third of that rate, 13 of 64 in 0.1 us a row. */
 #include "ops/cpu/leaf.h"
 
 /* Integers in the order of the scores; -0 equals 0. */
