@@ -18,13 +18,14 @@ enum { FV_CHUNK_FROM = 8, FV_LONGEST_CHUNK = 128 }; /* tokens from which chunks 
 struct fv_scan_memory {
     float *state;                 /* [depth, state_row] */
     float *q_columns, *k_columns; /* [depth, chunk]; with decays per key decayed from the chunk's first token on */
-    float *k;                     /* [tokens, depth] */
+    float *k, *k_copy;            /* [tokens, depth]: the caller's rows if they lie so */
     float *v, *x, *u, *o;         /* [tokens, width]; v and x: with delta */
     float *qk, *kk;               /* [chunk, chunk]: element (j, t) */
     float *decay;                 /* [tokens + 1, channels], the last ones; or [tokens] */
     float *between;               /* [chunk, chunk]: element (j, t) = product of decays of a token in j+1..t, 0 above */
     float *within, *left, *beta;  /* [tokens]: decay from the chunk's first token on, and to its last */
     float *total;                 /* [channels] of the whole chunk, or one number */
+    struct fv_scan_ahead ahead;   /* what the next chunk needs */
     int64_t head;                 /* `between` is that of this head, -1: of none */
 };
 
