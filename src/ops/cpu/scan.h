@@ -18,7 +18,7 @@ enum { FV_CHUNK_FROM = 8, FV_LONGEST_CHUNK = 128 }; /* tokens from which chunks 
 struct fv_scan_memory {
     float *state;                 /* [depth, state_row] */
     float *q_columns, *k_columns; /* [depth, chunk]; with decays per key decayed from the chunk's first token on */
-    float *k, *k_copy;            /* [tokens, depth]: the caller's rows if they lie so */
+    float *k;                     /* [tokens, depth] */
     float *v, *x, *u, *o;         /* [tokens, width]; v and x: with delta */
     float *qk, *kk;               /* [chunk, chunk]: element (j, t) */
     float *decay;                 /* [tokens + 1, channels], the last ones; or [tokens] */
