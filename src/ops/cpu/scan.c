@@ -2,7 +2,7 @@
  * weights are products of decays, between chunks through the state.  Decays are multiplied one by one and never
  * divided, so that their size does not matter.  Bound: 4 D Dv flops a token for the state (6 with the delta rule) and
  * chunk (D + Dv) within the chunk (twice that with it).  The normaliser is one more value column, of ones.  With a
- * decay per head 4 D Dv alone is 53 % of the FMA peak at D = 64 and 63 % at 128: the products run at the peak, the rest
+ * decay per head 4 D Dv alone is 53 % of the FMA peak at D = 64 and 65 % at 128: the products run at the peak, the rest
  * is rows on their way (a quarter of the time at D = 64) and the work within the chunk.
  *
  * A few tokens (decoding) go one by one, by a step that reads and writes the state where the caller has it. */
