@@ -2,14 +2,16 @@
  * weights are products of decays, between chunks through the state.  Decays are multiplied one by one and never
  * divided, so that their size does not matter.  Bound: 4 D Dv flops a token for the state (6 with the delta rule) and
  * chunk (D + Dv) within the chunk (twice that with it).  The normaliser is one more value column, of ones.  With a
- * decay per head 4 D Dv alone is 53 % of the FMA peak at D = 64 and 65 % at 128: the products run at the peak, the rest
- * is rows on their way (a quarter of the time at D = 64) and the work within the chunk.
+ * decay per head 4 D Dv alone is 54 % of the FMA peak at D = 64 and 67 % at 128 (2048 tokens): the products run at the
+ * peak, the rest is rows on their way (a quarter of the time at D = 64) and the work within the chunk.
  *
  * A few tokens (decoding) go one by one, by a step that reads and writes the state where the caller has it. */
 #include <math.h>
 
 #include "ops/cpu/cpu.h"
 #include "ops/cpu/scan.h"
+
+enum { SMALL_STATE = 8192 }; /* floats, with which the first-level cache is shared by a chunk */
 
 /* ---- a chunk --------------------------------------------------------------------------------------------------- */
 
@@ -363,7 +365,7 @@ static double cost_of(const fv_scan_args *args, int64_t chunk)
 
     if (args->decay == FV_DECAY_PER_KEY) within += C * D * (args->delta ? 2 : 1);
     if (args->decay == FV_DECAY_PER_VALUE) within += C * Dv * (args->delta ? 2 : 1);
-    return within + (D * Dv > 8192 ? 33 : 10) * D * Dv / C;
+    return within + (D * Dv > SMALL_STATE ? 33 : 10) * D * Dv / C;
 }
 
 int64_t fv_scan_chunk_length(const fv_ctx *ctx, const fv_scan_args *args)

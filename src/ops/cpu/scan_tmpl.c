@@ -46,12 +46,13 @@ INLINE void clear(vf s[ROWS][V])
     }
 }
 
+/* Into the second level: the first is full of the chunk and the state. */
 INLINE void look_ahead(struct fv_scan_ahead *ahead)
 {
     if (!ahead || ahead->left <= 0) return;
     for (int n = 0; n < 4; n++) {
         for (int64_t c = 0; c < ahead->width[n]; c += 64 / (int)sizeof(float))
-            __builtin_prefetch(ahead->at[n] + c, 0, 3);
+            __builtin_prefetch(ahead->at[n] + c, 0, 2);
         ahead->at[n] += ahead->row[n];
     }
     ahead->left--;
