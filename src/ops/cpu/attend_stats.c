@@ -1,5 +1,6 @@
 /* attend_stats on attention's tiles: the probabilities once more, reduced while they are in the first-level cache.
- * Bound by flops: 2 pairs D for the products, and for each pair an exponential and a multiplication per statistic.
+ * Bound by flops: 2 pairs D for the products, and for each pair an exponential and a multiplication per statistic; 55
+ * to 64 % of the time of attend, and a quarter of it more with the largest weights of 2048 keys.
  *
  * The tiles of a group of heads are dealt to a number of slices that depends on the shape alone; each has column sums
  * of its own, which are added in order, so that results do not depend on the number of threads. */

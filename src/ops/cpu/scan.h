@@ -25,6 +25,7 @@ struct fv_scan_memory {
     float *between;               /* [chunk, chunk]: element (j, t) = product of decays of a token in j+1..t, 0 above */
     float *within, *left, *beta;  /* [tokens]: decay from the chunk's first token on, and to its last */
     float *total;                 /* [channels] of the whole chunk, or one number */
+    struct fv_scan_ahead ahead;   /* what the next chunk needs */
     int64_t head;                 /* `between` is that of this head, -1: of none */
 };
 

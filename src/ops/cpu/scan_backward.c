@@ -10,7 +10,8 @@
  * gradient of a token's log-decay is what later tokens have as the later partner, less what they have as the earlier
  * one: sum_{s>=t} (q.d_q + k.d_k later - k.d_k earlier)_s + <R, S behind>, channel by channel if keys decay apart, and
  *   sum_{s>=t} (sums e + (x - v) d_x - u d_u)_s + <R, S behind> if values do.
- * Bound: 6 D Dv + 5 chunk (D + Dv) flops a token (10 and 9 with delta), and the forward once more. */
+ * Bound: 6 D Dv + 5 chunk (D + Dv) flops a token (10 and 9 with delta), and the forward once more: 10 D Dv alone is 34
+ * % of the FMA peak at D = 64 and 45 % at 128 with a decay per head. */
 #include "ops/accumulate.h"
 #include "ops/cpu/cpu.h"
 #include "ops/cpu/scan.h"

@@ -6,6 +6,14 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+/* Rows of memory that will soon be wanted, from several tensors: each tile of a product asks for one row of each, so
+ * that they come while it multiplies (there are too few in a piece for the machine to see them coming). */
+struct fv_scan_ahead {
+    const float *at[4];
+    int64_t row[4], width[4];
+    int64_t left; /* rows */
+};
+
 /* c [rows, columns] = a b, with a(i, p) = a[i * a_row + p * a_step], one of the two strides 1, and b(p, j) = b[p *
  * b_row
  * + j]. */
@@ -23,6 +31,7 @@ struct fv_scan_product {
     const float *keep;
     int64_t keep_step;
     const float *keep_columns;
+    struct fv_scan_ahead *ahead; /* may be NULL */
 };
 
 /* A triangular product, or the solution of a triangular system.  Row i begins as scale_i (a b + base)_i; for
@@ -50,6 +59,7 @@ struct fv_scan_rows {
     bool add, solve;
     const float *beta;
     int64_t step;
+    struct fv_scan_ahead *ahead; /* may be NULL */
 };
 
 /* With decays of their own for channels d: out[j * lanes + t] = sum_d x_t[d] k_j[d] prod_{j < i <= t} decay_i[d] for
@@ -95,6 +105,8 @@ struct fv_scan_kernels {
      * `total` [columns] (if given) receives the product of all.  decay NULL: 1. */
     void (*fade)(int64_t rows, int64_t columns, float *x, int64_t x_row, const float *scale, const float *decay,
                  int64_t decay_row, bool upto, float *total);
+    /* out[j * lanes + t] = product of decays j+1..t (NULL: of ones) for j <= t, 0 for other t < lanes */
+    void (*between)(int64_t rows, int64_t lanes, const float *decay, float *out);
     /* to[c] += x[c] y[c] - z[c] w[c]; z may be NULL */
     void (*add_products)(int64_t columns, const float *x, const float *y, const float *z, const float *w, float *to);
 };

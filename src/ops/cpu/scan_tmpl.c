@@ -46,10 +46,23 @@ INLINE void clear(vf s[ROWS][V])
     }
 }
 
+/* Into the second level: the first is full of the chunk and the state. */
+INLINE void look_ahead(struct fv_scan_ahead *ahead)
+{
+    if (!ahead || ahead->left <= 0) return;
+    for (int n = 0; n < 4; n++) {
+        for (int64_t c = 0; c < ahead->width[n]; c += 64 / (int)sizeof(float))
+            __builtin_prefetch(ahead->at[n] + c, 0, 2);
+        ahead->at[n] += ahead->row[n];
+    }
+    ahead->left--;
+}
+
 INLINE void product_tile(const struct fv_scan_product *p, const int vectors, int64_t r, int64_t n)
 {
     vf s[ROWS][V];
 
+    look_ahead(p->ahead);
     clear(s);
     multiply_any(s, vectors, p->k, p->a + r * p->a_row, p->a_row, p->a_step, p->b + n, p->b_row);
     UNROLL
@@ -85,6 +98,7 @@ INLINE void rows_tile(const struct fv_scan_rows *p, const bool decayed, const bo
     const float *g = p->g + r * g_row, *u = p->u + n, *decay = decayed ? p->decay + n : NULL;
     vf s[ROWS][V], x[V], d[V];
 
+    look_ahead(p->ahead);
     clear(s);
     if (p->a) multiply_any(s, V, p->k, p->a + r * p->a_row, p->a_row, p->a_step, p->b + n, p->b_row);
     UNROLL
@@ -256,6 +270,23 @@ static void fade(int64_t rows, int64_t columns, float *x, int64_t x_row, const f
     }
 }
 
+static void between(int64_t rows, int64_t lanes, const float *decay, float *out)
+{
+    vi lane = splat_i(0);
+
+    UNROLL
+    for (int i = 0; i < W; i++)
+        lane[i] = i;
+    for (int64_t t = 0; t < lanes; t += W) {
+        vf x = splat(0);
+        for (int64_t j = rows - 1; j >= 0; j--) {
+            if (decay && j + 1 < rows) x *= splat(decay[j + 1]);
+            x = choose(lane == splat_i((int32_t)(j - t)), splat(1), x);
+            store(out + j * lanes + t, x);
+        }
+    }
+}
+
 static void add_products(int64_t columns, const float *x, const float *y, const float *z, const float *w, float *to)
 {
     for (int64_t c = 0; c < columns; c += W) {
@@ -347,6 +378,7 @@ void LEAF(fill_scan)(struct fv_kernels *kernels)
                                                 .step = step,
                                                 .gather = gather,
                                                 .fade = fade,
+                                                .between = between,
                                                 .add_products = add_products};
 
     kernels->scan = &scan;
