@@ -91,7 +91,7 @@ static void fill_keys(const fv_panel_store *store, int64_t b, int64_t h, const i
             memcpy(to, row, (size_t)D * sizeof *to);
     }
     const float *in = in_place && count > 0 ? (const float *)fv_panels_row(k, b, h, key[0]) : staging;
-    for (int n = 0; n < FV_KEY_TILE; n += kernels->width)
+    for (int n = 0; n < fv_round_up(count, columns); n += kernels->width)
         kernels->transpose(in + n * in_row, in_row, (int)fv_clamp(count - n, 0, kernels->width), store->depth,
                            keys + n / columns * columns * store->depth + n % columns, columns);
 }
@@ -103,7 +103,7 @@ static bool fill_values(const fv_panel_store *store, int64_t b, int64_t h, const
     int64_t step = staged_row(store->width), columns = kernels->tile_columns, lines = store->pairs ? 2 : 1;
     bool finite = true;
 
-    for (int n = 0; n < FV_KEY_TILE; n += (int)lines) {
+    for (int n = 0; n < count; n += (int)lines) {
         const float *row[2];
         for (int side = 0; side < lines; side++) {
             row[side] = staging + side * step;
@@ -151,4 +151,23 @@ fv_panels fv_panels_block(const fv_panel_store *store, int64_t b, int64_t h, int
     while (state == BUSY) /* another thread is about to finish it */
         state = atomic_load_explicit(&store->state[at], memory_order_acquire);
     return (fv_panels){keys, values, state == FULL};
+}
+
+void fv_panels_copy(const fv_panel_store *store, const fv_panels *block, int from, int count, int at, float *keys,
+                    float *values)
+{
+    int columns = store->kernels->tile_columns, lines = store->pairs ? 2 : 1;
+
+    for (int n = 0, length; n < count; n += length) {
+        int source = from + n, target = at + n;
+        length = (int)fv_min(count - n, columns - fv_max(source % columns, target % columns));
+        store->kernels->copy_columns(store->depth, length, columns,
+                                     block->keys + source / columns * columns * store->depth + source % columns,
+                                     keys + target / columns * columns * store->depth + target % columns);
+    }
+    for (int64_t c = 0; c < store->width; c += columns) {
+        int64_t panel = c * (FV_KEY_TILE / lines);
+        memcpy(values + panel + at / lines * columns, block->values + panel + from / lines * columns,
+               (size_t)(fv_ceil_div(count, lines) * columns) * sizeof *values);
+    }
 }

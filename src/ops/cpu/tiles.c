@@ -221,12 +221,31 @@ void fv_tiles_add_bias(const fv_tiles *t, int r, const int64_t *key, int count, 
     }
 }
 
+/* Whole rows of the bias tensor at once, where tile and tensor let it; whether they did. */
+static bool add_bias_rows(fv_tiles *t)
+{
+    const fv_logits *l = t->source->logits;
+    int tokens = t->tile.rows;
+
+    if (fv_present(&l->offset_bias) || fv_present(&l->row_bias) || l->bias.strides[3] != 1) return false;
+    if (stretch(t->key, t->count) < t->count || t->tile.query[tokens - 1] - t->tile.query[0] != tokens - 1)
+        return false;
+    for (int r = 1; r < tokens; r++)
+        if (t->tile.query[r] != t->tile.query[r - 1] + 1) return false;
+    for (int r = 0; r < t->rows; r += tokens)
+        t->source->kernels->add_rows(tokens, t->count, t->logits + r * FV_KEY_TILE,
+                                     fv_at(&l->bias, t->b, t->tile.h + r / tokens, t->tile.query[0], t->key[0]),
+                                     l->bias.strides[2]);
+    return true;
+}
+
 static void transform(fv_tiles *t)
 {
     const fv_logits *l = t->source->logits;
     bool biased = has_bias(l), curved = is_curved(l);
 
     if (curved && !t->slopes) t->source->kernels->curve(t->rows * FV_KEY_TILE, t->logits, l->gain, l->softcap);
+    if (biased && !t->slopes) biased = !add_bias_rows(t);
     for (int r = 0; r < t->rows && (biased || t->biased || t->slopes); r++) {
         int token = r % t->tile.rows;
         float *s = t->logits + r * FV_KEY_TILE;
@@ -253,6 +272,8 @@ static void finish(fv_tiles *t, int64_t block, fv_tiles_fn *visit, void *user)
         } else {
             if (block >= 0)
                 t->panels = fv_panels_block(&t->own, t->b, t->key_head, block, t->staging);
+            else if (t->own.slots > 0) /* copied from blocks */
+                t->panels = (fv_panels){t->keys, t->values, t->waiting.finite};
             else
                 t->panels = (fv_panels){t->keys, t->values,
                                         fv_panels_fill(&t->own, t->b, t->key_head, t->key, t->count, t->staging,
@@ -327,6 +348,37 @@ static void visit_block(fv_tiles *t, fv_tiles_fn *visit, void *user)
     memcpy(t->bits, t->waiting.bits, sizeof t->bits);
 }
 
+static void pack_piece(fv_tiles *t, int from, int end, const fv_panels *block, fv_tiles_fn *visit, void *user)
+{
+    for (int count; from < end; from += count) {
+        count = (int)fv_min(FV_KEY_TILE - t->count, end - from);
+        if (t->count == 0) t->waiting.finite = true;
+        if (block) {
+            fv_panels_copy(&t->own, block, from, count, t->count, t->keys, t->values);
+            t->waiting.finite = t->waiting.finite && block->finite;
+        }
+        pack(t, from, count);
+        if (t->count == FV_KEY_TILE) finish(t, -1, visit, user);
+    }
+}
+
+/* Pieces that touch are packed as one; in pairs they begin and end at even places, with keys that nobody sees. */
+static void pack_block(fv_tiles *t, fv_tiles_fn *visit, void *user)
+{
+    fv_panels block = fv_panels_block(&t->own, t->b, t->key_head, t->open.block, t->staging);
+    int odd = t->own.pairs ? 1 : 0, last = (int)(t->source->view->keys - t->open.block * FV_KEY_TILE);
+
+    for (int piece = 0, next; piece < t->open.pieces; piece = next) {
+        int from = t->open.from[piece] & ~odd, end = t->open.from[piece];
+        for (next = piece; next < t->open.pieces && t->open.from[next] <= end; next++)
+            end = (t->open.from[next] + t->open.count[next] + odd) & ~odd;
+        end = (int)fv_min(end, last);
+        t->open.whole =
+            t->open.whole && from == t->open.from[piece] && end == t->open.from[next - 1] + t->open.count[next - 1];
+        pack_piece(t, from, end, &block, visit, user);
+    }
+}
+
 static void close_block(fv_tiles *t, fv_tiles_fn *visit, void *user)
 {
     if (t->open.block < 0) return;
@@ -334,12 +386,11 @@ static void close_block(fv_tiles *t, fv_tiles_fn *visit, void *user)
         visit_block(t, visit, user);
         return;
     }
-    for (int piece = 0; piece < t->open.pieces; piece++)
-        for (int from = t->open.from[piece], end = from + t->open.count[piece], count; from < end; from += count) {
-            count = (int)fv_min(FV_KEY_TILE - t->count, end - from);
-            pack(t, from, count);
-            if (t->count == FV_KEY_TILE) finish(t, -1, visit, user);
-        }
+    if (t->own.slots > 0)
+        pack_block(t, visit, user);
+    else
+        for (int piece = 0; piece < t->open.pieces; piece++)
+            pack_piece(t, t->open.from[piece], t->open.from[piece] + t->open.count[piece], NULL, visit, user);
 }
 
 static void open_block(fv_tiles *t, int64_t block)
