@@ -46,16 +46,17 @@ typedef struct fv_plan_view {
     const fv_plan *plan; /* never NULL */
     int64_t batch, heads, share, queries, keys;
     int64_t tile_rows;
-    int64_t items;         /* tiles over all batches and groups of `share` heads; tiles of a group are consecutive */
-    int64_t classes;       /* ways rows are cut: 1, or one for each (batch, list head) where lists gather queries */
-    int64_t *class_tile;   /* [classes + 1] first cut of a class */
-    int64_t *item_first;   /* [batch * heads / share + 1] first item; NULL if classes == 1 */
-    int64_t *cut_row;      /* [cuts] first row */
-    int32_t *cut_rows;     /* [cuts] */
-    bool positions_ascend; /* key positions ascend, so intervals of them are intervals of keys */
-    bool segments_ascend;  /* the same for key segments */
-    bool by_pair;          /* some part can only be asked key by key */
-    int64_t grid_keys;     /* keys on the grid */
+    int64_t items;       /* tiles over all batches and groups of `share` heads; tiles of a group are consecutive */
+    int64_t classes;     /* ways rows are cut: 1, or one for each (batch, list head) where lists gather queries */
+    int64_t *class_tile; /* [classes + 1] first cut of a class */
+    int64_t *item_first; /* [batch * heads / share + 1] first item; NULL if classes == 1 */
+    int64_t *cut_row;    /* [cuts] first row */
+    int32_t *cut_rows;   /* [cuts] */
+    int64_t patch[3], patches[3]; /* sides of a tile on the grid and how many there are; 0: rows follow each other */
+    bool positions_ascend;        /* key positions ascend, so intervals of them are intervals of keys */
+    bool segments_ascend;         /* the same for key segments */
+    bool by_pair;                 /* some part can only be asked key by key */
+    int64_t grid_keys;            /* keys on the grid */
 } fv_plan_view;
 
 /* `share`: query heads taken together (1, or a group for which fv_plan_heads_share holds); tile_rows 1..FV_TILE.

@@ -429,6 +429,20 @@ static void check_attend(fv_ctx *ctx)
          false},
         {1, 7, 1, 1, 650, 24, 40, FV_F16, FV_F16, {0}, 9, 0, false, false},
         {1, 2, 1, 41, 90, 16, 16, FV_F16, FV_F32, {.causal = true, .offset = 30, .lists = lists}, 0, 0, false, true},
+        {1,
+         4,
+         2,
+         315,
+         315,
+         32,
+         48,
+         FV_F32,
+         FV_F16,
+         {.grid = {.rank = 2, .dims = {15, 21}, .window = {5, 7}}},
+         0,
+         0,
+         false,
+         false},
     };
 
     for (size_t n = 0; n < sizeof cases / sizeof *cases; n++)
@@ -441,6 +455,42 @@ static void attention_agrees_with_its_definition(void **state)
     test_each_isa(check_attend);
 }
 
+/* Prefill with shared panels, decode in many pieces, a grid; in f32 and in bf16. */
+static void attention_does_not_depend_on_threads(void **state)
+{
+    static const struct {
+        int64_t N, M;
+        fv_plan plan;
+    } calls[] = {{300, 300, {.causal = true}},
+                 {1, 5000, {.causal = true, .offset = 4999}},
+                 {1, 5000, {.causal = true, .offset = 4999, .window = {.sink = 4, .window = 900}}},
+                 {240, 240, {.grid = {.rank = 2, .dims = {12, 20}, .window = {5, 5}}}}};
+    int64_t H = 8, Hkv = 2, D = 64;
+    (void)state;
+
+    for (size_t i = 0; test_isas[i]; i++) {
+        fv_ctx *one = test_isa_ctx(test_isas[i], 1, FV_PRECISION_F32);
+        if (!one) continue;
+        for (int n = 0; n < 8; n++) {
+            int64_t N = calls[n / 2].N, M = calls[n / 2].M;
+            fv_attend_args a = {.q = test_random(one, 1, FV_DIMS(1, H, N, D)), .plan = &calls[n / 2].plan};
+            a.k = random_keys(one, n % 4 ? FV_F32 : FV_F16, 1, Hkv, M, D);
+            a.v = random_keys(one, FV_F16, 1, Hkv, M, D);
+            a.logits.scale = 0.125f;
+            fv_tensor o[2];
+            for (int threads = 1; threads <= 3; threads++) {
+                fv_ctx *ctx = test_isa_ctx(test_isas[i], threads, n % 2 ? FV_PRECISION_BF16 : FV_PRECISION_F32);
+                assert_ok(fv_tensor_new(one, &o[threads > 1], FV_F32, FV_DIMS(1, H, N, D)));
+                a.o = o[threads > 1];
+                assert_ok(ctx->backend->attend(ctx, &a));
+                if (threads > 1) assert_memory_equal(o[0].data, o[1].data, (size_t)(H * N * D) * sizeof(float));
+                fv_ctx_free(ctx);
+            }
+        }
+        fv_ctx_free(one);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -448,6 +498,7 @@ int main(void)
         cmocka_unit_test(products_agree_with_double_loops),
         cmocka_unit_test(products_do_not_depend_on_threads),
         cmocka_unit_test(attention_agrees_with_its_definition),
+        cmocka_unit_test(attention_does_not_depend_on_threads),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -13,7 +13,7 @@
 
 #include "ops/cpu/cpu.h"
 
-enum { FEW_ITEMS = 32, PIECE_KEYS = 512, PANEL_BYTES = 32 << 20 };
+enum { FEW_ITEMS = 32, PIECES = 32, LEAST_PIECE = 256, LARGEST_PIECE = 1024, PANEL_BYTES = 32 << 20 };
 
 struct visit {
     const struct attend *attend;
@@ -167,7 +167,8 @@ static void attend_item(void *user, int64_t index, int thread)
     const struct attend *a = user;
     /* tiles of a causal plan grow towards the end: big ones first */
     int64_t item = a->end_item - 1 - index / a->pieces, piece = index % a->pieces;
-    int64_t from = piece * PIECE_KEYS, to = a->pieces > 1 ? from + PIECE_KEYS : a->view->keys;
+    int64_t from = a->pieces > 1 ? a->cut[item * (a->pieces + 1) + piece] : 0;
+    int64_t to = a->pieces > 1 ? a->cut[item * (a->pieces + 1) + piece + 1] : a->view->keys;
     struct visit visit = {a, a->part[a->pieces > 1 ? item * a->pieces + piece : thread], a->normaliser[thread]};
     fv_tiles *tiles = &a->tiles[thread];
 
@@ -323,6 +324,49 @@ static bool takes_pairs(const fv_ctx *ctx, const struct fv_kernels *kernels, con
     return ctx->precision == FV_PRECISION_BF16 || (is_half(&args->k) && is_half(&args->v));
 }
 
+/* Spans of keys of an item, and their keys in all. */
+static int64_t spans_of(const struct attend *a, int64_t item, fv_plan_tile *tile, fv_plan_runs *runs)
+{
+    int64_t keys = 0;
+
+    fv_plan_tile_at(a->view, item, tile);
+    fv_plan_runs_begin(runs, a->view, tile);
+    for (int n = 0; n < runs->spans; n++)
+        keys += runs->span[n].to - runs->span[n].from;
+    return keys;
+}
+
+/* Cuts the keys that each of a few items sees into pieces of about the same number. */
+static fv_status cut_keys(fv_ctx *ctx, struct attend *a)
+{
+    int64_t items = a->view->items, longest = 0, piece;
+    fv_plan_tile tile;
+    fv_plan_runs runs;
+
+    a->pieces = 1;
+    if (items >= FEW_ITEMS) return FV_OK;
+    for (int64_t item = 0; item < items; item++)
+        longest = fv_max(longest, spans_of(a, item, &tile, &runs));
+    piece = fv_clamp(fv_round_up(longest / PIECES, FV_KEY_TILE), LEAST_PIECE, LARGEST_PIECE);
+    if (longest < 2 * piece) return FV_OK;
+    a->pieces = fv_ceil_div(longest, piece);
+    FV_TRY(FV_SCRATCH(ctx, a->cut, items * (a->pieces + 1)));
+    for (int64_t item = 0; item < items; item++) {
+        int64_t *cut = a->cut + item * (a->pieces + 1), before = 0, p = 1;
+        spans_of(a, item, &tile, &runs);
+        cut[0] = 0;
+        for (int n = 0; n < runs.spans; n++) {
+            int64_t keys = runs.span[n].to - runs.span[n].from;
+            for (; p < a->pieces && p * piece < before + keys; p++)
+                cut[p] = runs.span[n].from + p * piece - before;
+            before += keys;
+        }
+        for (; p <= a->pieces; p++)
+            cut[p] = a->view->keys;
+    }
+    return FV_OK;
+}
+
 /* Panels are held where a head has several tiles of queries; of as many heads at a time as memory is meant to take. */
 static fv_status hold_panels(fv_ctx *ctx, struct attend *a)
 {
@@ -386,7 +430,7 @@ fv_status fv_cpu_attend(fv_ctx *ctx, const fv_attend_args *args)
         FV_TRY_DONE(fv_tensor_new(ctx, &a.lse, FV_F32, FV_DIMS(B, H, args->o.dims[2])));
     a.rows = share * fv_min(tile_rows, fv_max(N, 1));
     a.width = a.panels.width;
-    a.pieces = view.items < FEW_ITEMS && M > PIECE_KEYS ? fv_ceil_div(M, PIECE_KEYS) : 1;
+    FV_TRY_DONE(cut_keys(ctx, &a));
     if (fv_plan_gathers(args->plan)) a.rows = share * tile_rows;
     FV_TRY_DONE(hold_panels(ctx, &a));
     FV_TRY_DONE(take_memory(ctx, &a));

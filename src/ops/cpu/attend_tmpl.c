@@ -139,19 +139,40 @@ static void curve(int64_t n, float *s, float gain, float cap)
     if (i < n) store_part(s + i, curve_of(load_part(s + i, n - i, 0), gain, cap), n - i);
 }
 
+/* Bound by the bytes of the bias; the next key tile's are asked for, as rows lie far apart. */
+static void add_rows(int rows, int count, float *s, const float *bias, int64_t bias_row)
+{
+    for (int r = 0; r < rows; r++, s += FV_KEY_TILE, bias += bias_row) {
+        int n = 0;
+        for (; n + W <= count; n += W) {
+            if (bias_row != 0 && n % 16 == 0) __builtin_prefetch(bias + FV_KEY_TILE + n);
+            store(s + n, load(s + n) + load(bias + n));
+        }
+        for (; n < count; n++)
+            s[n] += bias[n];
+    }
+}
+
 static bool finite_row(int64_t n, const float *x)
 {
     vi bad = splat_i(0);
-    int32_t lanes[W], any = 0;
     int64_t i = 0;
 
     for (; i + W <= n; i += W)
         bad |= ((vi)load(x + i) & 0x7f800000) == 0x7f800000;
     if (i < n) bad |= ((vi)load_part(x + i, n - i, 0) & 0x7f800000) == 0x7f800000;
-    memcpy(lanes, &bad, sizeof lanes);
-    for (int l = 0; l < W; l++)
-        any |= lanes[l];
-    return any == 0;
+    return !any_above(choose(bad, splat(1), splat(0)), splat(0));
+}
+
+/* `count` columns of `depth` rows, `row` floats apart in both */
+static void copy_columns(int64_t depth, int count, int64_t row, const float *from, float *to)
+{
+    for (int64_t p = 0; p < depth; p++, from += row, to += row) {
+        int n = 0;
+        for (; n + W <= count; n += W)
+            store(to + n, load(from + n));
+        if (n < count) copy_part(to + n, from + n, count - n);
+    }
 }
 
 #if defined(__AVX512BF16__)
@@ -178,6 +199,8 @@ void LEAF(fill_attend)(struct fv_kernels *kernels)
 {
     kernels->softmax_tile = softmax;
     kernels->curve = curve;
+    kernels->add_rows = add_rows;
+    kernels->copy_columns = copy_columns;
     kernels->finite = finite_row;
 #if defined(__AVX512BF16__)
     kernels->pack_pairs = pack_pairs;

@@ -44,17 +44,18 @@ static void finish_logits(struct few *w)
 {
     const fv_logits *l = &w->attend->args->logits;
     const fv_tiles *t = w->tiles;
+    bool biased = fv_present(&l->bias) || fv_present(&l->offset_bias) || fv_present(&l->row_bias);
     int64_t key[STRETCH];
 
-    if (!fv_present(&l->bias) && !fv_present(&l->offset_bias) && !fv_present(&l->row_bias) && !w->part->best) return;
+    if (!biased && !w->part->best) return;
     for (int p = 0; p < w->pieces; p++)
         for (int n = 0; n < w->piece[p].count; n++)
             key[w->piece[p].at + n] = w->piece[p].key + n;
     for (int r = 0; r < t->rows; r++) {
         float *s = w->logits + r * STRETCH, top;
         int n = 0;
-        if (fv_present(&l->bias) || fv_present(&l->offset_bias) || fv_present(&l->row_bias))
-            fv_tiles_add_bias(t, r, key, w->count, s);
+        for (int p = 0; biased && p < w->pieces; p++) /* piece by piece: what fills up a pair is no key */
+            fv_tiles_add_bias(t, r, key + w->piece[p].at, w->piece[p].count, s + w->piece[p].at);
         if (!w->part->best) continue;
         top = w->attend->source.kernels->largest(w->count, s);
         if (!(top > w->part->best[r])) continue; /* keys ascend, so of equals the first stays */

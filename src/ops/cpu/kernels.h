@@ -116,6 +116,10 @@ struct fv_kernels {
     const struct fv_few_kernels *few;                          /* [FV_DTYPE_COUNT]: f32, f16, bf16, q8_0 */
     /* The same where q and p are pairs of bf16, for 4 to 8 rows; NULL where tile_bf16 is. */
     const struct fv_few_kernels *few_pairs;
+    /* s[r * FV_KEY_TILE + n] += bias[r * bias_row + n], n < count <= FV_KEY_TILE */
+    void (*add_rows)(int rows, int count, float *s, const float *bias, int64_t bias_row);
+    /* to[p * row + n] = from[p * row + n], n < count, p < depth */
+    void (*copy_columns)(int64_t depth, int count, int64_t row, const float *from, float *to);
     bool (*finite)(int64_t n, const float *x);
     /* Pairs of bf16 (n a multiple of 2 width; NULL where tile_bf16 is): out[i] = (even[i], odd[i]); out[i] = (x[2i],
      * x[2i + 1]), out may be x. */

@@ -56,6 +56,13 @@ INLINE vf to_float(vi x)
 }
 
 #ifndef EXP2_PARTS
+/* count < W floats */
+INLINE void copy_part(float *to, const float *from, int count)
+{
+    for (int n = 0; n < count; n++)
+        to[n] = from[n];
+}
+
 /* Lanes whose bit, from bit `from` on, is set; -inf elsewhere. */
 INLINE vf keep_seen(vf x, uint64_t bits, int from)
 {

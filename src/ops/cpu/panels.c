@@ -91,7 +91,7 @@ static void fill_keys(const fv_panel_store *store, int64_t b, int64_t h, const i
             memcpy(to, row, (size_t)D * sizeof *to);
     }
     const float *in = in_place && count > 0 ? (const float *)fv_panels_row(k, b, h, key[0]) : staging;
-    for (int n = 0; n < FV_KEY_TILE; n += kernels->width)
+    for (int n = 0; n < fv_round_up(count, columns); n += kernels->width)
         kernels->transpose(in + n * in_row, in_row, (int)fv_clamp(count - n, 0, kernels->width), store->depth,
                            keys + n / columns * columns * store->depth + n % columns, columns);
 }
@@ -103,7 +103,7 @@ static bool fill_values(const fv_panel_store *store, int64_t b, int64_t h, const
     int64_t step = staged_row(store->width), columns = kernels->tile_columns, lines = store->pairs ? 2 : 1;
     bool finite = true;
 
-    for (int n = 0; n < FV_KEY_TILE; n += (int)lines) {
+    for (int n = 0; n < count; n += (int)lines) {
         const float *row[2];
         for (int side = 0; side < lines; side++) {
             row[side] = staging + side * step;
@@ -132,23 +132,54 @@ bool fv_panels_fill(const fv_panel_store *store, int64_t b, int64_t h, const int
     return !values || fill_values(store, b, h, key, count, staging, values);
 }
 
+/* Fills block number `at` of all that are held, unless another thread has begun to; its state then. */
+static unsigned char fill_block(const fv_panel_store *store, int64_t b, int64_t h, int64_t at, float *staging)
+{
+    unsigned char state = EMPTY;
+    float *keys = store->memory + at * (store->key_floats + store->value_floats);
+    int64_t key[FV_KEY_TILE], from = at % store->blocks * FV_KEY_TILE;
+    int count = (int)fv_min(FV_KEY_TILE, store->k.dims[2] - from);
+
+    if (!atomic_compare_exchange_strong_explicit(&store->state[at], &state, BUSY, memory_order_acquire,
+                                                 memory_order_acquire))
+        return state;
+    for (int n = 0; n < count; n++)
+        key[n] = from + n;
+    state = fv_panels_fill(store, b, h, key, count, staging, keys, store->v.data ? keys + store->key_floats : NULL)
+                ? FULL
+                : FULL_NOT_FINITE;
+    atomic_store_explicit(&store->state[at], state, memory_order_release);
+    return state;
+}
+
 fv_panels fv_panels_block(const fv_panel_store *store, int64_t b, int64_t h, int64_t block, float *staging)
 {
     int64_t at = store->slot[b * store->k.dims[1] + h] * store->blocks + block;
     float *keys = store->memory + at * (store->key_floats + store->value_floats);
-    float *values = store->v.data ? keys + store->key_floats : NULL;
-    unsigned char state = EMPTY;
+    unsigned char state = fill_block(store, b, h, at, staging);
 
-    if (atomic_compare_exchange_strong_explicit(&store->state[at], &state, BUSY, memory_order_acquire,
-                                                memory_order_acquire)) {
-        int64_t key[FV_KEY_TILE], from = block * FV_KEY_TILE;
-        int count = (int)fv_min(FV_KEY_TILE, store->k.dims[2] - from);
-        for (int n = 0; n < count; n++)
-            key[n] = from + n;
-        state = fv_panels_fill(store, b, h, key, count, staging, keys, values) ? FULL : FULL_NOT_FINITE;
-        atomic_store_explicit(&store->state[at], state, memory_order_release);
-    }
-    while (state == BUSY) /* another thread is about to finish it */
+    /* threads that walk side by side: the other one is at work on this block, so here is time for the next */
+    if (state == BUSY && block + 1 < store->blocks) fill_block(store, b, h, at + 1, staging);
+    while (state == BUSY)
         state = atomic_load_explicit(&store->state[at], memory_order_acquire);
-    return (fv_panels){keys, values, state == FULL};
+    return (fv_panels){keys, keys + store->key_floats, state == FULL};
+}
+
+void fv_panels_copy(const fv_panel_store *store, const fv_panels *block, int from, int count, int at, float *keys,
+                    float *values)
+{
+    int columns = store->kernels->tile_columns, lines = store->pairs ? 2 : 1;
+
+    for (int n = 0, length; n < count; n += length) {
+        int source = from + n, target = at + n;
+        length = (int)fv_min(count - n, columns - fv_max(source % columns, target % columns));
+        store->kernels->copy_columns(store->depth, length, columns,
+                                     block->keys + source / columns * columns * store->depth + source % columns,
+                                     keys + target / columns * columns * store->depth + target % columns);
+    }
+    for (int64_t c = 0; c < store->width; c += columns) {
+        int64_t panel = c * (FV_KEY_TILE / lines);
+        memcpy(values + panel + at / lines * columns, block->values + panel + from / lines * columns,
+               (size_t)(fv_ceil_div(count, lines) * columns) * sizeof *values);
+    }
 }

@@ -2,8 +2,8 @@
  * bf16:
  *   keys   [FV_KEY_TILE / tile_columns][depth][tile_columns], depth D or its pairs;
  *   values [width / tile_columns][FV_KEY_TILE or half as many pairs][tile_columns], width Dv rounded up.
- * What does not exist is 0.  The blocks of a head are brought into it once, by the first tile of queries that needs
- * them, so that blocks nobody sees cost nothing. */
+ * Keys are filled up with 0 to whole columns, values to whole panels and pairs.  The blocks of a head are brought into
+ * it once, by the first tile of queries that needs them, so that blocks nobody sees cost nothing. */
 #ifndef FV_PANELS_H
 #define FV_PANELS_H
 
@@ -46,6 +46,10 @@ bool fv_panels_fill(const fv_panel_store *store, int64_t b, int64_t h, const int
 
 /* A block of a head that is held. */
 fv_panels fv_panels_block(const fv_panel_store *store, int64_t b, int64_t h, int64_t block, float *staging);
+
+/* Copies `count` keys of a block, from place `from` on, to place `at` of panels; in pairs `from` and `at` are even. */
+void fv_panels_copy(const fv_panel_store *store, const fv_panels *block, int from, int count, int at, float *keys,
+                    float *values);
 
 /* Row n of head h of batch b. */
 const char *fv_panels_row(const fv_tensor *t, int64_t b, int64_t h, int64_t n);

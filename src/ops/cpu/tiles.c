@@ -4,7 +4,7 @@
 
 enum {
     ROWS = 256,      /* aimed at: what is done once for a tile is shared by so many rows */
-    LEAST_KEYS = 16, /* of a block, for it to be a tile of its own */
+    LEAST_KEYS = 40, /* of a block, for it to be a tile of its own */
 };
 
 int64_t fv_tiles_share(const fv_plan *plan, int64_t heads, int64_t key_heads, const int32_t *key_head,
@@ -49,10 +49,10 @@ uint64_t fv_tiles_seen(const fv_tiles *tiles, int from, int count)
     return seen;
 }
 
-/* How many of the keys follow each other from the first on. */
+/* How many of the keys, which ascend, follow each other from the first on. */
 static int stretch(const int64_t *key, int count)
 {
-    int end = 1;
+    int end = key[count - 1] - key[0] == count - 1 ? count : 1;
 
     while (end < count && key[end] == key[end - 1] + 1)
         end++;
@@ -139,24 +139,44 @@ static void products(fv_tiles *t)
     }
 }
 
-static float bias_of(const fv_tiles *t, int64_t h, int64_t i, int64_t j)
+/* Adds the bias by relative offset of keys that follow each other: a stretch of its row, with both ends repeated. */
+static void add_offset_bias(const fv_tiles *t, int64_t h, int64_t i, int64_t key, int count, float *s)
+{
+    const fv_plan *plan = t->source->view->plan;
+    const fv_tensor *bias = &t->source->logits->offset_bias;
+    const float *row = (const float *)bias->data + h * bias->strides[0];
+    int64_t R = bias->dims[1], first = key - (i + plan->offset) + R / 2, step = bias->strides[1];
+
+    if (!plan->key_position && step == 1) {
+        int low = (int)fv_clamp(-first, 0, count), high = (int)fv_clamp(R - first, low, count);
+        for (int n = 0; n < low; n++)
+            s[n] += row[0];
+        if (low < high) t->source->kernels->map(FV_MAP_ADD, high - low, s + low, row + first + low, 1, 1, 0, s + low);
+        for (int n = high; n < count; n++)
+            s[n] += row[R - 1];
+        return;
+    }
+    for (int n = 0; n < count; n++) {
+        int64_t place = fv_plan_key_position(plan, key + n) - (i + plan->offset) + R / 2;
+        s[n] += row[fv_clamp(place, 0, R - 1) * step];
+    }
+}
+
+/* Adds row[j / columns] + column[j % columns] for keys that follow each other. */
+static void add_separable_bias(const fv_tiles *t, int64_t h, int64_t i, int64_t key, int count, float *s)
 {
     const fv_logits *l = t->source->logits;
-    const fv_plan *plan = t->source->view->plan;
-    float bias = 0;
+    const fv_tensor *column = &l->column_bias;
+    int64_t columns = column->dims[3], step = column->strides[3];
 
-    if (fv_present(&l->bias)) bias += *(const float *)fv_at(&l->bias, t->b, h, i, j);
-    if (fv_present(&l->offset_bias)) {
-        int64_t R = l->offset_bias.dims[1], distance = fv_plan_key_position(plan, j) - (i + plan->offset);
-        int64_t index = fv_clamp(distance + R / 2, 0, R - 1);
-        bias += ((const float *)l->offset_bias.data)[h * l->offset_bias.strides[0] + index * l->offset_bias.strides[1]];
+    for (int n = 0, length; n < count; n += length) {
+        int64_t line = (key + n) / columns, at = (key + n) % columns;
+        float shift = *(const float *)fv_at(&l->row_bias, t->b, h, i, line);
+        const float *from = fv_at(column, t->b, h, i, at);
+        length = (int)fv_min(columns - at, count - n);
+        for (int m = 0; m < length; m++)
+            s[n + m] += shift + from[m * step];
     }
-    if (fv_present(&l->row_bias)) {
-        int64_t columns = l->column_bias.dims[3];
-        bias += *(const float *)fv_at(&l->row_bias, t->b, h, i, j / columns);
-        bias += *(const float *)fv_at(&l->column_bias, t->b, h, i, j % columns);
-    }
-    return bias;
 }
 
 static bool has_bias(const fv_logits *l)
@@ -189,15 +209,34 @@ void fv_tiles_add_bias(const fv_tiles *t, int r, const int64_t *key, int count, 
 {
     const fv_logits *l = t->source->logits;
     int64_t h = t->tile.h + r / t->tile.rows, i = t->tile.query[r % t->tile.rows];
-    bool one_row = !fv_present(&l->offset_bias) && !fv_present(&l->row_bias) && l->bias.strides[3] == 1;
 
     for (int n = 0, length; n < count; n += length) {
         length = stretch(key + n, count - n);
-        if (one_row)
+        if (fv_present(&l->bias) && l->bias.strides[3] == 1)
             t->source->kernels->map(FV_MAP_ADD, length, s + n, fv_at(&l->bias, t->b, h, i, key[n]), 1, 1, 0, s + n);
-        for (int m = n; !one_row && m < n + length; m++)
-            s[m] += bias_of(t, h, i, key[m]);
+        for (int m = n; fv_present(&l->bias) && l->bias.strides[3] != 1 && m < n + length; m++)
+            s[m] += *(const float *)fv_at(&l->bias, t->b, h, i, key[m]);
+        if (fv_present(&l->offset_bias)) add_offset_bias(t, h, i, key[n], length, s + n);
+        if (fv_present(&l->row_bias)) add_separable_bias(t, h, i, key[n], length, s + n);
     }
+}
+
+/* Whole rows of the bias tensor at once, where tile and tensor let it; whether they did. */
+static bool add_bias_rows(fv_tiles *t)
+{
+    const fv_logits *l = t->source->logits;
+    int tokens = t->tile.rows;
+
+    if (fv_present(&l->offset_bias) || fv_present(&l->row_bias) || l->bias.strides[3] != 1) return false;
+    if (stretch(t->key, t->count) < t->count || t->tile.query[tokens - 1] - t->tile.query[0] != tokens - 1)
+        return false;
+    for (int r = 1; r < tokens; r++)
+        if (t->tile.query[r] != t->tile.query[r - 1] + 1) return false;
+    for (int r = 0; r < t->rows; r += tokens)
+        t->source->kernels->add_rows(tokens, t->count, t->logits + r * FV_KEY_TILE,
+                                     fv_at(&l->bias, t->b, t->tile.h + r / tokens, t->tile.query[0], t->key[0]),
+                                     l->bias.strides[2]);
+    return true;
 }
 
 static void transform(fv_tiles *t)
@@ -206,6 +245,7 @@ static void transform(fv_tiles *t)
     bool biased = has_bias(l), curved = is_curved(l);
 
     if (curved && !t->slopes) t->source->kernels->curve(t->rows * FV_KEY_TILE, t->logits, l->gain, l->softcap);
+    if (biased && !t->slopes) biased = !add_bias_rows(t);
     for (int r = 0; r < t->rows && (biased || t->biased || t->slopes); r++) {
         int token = r % t->tile.rows;
         float *s = t->logits + r * FV_KEY_TILE;
@@ -232,6 +272,8 @@ static void finish(fv_tiles *t, int64_t block, fv_tiles_fn *visit, void *user)
         } else {
             if (block >= 0)
                 t->panels = fv_panels_block(&t->own, t->b, t->key_head, block, t->staging);
+            else if (t->own.slots > 0) /* copied from blocks */
+                t->panels = (fv_panels){t->keys, t->values, t->waiting.finite};
             else
                 t->panels = (fv_panels){t->keys, t->values,
                                         fv_panels_fill(&t->own, t->b, t->key_head, t->key, t->count, t->staging,
@@ -306,6 +348,37 @@ static void visit_block(fv_tiles *t, fv_tiles_fn *visit, void *user)
     memcpy(t->bits, t->waiting.bits, sizeof t->bits);
 }
 
+static void pack_piece(fv_tiles *t, int from, int end, const fv_panels *block, fv_tiles_fn *visit, void *user)
+{
+    for (int count; from < end; from += count) {
+        count = (int)fv_min(FV_KEY_TILE - t->count, end - from);
+        if (t->count == 0) t->waiting.finite = true;
+        if (block) {
+            fv_panels_copy(&t->own, block, from, count, t->count, t->keys, t->values);
+            t->waiting.finite = t->waiting.finite && block->finite;
+        }
+        pack(t, from, count);
+        if (t->count == FV_KEY_TILE) finish(t, -1, visit, user);
+    }
+}
+
+/* Pieces that touch are packed as one; in pairs they begin and end at even places, with keys that nobody sees. */
+static void pack_block(fv_tiles *t, fv_tiles_fn *visit, void *user)
+{
+    fv_panels block = fv_panels_block(&t->own, t->b, t->key_head, t->open.block, t->staging);
+    int odd = t->own.pairs ? 1 : 0, last = (int)(t->source->view->keys - t->open.block * FV_KEY_TILE);
+
+    for (int piece = 0, next; piece < t->open.pieces; piece = next) {
+        int from = t->open.from[piece] & ~odd, end = t->open.from[piece];
+        for (next = piece; next < t->open.pieces && t->open.from[next] <= end; next++)
+            end = (t->open.from[next] + t->open.count[next] + odd) & ~odd;
+        end = (int)fv_min(end, last);
+        t->open.whole =
+            t->open.whole && from == t->open.from[piece] && end == t->open.from[next - 1] + t->open.count[next - 1];
+        pack_piece(t, from, end, &block, visit, user);
+    }
+}
+
 static void close_block(fv_tiles *t, fv_tiles_fn *visit, void *user)
 {
     if (t->open.block < 0) return;
@@ -313,12 +386,11 @@ static void close_block(fv_tiles *t, fv_tiles_fn *visit, void *user)
         visit_block(t, visit, user);
         return;
     }
-    for (int piece = 0; piece < t->open.pieces; piece++)
-        for (int from = t->open.from[piece], end = from + t->open.count[piece], count; from < end; from += count) {
-            count = (int)fv_min(FV_KEY_TILE - t->count, end - from);
-            pack(t, from, count);
-            if (t->count == FV_KEY_TILE) finish(t, -1, visit, user);
-        }
+    if (t->own.slots > 0)
+        pack_block(t, visit, user);
+    else
+        for (int piece = 0; piece < t->open.pieces; piece++)
+            pack_piece(t, t->open.from[piece], t->open.from[piece] + t->open.count[piece], NULL, visit, user);
 }
 
 static void open_block(fv_tiles *t, int64_t block)

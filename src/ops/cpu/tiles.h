@@ -55,6 +55,7 @@ typedef struct fv_tiles {
     struct {
         int count;
         bool whole, biased;
+        bool finite; /* values of the packed keys */
         int64_t key[FV_KEY_TILE];
         uint64_t bits[FV_TILE];
     } waiting;

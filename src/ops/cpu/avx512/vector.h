@@ -95,6 +95,13 @@ INLINE bool any_above(vf a, vf b)
     return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ) != 0;
 }
 
+/* count < W floats */
+INLINE void copy_part(float *to, const float *from, int count)
+{
+    __mmask16 there = (__mmask16)((1u << count) - 1);
+    _mm512_mask_storeu_ps(to, there, _mm512_maskz_loadu_ps(there, from));
+}
+
 #define EXP2_PARTS /* leaf.h needs none of its own */
 
 INLINE vf exp2_fraction(vf t)
