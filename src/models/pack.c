@@ -9,7 +9,7 @@
 #include "models/model.h"
 #include "ops/backend.h"
 
-enum { HUGE_PAGE = 2 << 20, ITEM_BYTES = 1 << 20 };
+enum { HUGE_PAGE = 2 << 20, ITEM_BYTES = 4 << 20 };
 
 struct fv_model_packs {
     void *memory;
@@ -34,6 +34,18 @@ struct job {
     int64_t chunk; /* groups in an item */
 };
 
+/* The file's pages of some rows are not needed any more; they can be read again. */
+static void give_back(const fv_tensor *t, int64_t row, int64_t rows)
+{
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    size_t row_bytes = (size_t)(t->strides[0] / fv_dtype_block(t->dtype)) * fv_dtype_block_bytes(t->dtype);
+    uintptr_t from = (uintptr_t)t->data + (size_t)row * row_bytes, to = from + (size_t)rows * row_bytes;
+
+    from = (from + page - 1) / page * page;
+    to = to / page * page;
+    if (to > from) (void)madvise((void *)from, to - from, MADV_DONTNEED);
+}
+
 static void pack_item(void *user, int64_t item, int thread)
 {
     const struct job *job = user;
@@ -42,18 +54,7 @@ static void pack_item(void *user, int64_t item, int thread)
     (void)thread;
     for (int64_t group = from; group < to; group++)
         fv_pack_group(job->tensor, &job->packed, group);
-}
-
-/* The file's pages of a matrix are not needed any more; they can be read again. */
-static void give_back(const fv_tensor *t)
-{
-    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from = (uintptr_t)t->data;
-    uintptr_t to =
-        from + (uintptr_t)(t->dims[0] * t->strides[0] / fv_dtype_block(t->dtype)) * fv_dtype_block_bytes(t->dtype);
-
-    from = (from + page - 1) / page * page;
-    to = to / page * page;
-    if (to > from) (void)madvise((void *)from, to - from, MADV_DONTNEED);
+    give_back(job->tensor, from * FV_PACK_ROWS, fv_min(to * FV_PACK_ROWS, job->packed.rows) - from * FV_PACK_ROWS);
 }
 
 static void pack_all(fv_ctx *ctx, const fv_model *model, char *memory)
@@ -68,7 +69,6 @@ static void pack_all(fv_ctx *ctx, const fv_model *model, char *memory)
         job.packed = fv_packed_at(&w->tensor, memory);
         job.chunk = fv_max(ITEM_BYTES / job.packed.group_bytes, 1);
         fv_run(ctx, fv_ceil_div(fv_packed_groups(&job.packed), job.chunk), pack_item, &job);
-        give_back(&w->tensor);
         w->packed = job.packed;
         memory += bytes;
     }

@@ -42,12 +42,17 @@ static void split_nibbles(const uint8_t *from, uint8_t *q, int count)
     }
 }
 
-/* Bit j of four bytes is the fifth bit of value j. */
+/* Bit j of four bytes is the fifth bit of value j.  A byte's bits are spread over the bytes of a word: copies of it,
+ * of which byte j keeps bit j, and becomes 1 by a carry into its top bit. */
 static void add_fifth(const uint8_t *from, uint8_t *q)
 {
-    for (int byte = 0; byte < 4; byte++)
-        for (int j = 0; j < 8; j++)
-            q[byte * 8 + j] |= (uint8_t)((from[byte] >> j & 1) << 4);
+    for (int byte = 0; byte < 4; byte++) {
+        uint64_t bits = from[byte] * UINT64_C(0x0101010101010101) & UINT64_C(0x8040201008040201), x;
+        bits = (bits + UINT64_C(0x7f7f7f7f7f7f7f7f)) >> 7 & UINT64_C(0x0101010101010101);
+        memcpy(&x, q + byte * 8, sizeof x);
+        x |= bits << 4;
+        memcpy(q + byte * 8, &x, sizeof x);
+    }
 }
 
 static void read_q4_0(const uint8_t *bytes, struct block *b)
@@ -221,8 +226,12 @@ static uint8_t *write_plane(const uint8_t *q, int from, int bits, int64_t row, u
 static void write_part(const struct format *f, const uint8_t *q, int64_t row, uint8_t *to)
 {
     if (f->main_bits == 8) {
-        for (int vector = 0; vector < 8; vector++, q += 4)
-            store_row(to, vector, row, q[0] | (uint32_t)q[2] << 8 | (uint32_t)q[1] << 16 | (uint32_t)q[3] << 24);
+        for (int vector = 0; vector < 8; vector++, q += 4) {
+            uint32_t four;
+            memcpy(&four, q, sizeof four);
+            four = (four & 0xff0000ff) | (four >> 8 & 0xff00) | (four << 8 & 0xff0000);
+            store_row(to, vector, row, four);
+        }
         return;
     }
     to = write_plane(q, 0, f->main_bits, row, to);
