@@ -364,7 +364,7 @@ static fv_status attend(struct app *app, const struct values *values, struct wor
     FV_TRY(fv_attention_new(values->attention, &w->attention));
     w->mechanism = fv_attention_mechanism(w->attention);
     FV_TRY(check_flags(values, w));
-    FV_TRY(app_begin(app, FV_PRECISION_F32));
+    FV_TRY(app_begin(app, values->precision == 1 ? FV_PRECISION_BF16 : FV_PRECISION_F32));
     FV_TRY(read_operand(values->q, 4, &w->q));
     FV_TRY(read_operand(values->k, 4, &w->k));
     FV_TRY(read_operand(values->v, 4, &w->v));

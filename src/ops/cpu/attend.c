@@ -1,6 +1,8 @@
 /* Softmax attention over a plan: tiles of up to 256 rows (all query heads of a key-value head) stream over tiles of
  * FV_KEY_TILE keys with a running maximum, both products by the micro-kernel: in bf16 pairs where the context's
- * precision allows, else in f32.  Bound by flops: 2 pairs (D + Dv).
+ * precision allows, else in f32.  Bound by flops, 2 pairs (D + Dv): 8 heads of 4096 tokens reach 68 to 83 % of the FMA
+ * peak (causal 70 to 78 %) and 60 to 83 % of the bf16 dot peak (causal 58 to 78 %), as much of the caches as neighbours
+ * leave.
  *
  * Where there are few tiles the keys are cut into pieces of a size that depends on the shape alone, and the pieces are
  * merged by log-sum-exp in their order, so that results do not depend on the number of threads.
