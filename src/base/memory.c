@@ -105,14 +105,13 @@ fv_status fv_arena_alloc(fv_arena *arena, void **pointer, int64_t count, size_t 
     bytes = (bytes + FV_ALIGN - 1) & ~(size_t)(FV_ALIGN - 1);
     struct chunk *chunk = arena->current;
     while (chunk->size - chunk->used < bytes) {
-        if (chunk->next && chunk->next->size < bytes) { /* too small for this: make room before it */
-            struct chunk *fresh;
-            FV_TRY(chunk_new(bytes, &fresh));
-            fresh->next = chunk->next;
-            chunk->next = fresh;
-        } else if (!chunk->next) {
-            FV_TRY(chunk_new(bytes, &chunk->next));
+        struct chunk *next = chunk->next;
+        if (next && next->size < bytes) { /* nothing lives behind the current chunk: what is too small goes */
+            chunk->next = next->next;
+            fv_free(next);
+            continue;
         }
+        if (!next) FV_TRY(chunk_new(bytes, &chunk->next));
         chunk = chunk->next;
         chunk->used = 0;
     }
