@@ -3,6 +3,8 @@
 #include "checkops.h"
 
 #include <math.h>
+#include <sched.h>
+#include <stdatomic.h>
 
 static double sum_of_squares(const float *values, int64_t count)
 {
@@ -202,6 +204,9 @@ fv_status checkops_products(struct checkops *c)
 
 struct region {
     fv_tensor seen; /* [threads] i32 */
+    bool meet;      /* items wait for each other, so that every thread takes part */
+    atomic_int arrived;
+    int threads;
 };
 
 static void region_item(void *user, int64_t index, int thread)
@@ -210,6 +215,10 @@ static void region_item(void *user, int64_t index, int thread)
 
     (void)thread;
     ((int32_t *)region->seen.data)[index * 16] = (int32_t)index; /* lines of their own */
+    if (!region->meet) return;
+    int goal = (atomic_fetch_add(&region->arrived, 1) / region->threads + 1) * region->threads;
+    for (int spin = 0; atomic_load_explicit(&region->arrived, memory_order_relaxed) < goal; spin++)
+        if (spin > 1000) sched_yield(); /* more threads than processors */
 }
 
 static fv_status call_region(fv_ctx *ctx, void *args)
@@ -218,15 +227,23 @@ static fv_status call_region(fv_ctx *ctx, void *args)
     return FV_OK;
 }
 
-fv_status checkops_pool(struct checkops *c)
+static fv_status try_region(struct checkops *c, bool meet)
 {
     int threads = fv_ctx_threads(c->reference);
-    struct region region;
+    struct region region = {.meet = meet, .threads = threads};
     trial t;
 
-    if (!checkops_wanted(c, &t, "region", "%d empty items on %d threads", threads, threads)) return c->status;
+    if (!checkops_wanted(c, &t, "region", "%d %s on %d threads", threads,
+                         meet ? "items that wait for each other" : "empty items", threads))
+        return c->status;
     region.seen = checkops_output(&t, "seen", checkops_empty(c, FV_I32, FV_DIMS(threads, 16)), 0);
     t.call = call_region;
     t.args = &region;
     return checkops_try(c, &t);
+}
+
+fv_status checkops_pool(struct checkops *c)
+{
+    FV_TRY(try_region(c, false));
+    return try_region(c, true);
 }

@@ -4,6 +4,8 @@
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "base/memory.h"
@@ -103,6 +105,21 @@ int fv_usable_threads(void)
     return online > 0 ? (int)online : 1;
 }
 
+/* FOVEA_PIN=1: thread t stays on the t-th processor of those the process may use, the calling thread on the first. */
+static void pin(pthread_t thread, int t)
+{
+    const char *wanted = getenv("FOVEA_PIN");
+    cpu_set_t usable, one;
+    int place;
+
+    if (!wanted || strcmp(wanted, "1") != 0 || sched_getaffinity(getpid(), sizeof usable, &usable) != 0) return;
+    place = t % CPU_COUNT(&usable);
+    CPU_ZERO(&one);
+    for (int cpu = 0; cpu < CPU_SETSIZE; cpu++)
+        if (CPU_ISSET(cpu, &usable) && place-- == 0) CPU_SET(cpu, &one);
+    (void)pthread_setaffinity_np(thread, sizeof one, &one);
+}
+
 fv_status fv_pool_new(int threads, fv_pool **pool)
 {
     fv_status status;
@@ -124,6 +141,7 @@ fv_status fv_pool_new(int threads, fv_pool **pool)
             goto done;
         }
         p->started = t;
+        pin(p->handles[t], t);
     }
     *pool = p;
     return FV_OK;
