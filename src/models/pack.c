@@ -70,6 +70,7 @@ static void pack_all(fv_ctx *ctx, const fv_model *model, char *memory)
         job.chunk = fv_max(ITEM_BYTES / job.packed.group_bytes, 1);
         fv_run(ctx, fv_ceil_div(fv_packed_groups(&job.packed), job.chunk), pack_item, &job);
         w->packed = job.packed;
+        fv_ctx_report(ctx, "weights", (double)(n + 1) / (double)count);
         memory += bytes;
     }
 }

@@ -245,7 +245,8 @@ static fv_unpack_fn *const unpack_table[FV_DTYPE_COUNT] = PACKED_TABLE(unpack_);
 
 /* ---- activations ------------------------------------------------------------------------------------------------- */
 
-/* One row: 32 floats become integers of up to +-32767 and a scale; NaN and infinite values make the scale NaN. */
+/* One row: 32 floats become integers of up to +-32767 and a scale; NaN and infinite values make the scale
+ * NaN.  What is below 1e-26 counts as 0. */
 static void to_words(const float *x, int64_t columns, int16_t *q, float *scale, int32_t *sums)
 {
     for (int64_t n = 0; n < columns; n += FV_PACK_COLUMNS, x += FV_PACK_COLUMNS, q += FV_PACK_COLUMNS) {
@@ -256,8 +257,15 @@ static void to_words(const float *x, int64_t columns, int16_t *q, float *scale, 
             high = vmax((vf)((vi)value & INT32_MAX), high);
             check += value * splat(0);
         }
-        float top = largest(high), step = top * (1.0f / 32767);
-        vf inverse = splat(step > 0 ? 1 / step : 0);
+        float step = largest(high) * (1.0f / 32767), spoilt = sum(check);
+        if (spoilt != 0) { /* NaN: integers could not say so */
+            memset(q, 0, FV_PACK_COLUMNS * sizeof *q);
+            *sums++ = 0;
+            *sums++ = 0;
+            *scale++ = spoilt;
+            continue;
+        }
+        vf inverse = splat(step > 1e-30f ? 1 / step : 0);
         UNROLL
         for (int side = 0; side < 2; side++) {
             vi words = splat_i(0);
@@ -270,7 +278,7 @@ static void to_words(const float *x, int64_t columns, int16_t *q, float *scale, 
             }
             *sums++ = sum_i(words);
         }
-        *scale++ = step + sum(check);
+        *scale++ = step;
     }
 }
 
