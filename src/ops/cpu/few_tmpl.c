@@ -55,7 +55,7 @@ INLINE vf read_q8_0(const char *row, int64_t index, int64_t count)
     const char *block = row + index / 32 * 34;
 
     (void)count;
-    return to_float(load_i8((const int8_t *)block + 2 + index % 32)) * splat(half(block));
+    return to_float(load_i8((const int8_t *)block + 2 + index % 32)) * splat_f16(block);
 }
 
 INLINE vf multiply_add(vf a, vf b, vf c)

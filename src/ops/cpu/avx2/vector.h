@@ -81,6 +81,13 @@ INLINE vf load_f16(const uint16_t *p)
     return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
 }
 
+INLINE vf splat_f16(const void *p)
+{
+    int16_t bits;
+    memcpy(&bits, p, sizeof bits);
+    return (vf)_mm256_cvtph_ps(_mm_set1_epi16(bits));
+}
+
 INLINE void store_f16(uint16_t *p, vf x)
 {
     _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT));

@@ -80,6 +80,13 @@ INLINE vf load_f16(const uint16_t *p)
     return (vf){fv_f16_to_f32(p[0]), fv_f16_to_f32(p[1]), fv_f16_to_f32(p[2]), fv_f16_to_f32(p[3])};
 }
 
+INLINE vf splat_f16(const void *p)
+{
+    uint16_t bits;
+    memcpy(&bits, p, sizeof bits);
+    return splat(fv_f16_to_f32(bits));
+}
+
 INLINE void store_f16(uint16_t *p, vf x)
 {
     for (int i = 0; i < W; i++)
