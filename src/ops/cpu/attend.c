@@ -82,6 +82,25 @@ static void add_values(const struct attend *a, const fv_tiles *t, float *o)
     }
 }
 
+/* Logits become weights, with all terms of deferred logits added. */
+static void weigh(const struct attend *a, const fv_tiles *t, const struct attend_part *part)
+{
+    struct fv_softmax_step step = {.rows = t->rows, .tokens = t->tile.rows, .to = FV_KEY_TILE, .pairs = t->own.pairs};
+
+    if (!(t->seen & UINT32_MAX)) step.from = FV_KEY_TILE / 2;
+    if (!(t->seen >> 32)) step.to = FV_KEY_TILE / 2;
+    for (int r = 0; r < t->rows; r += step.rows) {
+        if (t->deferred) step.rows = fv_tiles_terms(t, r, &step);
+        step.bits = t->bits + r % t->tile.rows;
+        step.s = t->logits + r * FV_KEY_TILE;
+        step.maximum = part->maximum + r;
+        step.total = part->total + r * a->source.kernels->width;
+        step.o = part->o + r * a->width;
+        step.o_row = a->width;
+        a->source.kernels->softmax_tile(&step);
+    }
+}
+
 static void add_tile(void *user, fv_tiles *t)
 {
     const struct visit *visit = user;
@@ -95,12 +114,7 @@ static void add_tile(void *user, fv_tiles *t)
         for (int r = 0; t->own.pairs && r < t->rows; r++)
             kernels->join_pairs(FV_KEY_TILE, t->logits + r * FV_KEY_TILE, t->logits + r * FV_KEY_TILE);
     } else {
-        struct fv_softmax_step step = {t->rows,       t->tile.rows, t->seen & UINT32_MAX ? 0 : FV_KEY_TILE / 2,
-                                       FV_KEY_TILE,   t->bits,      t->logits,
-                                       part->maximum, part->total,  part->o,
-                                       a->width,      t->own.pairs};
-        if (!(t->seen >> 32)) step.to = FV_KEY_TILE / 2;
-        kernels->softmax_tile(&step);
+        weigh(a, t, part);
     }
     if (t->whole || t->panels.finite)
         add_values(a, t, part->o);
@@ -292,6 +306,7 @@ static fv_status take_memory(fv_ctx *ctx, struct attend *a)
     FV_TRY(FV_SCRATCH(ctx, a->part, parts));
     for (int64_t t = 0; t < threads; t++) {
         FV_TRY(fv_tiles_new(ctx, &a->source, a->width, &a->tiles[t]));
+        a->tiles[t].deferred = !a->given && !best;
         FV_TRY(FV_SCRATCH(ctx, a->few[t], fv_attend_few_floats(a)));
         FV_TRY(FV_SCRATCH(ctx, a->normaliser[t], a->view->share * a->view->tile_rows));
     }

@@ -38,6 +38,44 @@ INLINE void store_pairs(float *to, vf low, vf high)
 }
 #endif
 
+/* tanh by a quotient of odd and even polynomials on [-9, 9] (beyond it is 1): within 4 ulp. */
+INLINE vf tanh_quotient(vf x)
+{
+    vf bounded = vmin(splat(9), vmax(splat(-9), x)), square = bounded * bounded;
+    vf p = splat(-2.76076847742355e-16f), q = splat(1.19825839466702e-06f);
+
+    p = p * square + splat(2.00018790482477e-13f);
+    p = p * square + splat(-8.60467152213735e-11f);
+    p = p * square + splat(5.12229709037114e-08f);
+    p = p * square + splat(1.48572235717979e-05f);
+    p = p * square + splat(6.37261928875436e-04f);
+    p = p * square + splat(4.89352455891786e-03f);
+    q = q * square + splat(1.18534705686654e-04f);
+    q = q * square + splat(2.26843463243900e-03f);
+    q = q * square + splat(4.89352518554385e-03f);
+    return bounded * p * reciprocal(q);
+}
+
+/* cap tanh(x / cap) = cap - 2 cap / (1 + e^(2 x / cap)) for logits whose weights become bf16: 2^t within 5e-6 of itself
+ * leaves cap 2.5e-6, at a cap of 50 a 15th of what the weights lose. */
+INLINE vf coarse_cap(vf x, float cap, float factor)
+{
+    vf t = vmin(splat(64), x * splat(factor)), f = exp2_fraction(t), p;
+
+    p = splat(0.0136703095f);
+    p = p * f + splat(0.0517449978f);
+    p = p * f + splat(0.241604357f);
+    p = p * f + splat(0.692972922f);
+    p = p * f + splat(1.00000349f);
+    return splat(cap) - splat(2 * cap) * reciprocal(exp2_scale(p, t) + splat(1));
+}
+
+INLINE vf curve_of(vf x, float gain, float cap)
+{
+    if (gain != 0) x *= choose(x < splat(0), splat(1 - gain), splat(1 + gain));
+    return cap > 0 ? splat(cap) * tanh_quotient(x * splat(1 / cap)) : x;
+}
+
 enum { SLACK = 8 };
 
 /* Keys [from, to) of the tile.  A row's maximum is raised only when it would be passed by more than SLACK: weights of
@@ -46,6 +84,7 @@ INLINE void softmax_keys(const struct fv_softmax_step *step, const int from, con
 {
     enum { N = FV_KEY_TILE / W };
     const vf log2e = splat(1.44269504f);
+    const float double_log2e = step->softcap > 0 ? 2 * 1.44269504f / step->softcap : 0;
     float *s = step->s, *o = step->o, *total = step->total;
 
     for (int r = 0; r < step->rows; r++, s += FV_KEY_TILE, o += step->o_row, total += W) {
@@ -59,6 +98,21 @@ INLINE void softmax_keys(const struct fv_softmax_step *step, const int from, con
         UNROLL
         for (int n = from / W; n < to / W; n++)
             x[n] = load(s + n * W);
+        if (pairs && step->gain == 0 && step->softcap > 0) {
+            UNROLL
+            for (int n = from / W; n < to / W; n++)
+                x[n] = coarse_cap(x[n], step->softcap, double_log2e);
+        } else if (step->gain != 0 || step->softcap > 0) {
+            UNROLL
+            for (int n = from / W; n < to / W; n++)
+                x[n] = curve_of(x[n], step->gain, step->softcap);
+        }
+        if (step->bias) {
+            vf same = splat(step->shift ? step->shift[r * step->shift_row] : 0);
+            UNROLL
+            for (int n = from / W; n < to / W; n++)
+                x[n] += load(step->bias + r * step->bias_row + n * W) + same;
+        }
         if (seen != UINT64_MAX) {
             UNROLL
             for (int n = from / W; n < to / W; n++)
@@ -105,30 +159,6 @@ static void softmax(const struct fv_softmax_step *step)
         step->pairs ? softmax_keys(step, 0, FV_KEY_TILE, true) : softmax_keys(step, 0, FV_KEY_TILE, false);
 }
 
-/* tanh by a quotient of odd and even polynomials on [-9, 9] (beyond it is 1): within 4 ulp. */
-INLINE vf tanh_quotient(vf x)
-{
-    vf bounded = vmax(splat(-9), -vmax(splat(-9), -x)), square = bounded * bounded;
-    vf p = splat(-2.76076847742355e-16f), q = splat(1.19825839466702e-06f);
-
-    p = p * square + splat(2.00018790482477e-13f);
-    p = p * square + splat(-8.60467152213735e-11f);
-    p = p * square + splat(5.12229709037114e-08f);
-    p = p * square + splat(1.48572235717979e-05f);
-    p = p * square + splat(6.37261928875436e-04f);
-    p = p * square + splat(4.89352455891786e-03f);
-    q = q * square + splat(1.18534705686654e-04f);
-    q = q * square + splat(2.26843463243900e-03f);
-    q = q * square + splat(4.89352518554385e-03f);
-    return bounded * p / q;
-}
-
-INLINE vf curve_of(vf x, float gain, float cap)
-{
-    if (gain != 0) x *= choose(x < splat(0), splat(1 - gain), splat(1 + gain));
-    return cap > 0 ? splat(cap) * tanh_quotient(x * splat(1 / cap)) : x;
-}
-
 /* s += gain |s|, then cap tanh(s / cap) unless cap is 0 */
 static void curve(int64_t n, float *s, float gain, float cap)
 {
@@ -150,6 +180,17 @@ static void add_rows(int rows, int count, float *s, const float *bias, int64_t b
         }
         for (; n < count; n++)
             s[n] += bias[n];
+    }
+}
+
+static void shift_rows(int rows, int count, const float *bias, int64_t bias_row, const float *shift, int64_t shift_row,
+                       float *to)
+{
+    for (int r = 0; r < rows; r++, bias += bias_row, shift += shift_row, to += FV_KEY_TILE) {
+        int n = 0;
+        for (; n + W <= count; n += W)
+            store(to + n, load(bias + n) + splat(*shift));
+        if (n < count) store_part(to + n, load_part(bias + n, count - n, 0) + splat(*shift), count - n);
     }
 }
 
@@ -200,6 +241,7 @@ void LEAF(fill_attend)(struct fv_kernels *kernels)
     kernels->softmax_tile = softmax;
     kernels->curve = curve;
     kernels->add_rows = add_rows;
+    kernels->shift_rows = shift_rows;
     kernels->copy_columns = copy_columns;
     kernels->finite = finite_row;
 #if defined(__AVX512BF16__)

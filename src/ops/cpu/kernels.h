@@ -47,13 +47,17 @@ typedef void fv_unpack_fn(bool pairs, const fv_packed *w, int64_t group, float *
 
 /* The softmax of a key tile: logits s [rows, FV_KEY_TILE] of keys [from, to) (multiples of half a tile) become weights
  * exp(s - maximum), 0 where bits[r % tokens] hides a key; with `pairs` pairs of bf16, a row's in its first half.
- * maximum [rows], total [rows, width] and o [rows, o_row] (o_row a multiple of width) are brought up to date. */
+ * maximum [rows], total [rows, width] and o [rows, o_row] (o_row a multiple of width) are brought up to date.
+ * Before that s += gain |s|; s = softcap tanh(s / softcap); s += bias[r * bias_row + n] + shift[r * shift_row]. */
 struct fv_softmax_step {
     int rows, tokens, from, to;
     const uint64_t *bits;
     float *s, *maximum, *total, *o;
     int64_t o_row;
     bool pairs;
+    float gain, softcap;       /* 0: off */
+    const float *bias, *shift; /* NULL: none */
+    int64_t bias_row, shift_row;
 };
 
 /* Attention of up to 8 rows with rows of k and v as they are stored:
@@ -118,6 +122,9 @@ struct fv_kernels {
     const struct fv_few_kernels *few_pairs;
     /* s[r * FV_KEY_TILE + n] += bias[r * bias_row + n], n < count <= FV_KEY_TILE */
     void (*add_rows)(int rows, int count, float *s, const float *bias, int64_t bias_row);
+    /* to[r * FV_KEY_TILE + n] = bias[r * bias_row + n] + shift[r * shift_row], n < count <= FV_KEY_TILE */
+    void (*shift_rows)(int rows, int count, const float *bias, int64_t bias_row, const float *shift, int64_t shift_row,
+                       float *to);
     /* to[p * row + n] = from[p * row + n], n < count, p < depth */
     void (*copy_columns)(int64_t depth, int count, int64_t row, const float *from, float *to);
     bool (*finite)(int64_t n, const float *x);

@@ -29,6 +29,7 @@ fv_status fv_tiles_new(fv_ctx *ctx, const fv_tiles_source *source, int64_t width
         fv_panels_open(kernels, &source->k, NULL, false, &tiles->own);
     FV_TRY(FV_SCRATCH(ctx, tiles->bias, FV_TILE * FV_KEY_TILE));
     FV_TRY(FV_SCRATCH(ctx, tiles->open.bias, FV_TILE * FV_KEY_TILE));
+    FV_TRY(FV_SCRATCH(ctx, tiles->terms, FV_TERM_ROWS * FV_KEY_TILE));
     FV_TRY(FV_SCRATCH(ctx, tiles->logits, rows * FV_KEY_TILE));
     if (source->slopes && (source->logits->gain != 0 || source->logits->softcap > 0))
         FV_TRY(FV_SCRATCH(ctx, tiles->slopes, rows * FV_KEY_TILE));
@@ -119,6 +120,18 @@ static void dots(fv_tiles *t)
     }
 }
 
+/* Asks for the bias of the rows and columns of a micro-tile, which the softmax reads after the products. */
+static void bias_ahead(const fv_tiles *t, int r, int rows, int n, int columns)
+{
+    const fv_tensor *bias = &t->source->logits->bias;
+
+    for (int end = r + rows; r < end; r++) {
+        const float *row = fv_at(bias, t->b, t->tile.h + r / t->tile.rows, t->tile.query[r % t->tile.rows], t->key[n]);
+        for (int i = 0; i < columns; i += 16)
+            __builtin_prefetch(row + i, 0, 2); /* into the second level */
+    }
+}
+
 /* Parts of the tile that none of a micro-tile's rows sees are left out. */
 static void products(fv_tiles *t)
 {
@@ -127,12 +140,15 @@ static void products(fv_tiles *t)
     int64_t depth = t->own.depth;
     int columns = kernels->tile_columns;
     uint64_t part = ((uint64_t)1 << columns) - 1;
+    const fv_tensor *bias = &t->source->logits->bias;
+    bool ahead = t->deferred && fv_present(bias) && bias->strides[2] != 0 && bias->strides[3] == 1;
 
     for (int n = 0; n < t->count; n += columns) {
         if (!(t->seen >> n & part)) continue;
         for (int r = 0; r < t->rows; r += kernels->tile_rows) {
             int rows = (int)fv_min(kernels->tile_rows, t->rows - r);
             if (!t->whole && !(fv_tiles_seen(t, r, rows) >> n & part)) continue;
+            if (ahead) bias_ahead(t, r, rows, n, columns);
             tile(rows, depth, t->query_panels + r * depth, 1, rows, t->panels.keys + n * depth, columns,
                  t->logits + r * FV_KEY_TILE + n, FV_KEY_TILE, false);
         }
@@ -256,6 +272,95 @@ static void transform(fv_tiles *t)
     }
 }
 
+/* Where the bias of `rows` rows from h, i on lies, if it has one term for 64 keys that follow each other. */
+static bool bias_in_place(const fv_tiles *t, int64_t h, int64_t i, int rows, struct fv_softmax_step *step)
+{
+    const fv_logits *l = t->source->logits;
+    static const float nothing[FV_KEY_TILE];
+    const fv_tensor *offset = &l->offset_bias, *column = &l->column_bias;
+    int64_t key = t->key[0];
+
+    if (fv_present(&l->bias)) {
+        step->bias = fv_at(&l->bias, t->b, h, i, key);
+        step->bias_row = l->bias.strides[2];
+        return l->bias.strides[3] == 1;
+    }
+    if (fv_present(offset)) {
+        const fv_plan *plan = t->source->view->plan;
+        int64_t R = offset->dims[1], first = key - (i + plan->offset) + R / 2;
+        if (plan->key_position || offset->strides[1] != 1) return false;
+        if (first + FV_KEY_TILE <= 1 || first - rows + 1 >= R - 1) { /* behind an end */
+            step->bias = nothing;
+            step->bias_row = step->shift_row = 0;
+            step->shift = (const float *)offset->data + h * offset->strides[0] + (first < 0 ? 0 : R - 1);
+            return true;
+        }
+        if (first < rows - 1 || first + FV_KEY_TILE > R) return false;
+        step->bias = (const float *)offset->data + h * offset->strides[0] + first;
+        step->bias_row = -1;
+        return true;
+    }
+    int64_t columns = column->dims[3], at = key % columns;
+    if (column->strides[3] != 1 || at + FV_KEY_TILE > columns) return false;
+    step->bias = fv_at(column, t->b, h, i, at);
+    step->bias_row = column->strides[2];
+    step->shift = fv_at(&l->row_bias, t->b, h, i, key / columns);
+    step->shift_row = l->row_bias.strides[2];
+    return true;
+}
+
+/* The same put together in t->terms. */
+static void gather_bias(const fv_tiles *t, int r, int rows, bool separable, struct fv_softmax_step *step)
+{
+    const fv_logits *l = t->source->logits;
+    int64_t h = t->tile.h + r / t->tile.rows, i = t->tile.query[r % t->tile.rows];
+
+    step->bias = t->terms;
+    step->bias_row = FV_KEY_TILE;
+    for (int n = 0, length; separable && n < t->count; n += length) {
+        int64_t columns = l->column_bias.dims[3], at = t->key[n] % columns;
+        length = (int)fv_min(columns - at, t->count - n);
+        t->source->kernels->shift_rows(rows, length, fv_at(&l->column_bias, t->b, h, i, at), l->column_bias.strides[2],
+                                       fv_at(&l->row_bias, t->b, h, i, t->key[n] / columns), l->row_bias.strides[2],
+                                       t->terms + n);
+    }
+    for (int n = 0; !separable && n < rows; n++) {
+        float *to = t->terms + n * FV_KEY_TILE;
+        if (t->biased)
+            memcpy(to, t->bias + (r + n) % t->tile.rows * FV_KEY_TILE, FV_KEY_TILE * sizeof *to);
+        else
+            memset(to, 0, FV_KEY_TILE * sizeof *to);
+        fv_tiles_add_bias(t, r + n, t->key, t->count, to);
+    }
+}
+
+int fv_tiles_terms(const fv_tiles *t, int r, struct fv_softmax_step *step)
+{
+    const fv_logits *l = t->source->logits;
+    int token = r % t->tile.rows, rows = 1, most = t->tile.rows - token;
+    int64_t h = t->tile.h + r / t->tile.rows;
+    const int64_t *query = t->tile.query + token;
+    bool joined = stretch(t->key, t->count) == t->count;
+    int terms = fv_present(&l->bias) + fv_present(&l->offset_bias) + fv_present(&l->row_bias) + t->biased;
+
+    step->gain = l->gain;
+    step->softcap = l->softcap;
+    step->bias = step->shift = NULL;
+    if (terms == 0) return t->rows - r;
+    if (t->biased && terms == 1) {
+        step->bias = t->bias + token * FV_KEY_TILE;
+        step->bias_row = FV_KEY_TILE;
+        return most;
+    }
+    while (rows < most && query[rows] == query[rows - 1] + 1)
+        rows++;
+    if (terms == 1 && joined && t->count == FV_KEY_TILE && bias_in_place(t, h, query[0], rows, step)) return rows;
+    step->shift = NULL;
+    rows = (int)fv_min(rows, FV_TERM_ROWS);
+    gather_bias(t, r, rows, terms == 1 && joined && fv_present(&l->row_bias) && l->column_bias.strides[3] == 1, step);
+    return rows;
+}
+
 /* ---- walking --------------------------------------------------------------------------------------------------- */
 
 /* The tile is complete but for its panels; `block` >= 0 if they are held. */
@@ -280,7 +385,7 @@ static void finish(fv_tiles *t, int64_t block, fv_tiles_fn *visit, void *user)
                                                        t->keys, t->own.v.data ? t->values : NULL)};
             products(t);
         }
-        if (t->biased || has_bias(s->logits) || is_curved(s->logits)) transform(t);
+        if (!t->deferred && (t->biased || has_bias(s->logits) || is_curved(s->logits))) transform(t);
         visit(user, t);
     }
     t->count = 0;

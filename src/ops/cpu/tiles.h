@@ -18,7 +18,10 @@ typedef struct fv_tiles_source {
     const fv_panel_store *panels; /* NULL: keys only, as floats, and tiles in ascending order of keys */
 } fv_tiles_source;
 
-enum { FV_FEW_ROWS = 8 }; /* up to which keys are multiplied where they lie */
+enum {
+    FV_FEW_ROWS = 8,   /* up to which keys are multiplied where they lie */
+    FV_TERM_ROWS = 16, /* whose bias is put together at a time */
+};
 
 /* A thread's place in a walk.  Row r stands for head tile.h + r / tile.rows and the tile's row r % tile.rows. */
 typedef struct fv_tiles {
@@ -34,8 +37,10 @@ typedef struct fv_tiles {
     uint64_t seen;          /* by any row */
     bool whole;             /* every row sees every key */
     bool biased;
+    bool deferred;       /* set by the caller: logits are plain products, for fv_tiles_terms to complete */
     float *bias;         /* [FV_TILE, FV_KEY_TILE] of list entries, if biased */
     float *logits;       /* [rows, FV_KEY_TILE]; undefined where bits are 0 */
+    float *terms;        /* [FV_TERM_ROWS, FV_KEY_TILE], where a bias has to be put together */
     float *slopes;       /* the same, if wanted and not all 1 */
     fv_panels panels;    /* of the tile's keys */
     float *q;            /* [rows, q_row], scaled, padded with 0 */
@@ -73,6 +78,9 @@ void fv_tiles_begin(fv_tiles *tiles);
 
 /* Adds the biases of row r of the walk and `count` keys to its logits s. */
 void fv_tiles_add_bias(const fv_tiles *tiles, int r, const int64_t *key, int count, float *s);
+
+/* What the softmax of row r, and of rows behind it, has to add to deferred logits; how many rows that holds for. */
+int fv_tiles_terms(const fv_tiles *tiles, int r, struct fv_softmax_step *step);
 
 /* Walks the keys from..to-1 that item sees, calling `visit` with logits filled in. */
 typedef void fv_tiles_fn(void *user, fv_tiles *tiles);
