@@ -15,7 +15,7 @@
 
 #include "ops/cpu/cpu.h"
 
-enum { FEW_ITEMS = 32, PIECES = 32, LEAST_PIECE = 256, LARGEST_PIECE = 1024, PANEL_BYTES = 32 << 20 };
+enum { FEW_ITEMS = 32, PIECES = 48, LEAST_PIECE = 256, PANEL_BYTES = 32 << 20 };
 
 struct visit {
     const struct attend *attend;
@@ -364,7 +364,8 @@ static fv_status cut_keys(fv_ctx *ctx, struct attend *a)
     if (items >= FEW_ITEMS) return FV_OK;
     for (int64_t item = 0; item < items; item++)
         longest = fv_max(longest, spans_of(a, item, &tile, &runs));
-    piece = fv_clamp(fv_round_up(longest / PIECES, FV_KEY_TILE), LEAST_PIECE, LARGEST_PIECE);
+    /* of a step's few rows enough to even threads out; of tiles, whose results are large, not many more */
+    piece = fv_max(fv_round_up(fv_ceil_div(longest * items, PIECES), FV_KEY_TILE), LEAST_PIECE);
     if (longest < 2 * piece) return FV_OK;
     a->pieces = fv_ceil_div(longest, piece);
     FV_TRY(FV_SCRATCH(ctx, a->cut, items * (a->pieces + 1)));
