@@ -2,6 +2,8 @@
  * token's row, and attention sees them as strided views. */
 #include "models/session.h"
 
+enum { MANY_TOKENS = 64 };
+
 struct pass {
     fv_session *session;
     fv_ctx *ctx;
@@ -177,6 +179,7 @@ fv_status fv_forward_chunk(fv_session *session, const int32_t *ids, int64_t coun
 
     FV_TRY(make_buffers(&pass));
     FV_TRY(fv_dequantize_rows(ctx, &(fv_dequantize_args){.x = model->embedding, .out = pass.x, .index = ids}));
+    if (count >= MANY_TOKENS) fv_model_give_back_embedding(model);
     if (model->sizes.embedding_scale != 1)
         FV_TRY(fv_map_apply(
             ctx, &(fv_map_args){

@@ -64,6 +64,8 @@ struct fv_model {
  * memory for it, or where the backend has no use for it, products take the file's own form. */
 void fv_model_pack(fv_ctx *ctx, const fv_model *model);
 void fv_model_unpack(fv_model *model);
+/* Rows of the embedding are read from the file: many of them bring many pages, which are given back here. */
+void fv_model_give_back_embedding(const fv_model *model);
 
 /* Reads sizes from the file's keys. */
 fv_status fv_model_read_sizes(fv_model *model);

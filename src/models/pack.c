@@ -106,6 +106,11 @@ void fv_model_pack(fv_ctx *ctx, const fv_model *model)
     pthread_mutex_unlock(&own->mutex);
 }
 
+void fv_model_give_back_embedding(const fv_model *model)
+{
+    if (model->packs) give_back(&model->embedding, 0, model->embedding.dims[0]);
+}
+
 void fv_model_unpack(fv_model *model)
 {
     if (!model->packs) return;
