@@ -7,6 +7,7 @@
 
 enum {
     STRETCH = 1024,
+    AHEAD = 8192, /* bytes */
     PARTS = 64,
     PAIR_ROWS = 4, /* from which pairs of bf16 pay; fewer rows wait for memory */
 };
@@ -38,6 +39,15 @@ int64_t fv_attend_few_floats(const struct attend *a)
 static int64_t row_bytes(const fv_tensor *t)
 {
     return t->strides[2] / fv_dtype_block(t->dtype) * (int64_t)fv_dtype_block_bytes(t->dtype);
+}
+
+/* The kernels ask for rows AHEAD of where they read; the first ones of a piece are asked for here. */
+static void ask(const fv_tensor *t, const void *row, int count)
+{
+    int64_t bytes = fv_min(count * row_bytes(t), AHEAD);
+
+    for (int64_t at = 0; at < bytes; at += 64)
+        __builtin_prefetch((const char *)row + at);
 }
 
 /* Adds biases and notes the largest logits; hidden keys have -inf. */
@@ -164,16 +174,18 @@ static void mask(struct few *w, const fv_plan_run *run, const uint64_t *bits, in
 /* At most FV_KEY_TILE keys where visibility has to be asked for. */
 static void take(struct few *w, const fv_plan_run *run, int64_t key, int count, bool whole)
 {
-    const fv_tensor *k = &w->attend->args->k;
+    const fv_tensor *k = &w->attend->args->k, *v = &w->attend->args->v;
     const fv_logits *l = &w->attend->args->logits;
     const struct fv_kernels *kernels = w->attend->source.kernels;
     fv_tiles *t = w->tiles;
     float *s = w->logits + w->count;
     uint64_t bits[FV_TILE];
 
+    const void *keys = fv_panels_row(k, t->b, t->key_head, key);
     w->piece[w->pieces++] = (struct piece){key, w->count, count, false};
-    w->kernels[k->dtype].dots(t->rows, k->dims[3], t->q, t->q_row, fv_panels_row(k, t->b, t->key_head, key),
-                              row_bytes(k), count, s, STRETCH);
+    ask(k, keys, count);
+    w->kernels[k->dtype].dots(t->rows, k->dims[3], t->q, t->q_row, keys, row_bytes(k), count, s, STRETCH);
+    ask(v, fv_panels_row(v, t->b, t->key_head, key), count);
     for (int r = 0; r < t->rows; r++) {
         if (l->gain != 0 || l->softcap > 0) kernels->curve(count, s + r * STRETCH, l->gain, l->softcap);
         if (run->bias)
