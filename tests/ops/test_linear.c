@@ -133,6 +133,7 @@ static void check_type(fv_ctx *ctx, fv_dtype dtype)
         check_sizes(ctx, dtype, &sizes[n], 0);
     if (fv_dtype_block(dtype) == 32) check_sizes(ctx, dtype, &(struct sizes){2, 96, {20, 64}}, 0);
     if (fv_dtype_block(dtype) == 32) check_sizes(ctx, dtype, &(struct sizes){11, 32, {20}}, 0);
+    if (dtype == FV_Q4_1) check_sizes(ctx, dtype, &(struct sizes){1050, 64, {20}}, 0); /* more than a slab of rows */
 }
 
 static void packed_products_agree_with_stored_ones(void **state)

@@ -2,7 +2,8 @@
  *
  * Many rows (BLIS in spirit): rows of a are packed once into panels of tile_rows; each item takes some columns, packs
  * (dequantises) DEPTH rows of b for them into panels of tile_columns, and runs the micro-kernel over all panels of a.
- * Bound by flops.  Few rows (decode): weights are multiplied where they lie, bound by their bytes.
+ * Bound by flops: at 2048^3 75 to 85 % of the FMA peak, 84 to 96 % of the bf16 dot peak.  Few rows (decode): weights
+ * are multiplied where they lie, bound by their bytes.
  *
  * An element's sum runs over k in ascending order in pieces of DEPTH whatever the blocking of m and n, so results do
  * not depend on threads, nor on how many rows a call has beyond FV_DOT_ROWS. */
