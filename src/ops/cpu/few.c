@@ -1,6 +1,6 @@
 /* Few rows against many keys (decode): logits of a stretch of keys, their softmax, and the weighted sum of values, with
- * keys and values read once and as they are stored.  Bound by the bytes of keys and values: with up to 4 rows 61 to 93
- * % of the reading speed (q8_0 35 to 60 %), with 8 rows bound by multiplications: 39 to 61 % (q8_0 20 %). */
+ * keys and values read once and as they are stored.  Bound by the bytes of keys and values where the kernels are not
+ * (few_short_tmpl.c). */
 #include <math.h>
 
 #include "ops/cpu/attend.h"
@@ -9,7 +9,6 @@ enum {
     STRETCH = 1024,
     AHEAD = 8192, /* bytes */
     PARTS = 64,
-    PAIR_ROWS = 4, /* from which pairs of bf16 pay; fewer rows wait for memory */
 };
 
 /* Keys that follow each other; `mixed`: some row does not see all of them. */
@@ -24,16 +23,18 @@ struct few {
     fv_tiles *tiles;
     const struct attend_part *part;
     const float *normaliser;
-    const struct fv_few_kernels *kernels;
-    bool pairs;    /* of bf16: rows of q, and of weights once they are made; pieces begin at even places */
-    float *logits; /* [rows, STRETCH] */
+    const struct fv_few_kernels *keys, *values; /* how they are read */
+    bool pairs;                                 /* of bf16 are what weights become; pieces begin at even places */
+    const float *q;                             /* [rows, tiles->q_row], as dots takes it */
+    float *logits;                              /* [rows, STRETCH] */
+    float *value;                               /* a row of v */
     int count, pieces;
     struct piece piece[PARTS];
 };
 
 int64_t fv_attend_few_floats(const struct attend *a)
 {
-    return FV_FEW_ROWS * STRETCH + FV_KEY_TILE * a->width;
+    return FV_FEW_ROWS * (STRETCH + fv_round_up(a->args->q.dims[3], 2 * a->source.kernels->width)) + a->width;
 }
 
 static int64_t row_bytes(const fv_tensor *t)
@@ -117,7 +118,7 @@ static void add_mixed(const struct few *w, const struct piece *piece)
     const struct attend *a = w->attend;
     const struct fv_kernels *kernels = a->source.kernels;
     const fv_tensor *v = &a->args->v;
-    float *value = w->logits + FV_FEW_ROWS * STRETCH;
+    float *value = w->value;
 
     for (int n = 0; n < piece->count; n++) {
         fv_kernels_load(kernels, v->dtype, fv_panels_row(v, w->tiles->b, w->tiles->key_head, piece->key + n), 0,
@@ -147,9 +148,9 @@ static void flush(struct few *w)
         if (piece->mixed)
             add_mixed(w, piece);
         else
-            w->kernels[v->dtype].add(w->tiles->rows, v->dims[3], w->logits + (w->pairs ? piece->at / 2 : piece->at),
-                                     STRETCH, fv_panels_row(v, w->tiles->b, w->tiles->key_head, piece->key),
-                                     row_bytes(v), piece->count, w->part->o, a->width);
+            w->values->add(w->tiles->rows, v->dims[3], w->logits + (w->pairs ? piece->at / 2 : piece->at), STRETCH,
+                           fv_panels_row(v, w->tiles->b, w->tiles->key_head, piece->key), row_bytes(v), piece->count,
+                           w->part->o, a->width);
     }
     w->count = w->pieces = 0;
 }
@@ -184,7 +185,7 @@ static void take(struct few *w, const fv_plan_run *run, int64_t key, int count, 
     const void *keys = fv_panels_row(k, t->b, t->key_head, key);
     w->piece[w->pieces++] = (struct piece){key, w->count, count, false};
     ask(k, keys, count);
-    w->kernels[k->dtype].dots(t->rows, k->dims[3], t->q, t->q_row, keys, row_bytes(k), count, s, STRETCH);
+    w->keys->dots(t->rows, k->dims[3], w->q, t->q_row, keys, row_bytes(k), count, s, STRETCH);
     ask(v, fv_panels_row(v, t->b, t->key_head, key), count);
     for (int r = 0; r < t->rows; r++) {
         if (l->gain != 0 || l->softcap > 0) kernels->curve(count, s + r * STRETCH, l->gain, l->softcap);
@@ -200,6 +201,20 @@ static void take(struct few *w, const fv_plan_run *run, int64_t key, int count, 
     w->count++;
 }
 
+/* Kernels that round q and weights to 16 bits, where that is allowed and pays. */
+static void choose_kernels(struct few *w, int rows)
+{
+    const struct attend *a = w->attend;
+    const struct fv_kernels *kernels = a->source.kernels;
+    fv_dtype k = a->args->k.dtype, v = a->args->v.dtype;
+
+    w->keys = &kernels->few[k];
+    w->values = &kernels->few[v];
+    if (!a->panels.pairs) return;
+    if (rows >= kernels->few_short[k].dots_rows) w->keys = &kernels->few_short[k];
+    if (rows >= kernels->few_short[v].add_rows) w->values = &kernels->few_short[v];
+}
+
 void fv_attend_few(const struct attend *a, fv_tiles *tiles, const struct attend_part *part, const float *normaliser,
                    float *logits, int64_t from, int64_t to)
 {
@@ -208,10 +223,15 @@ void fv_attend_few(const struct attend *a, fv_tiles *tiles, const struct attend_
     fv_plan_run run;
 
     fv_tiles_begin(tiles);
-    w.pairs = a->panels.pairs && tiles->rows >= PAIR_ROWS;
-    w.kernels = w.pairs ? a->source.kernels->few_pairs : a->source.kernels->few;
-    for (int r = 0; w.pairs && r < tiles->rows; r++)
-        a->source.kernels->join_pairs(tiles->q_row, tiles->q + r * tiles->q_row, tiles->q + r * tiles->q_row);
+    w.value = logits + FV_FEW_ROWS * (STRETCH + tiles->q_row);
+    choose_kernels(&w, tiles->rows);
+    w.pairs = w.values->pairs;
+    w.q = tiles->q;
+    if (w.keys->query) {
+        w.q = logits + FV_FEW_ROWS * STRETCH;
+        for (int64_t r = 0, at = 0; r < tiles->rows; r++, at += tiles->q_row)
+            w.keys->query(tiles->q_row, tiles->q + at, (float *)w.q + at);
+    }
     while (fv_plan_runs_next(&tiles->runs, &run)) {
         int64_t key = fv_max(run.key, from), end = fv_min(run.key + run.count, to);
         bool whole = run.whole && (run.rows & everybody) == everybody;

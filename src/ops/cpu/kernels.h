@@ -61,13 +61,16 @@ struct fv_softmax_step {
 };
 
 /* Attention of up to 8 rows with rows of k and v as they are stored:
- * out[m * out_row + n] = q_m . k_n, q padded with 0 to whole vectors; and
- * o[m * o_row + c] += sum over n of p[m * p_row + n] v_n[c], rows of o padded to whole vectors. */
+ * out[m * out_row + n] = q_m . k_n, q padded with 0 to two whole vectors; and
+ * o[m * o_row + c] += sum over n of p[m * p_row + n] v_n[c], rows of o padded to two whole vectors. */
 struct fv_few_kernels {
     void (*dots)(int rows, int64_t d, const float *q, int64_t q_row, const void *k, int64_t k_bytes, int64_t keys,
                  float *out, int64_t out_row);
     void (*add)(int rows, int64_t columns, const float *p, int64_t p_row, const void *v, int64_t v_bytes, int64_t keys,
                 float *o, int64_t o_row);
+    void (*query)(int64_t d, const float *q, float *out); /* a row of q as dots takes it; NULL: as it is */
+    bool pairs;                                           /* p are pairs of bf16, those of odd keys in high halves */
+    int dots_rows, add_rows;                              /* from how many rows on they pay */
 };
 
 struct fv_kernels {
@@ -118,8 +121,8 @@ struct fv_kernels {
     void (*softmax_tile)(const struct fv_softmax_step *step);
     void (*curve)(int64_t n, float *s, float gain, float cap); /* s += gain |s|; cap tanh(s / cap) if cap > 0 */
     const struct fv_few_kernels *few;                          /* [FV_DTYPE_COUNT]: f32, f16, bf16, q8_0 */
-    /* The same where q and p are pairs of bf16, for 4 to 8 rows; NULL where tile_bf16 is. */
-    const struct fv_few_kernels *few_pairs;
+    /* The same where q and p may be rounded to 16 bits; NULL if there is none. */
+    const struct fv_few_kernels *few_short;
     /* s[r * FV_KEY_TILE + n] += bias[r * bias_row + n], n < count <= FV_KEY_TILE */
     void (*add_rows)(int rows, int count, float *s, const float *bias, int64_t bias_row);
     /* to[r * FV_KEY_TILE + n] = bias[r * bias_row + n] + shift[r * shift_row], n < count <= FV_KEY_TILE */

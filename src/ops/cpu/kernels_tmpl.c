@@ -12,6 +12,7 @@ void LEAF(fill)(struct fv_kernels *kernels)
     LEAF(fill_select)(kernels);
     LEAF(fill_attend)(kernels);
     LEAF(fill_few)(kernels);
+    LEAF(fill_few_short)(kernels);
     LEAF(fill_scan)(kernels);
     LEAF(fill_weights)(kernels);
 }

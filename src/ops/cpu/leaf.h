@@ -23,6 +23,7 @@ void LEAF(fill_rows)(struct fv_kernels *kernels);
 void LEAF(fill_select)(struct fv_kernels *kernels);
 void LEAF(fill_attend)(struct fv_kernels *kernels);
 void LEAF(fill_few)(struct fv_kernels *kernels);
+void LEAF(fill_few_short)(struct fv_kernels *kernels);
 void LEAF(fill_scan)(struct fv_kernels *kernels);
 void LEAF(fill_weights)(struct fv_kernels *kernels);
 
