@@ -240,3 +240,16 @@ fv_status fv_cpu_linear(fv_ctx *ctx, const fv_linear_args *args)
     fv_arena_release(ctx->arena, mark);
     return status;
 }
+
+void fv_cpu_pack(const fv_ctx *ctx, const fv_tensor *weight, const fv_packed *packed, int64_t group)
+{
+    fv_pack_fn *pack = fv_kernels_of(ctx)->pack[packed->dtype];
+    int64_t block = fv_dtype_block(packed->dtype);
+    int64_t row_bytes = weight->strides[0] / block * (int64_t)fv_dtype_block_bytes(packed->dtype);
+
+    if (pack && packed->rows - group * FV_PACK_ROWS >= FV_PACK_ROWS)
+        pack((const uint8_t *)weight->data + group * FV_PACK_ROWS * row_bytes, row_bytes, packed->columns,
+             (uint8_t *)(uintptr_t)packed->data + group * packed->group_bytes);
+    else
+        fv_pack_group(weight, packed, group);
+}
