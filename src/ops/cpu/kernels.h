@@ -87,9 +87,9 @@ struct fv_kernels {
     fv_load_fn *const *load; /* [FV_DTYPE_COUNT], NULL where there is none */
     fv_dot_fn *const *dot;   /* [FV_DTYPE_COUNT] */
     void (*to_words)(const float *x, int64_t columns, int16_t *q, float *scale, int32_t *sums); /* one row */
-    fv_pack_fn *const *pack; /* [FV_DTYPE_COUNT], NULL where there is none */
-    fv_packed_dot_fn *const *dot_packed;                                                        /* [FV_DTYPE_COUNT] */
-    fv_unpack_fn *const *unpack;                                                                /* [FV_DTYPE_COUNT] */
+    fv_pack_fn *const *pack;             /* [FV_DTYPE_COUNT], NULL where there is none */
+    fv_packed_dot_fn *const *dot_packed; /* [FV_DTYPE_COUNT] */
+    fv_unpack_fn *const *unpack;         /* [FV_DTYPE_COUNT] */
     /* Rows of n floats.  y_step 0 repeats y[0]; y NULL stands for alpha.  false: no fast way for this op. */
     bool (*map)(fv_map op, int64_t n, const float *x, const float *y, int64_t y_step, float alpha, float beta,
                 float *out);

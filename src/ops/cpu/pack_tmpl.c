@@ -1,6 +1,6 @@
-/* Packing whole groups of weights (ops/packed.h): what fv_pack_group does, byte for byte, for the types most models are
- * stored in.  Four rows at a time: 32 columns of a row become vectors of four dwords, which are transposed with those of
- * the other three.  Bound: the bytes read and written, and the system's work for fresh pages. */
+/* Packing whole groups of weights (ops/packed.h): what fv_pack_group does, byte for byte, for the types that most
+ * models are stored in.  Four rows at a time: 32 columns of a row become vectors of four dwords, which are transposed
+ * with those of the other three.  Bound: the bytes read and written, and the system's work for fresh pages. */
 #include "ops/cpu/leaf.h"
 
 enum { FOUR = 4 };
@@ -201,15 +201,14 @@ INLINE void pack_group(const struct form f, part_fn *part, scales_fn *scales, co
                 for (int i = 0; i < FOUR; i++)
                     part(block + i * row_bytes, p, x[i]);
                 put_four(x[0][0], x[1][0], x[2][0], x[3][0], 4, false, out + r * 4);
-                if (f.further)
-                    put_four(x[0][1], x[1][1], x[2][1], x[3][1], f.further, f.fifth, out + 4 * 64 + r * 4);
+                if (f.further) put_four(x[0][1], x[1][1], x[2][1], x[3][1], f.further, f.fifth, out + 4 * 64 + r * 4);
             }
         }
     }
 }
 
 #define PACKED_TYPE(type, part, scales, ...)                                                                           \
-    static void pack_##type(const uint8_t *rows, int64_t row_bytes, int64_t columns, uint8_t *to)                      \
+    INLINE void pack_##type(const uint8_t *rows, int64_t row_bytes, int64_t columns, uint8_t *to)                      \
     {                                                                                                                  \
         pack_group((struct form){__VA_ARGS__}, part, scales, rows, row_bytes, columns, to);                            \
     }
@@ -222,9 +221,12 @@ PACKED_TYPE(q8_0, part_8_0, no_scales, 34, 1, 32, 512, 0, -1, 4, false)
 PACKED_TYPE(q4_k, part_4_k, scales_4_k, 144, 8, 320, 256, 0, 2, 0, false)
 PACKED_TYPE(q6_k, part_6_k, scales_6_k, 210, 8, 288, 384, 208, -1, 2, false)
 
+/* Without instructions that shuffle bytes fv_pack_group is faster. */
 static fv_pack_fn *const table[FV_DTYPE_COUNT] = {
+#if defined(__SSSE3__) || defined(__ARM_NEON)
     [FV_Q4_0] = pack_q4_0, [FV_Q4_1] = pack_q4_1, [FV_Q5_0] = pack_q5_0, [FV_Q5_1] = pack_q5_1,
     [FV_Q8_0] = pack_q8_0, [FV_Q4_K] = pack_q4_k, [FV_Q6_K] = pack_q6_k, [FV_IQ4_NL] = pack_q4_0,
+#endif
 };
 
 void LEAF(fill_pack)(struct fv_kernels *kernels)
