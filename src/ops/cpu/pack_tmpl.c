@@ -221,12 +221,9 @@ PACKED_TYPE(q8_0, part_8_0, no_scales, 34, 1, 32, 512, 0, -1, 4, false)
 PACKED_TYPE(q4_k, part_4_k, scales_4_k, 144, 8, 320, 256, 0, 2, 0, false)
 PACKED_TYPE(q6_k, part_6_k, scales_6_k, 210, 8, 288, 384, 208, -1, 2, false)
 
-/* Without instructions that shuffle bytes fv_pack_group is faster. */
 static fv_pack_fn *const table[FV_DTYPE_COUNT] = {
-#if defined(__SSSE3__) || defined(__ARM_NEON)
     [FV_Q4_0] = pack_q4_0, [FV_Q4_1] = pack_q4_1, [FV_Q5_0] = pack_q5_0, [FV_Q5_1] = pack_q5_1,
     [FV_Q8_0] = pack_q8_0, [FV_Q4_K] = pack_q4_k, [FV_Q6_K] = pack_q6_k, [FV_IQ4_NL] = pack_q4_0,
-#endif
 };
 
 void LEAF(fill_pack)(struct fv_kernels *kernels)
