@@ -445,7 +445,12 @@ static bool read_int(fv_gguf_type type, const unsigned char *data, int64_t *valu
     int64_t wide = 0;
     int bits = 64 - 8 * types[type].bytes;
 
-    memcpy(&wide, data, (size_t)types[type].bytes);
+    switch (types[type].bytes) { /* vocabularies have many: copies of a known size are no calls */
+    case 1: memcpy(&wide, data, 1); break;
+    case 2: memcpy(&wide, data, 2); break;
+    case 4: memcpy(&wide, data, 4); break;
+    default: memcpy(&wide, data, 8); break;
+    }
     if (type == FV_GGUF_I8 || type == FV_GGUF_I16 || type == FV_GGUF_I32)
         wide = (int64_t)((uint64_t)wide << bits) >> bits; /* the sign */
     *value = wide;

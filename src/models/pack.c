@@ -9,7 +9,11 @@
 #include "models/model.h"
 #include "ops/backend.h"
 
-enum { HUGE_PAGE = 2 << 20, ITEM_BYTES = 4 << 20 };
+enum {
+    HUGE_PAGE = 2 << 20,
+    ITEM_BYTES = 1 << 20,
+    AT_ONCE = 256, /* items of a region */
+};
 
 struct fv_model_packs {
     void *memory;
@@ -29,9 +33,16 @@ static fv_weight *weight_at(const fv_model *model, int64_t n)
 }
 
 struct job {
-    const fv_tensor *tensor;
+    const fv_ctx *ctx;
+    fv_weight *weight;
     fv_packed packed;
-    int64_t chunk; /* groups in an item */
+    int64_t chunk;    /* groups in an item */
+    int64_t item_end; /* items of this matrix and those before it */
+};
+
+struct jobs {
+    struct job *job;
+    int64_t count, first_item;
 };
 
 /* The file's pages of some rows are not needed any more; they can be read again. */
@@ -48,31 +59,43 @@ static void give_back(const fv_tensor *t, int64_t row, int64_t rows)
 
 static void pack_item(void *user, int64_t item, int thread)
 {
-    const struct job *job = user;
-    int64_t from = item * job->chunk, to = fv_min(from + job->chunk, fv_packed_groups(&job->packed));
+    const struct jobs *jobs = user;
+    const struct job *job = jobs->job;
 
     (void)thread;
+    item += jobs->first_item;
+    while (item >= job->item_end)
+        job++;
+    const fv_tensor *tensor = &job->weight->tensor;
+    int64_t groups = fv_packed_groups(&job->packed), items = fv_ceil_div(groups, job->chunk);
+    int64_t from = (item - (job->item_end - items)) * job->chunk, to = fv_min(from + job->chunk, groups);
     for (int64_t group = from; group < to; group++)
-        fv_pack_group(job->tensor, &job->packed, group);
-    give_back(job->tensor, from * FV_PACK_ROWS, fv_min(to * FV_PACK_ROWS, job->packed.rows) - from * FV_PACK_ROWS);
+        job->ctx->backend->pack(job->ctx, tensor, &job->packed, group);
+    give_back(tensor, from * FV_PACK_ROWS, fv_min(to * FV_PACK_ROWS, job->packed.rows) - from * FV_PACK_ROWS);
 }
 
-static void pack_all(fv_ctx *ctx, const fv_model *model, char *memory)
+/* Matrices may be small: a region takes many of them. */
+static void pack_all(fv_ctx *ctx, const fv_model *model, struct jobs *jobs, char *memory)
 {
-    int64_t count = model->sizes.layers * PLACES + 1;
+    int64_t items = 0;
 
-    for (int64_t n = 0; n < count; n++) {
+    for (int64_t n = 0; n <= model->sizes.layers * PLACES; n++) {
         fv_weight *w = weight_at(model, n);
         size_t bytes = fv_packed_bytes(&w->tensor);
-        struct job job = {.tensor = &w->tensor};
         if (bytes == 0) continue;
-        job.packed = fv_packed_at(&w->tensor, memory);
-        job.chunk = fv_max(ITEM_BYTES / job.packed.group_bytes, 1);
-        fv_run(ctx, fv_ceil_div(fv_packed_groups(&job.packed), job.chunk), pack_item, &job);
-        w->packed = job.packed;
-        fv_ctx_report(ctx, "weights", (double)(n + 1) / (double)count);
+        struct job *job = &jobs->job[jobs->count++];
+        *job = (struct job){.ctx = ctx, .weight = w, .packed = fv_packed_at(&w->tensor, memory)};
+        job->chunk = fv_max(ITEM_BYTES / job->packed.group_bytes, 1);
+        job->item_end = items += fv_ceil_div(fv_packed_groups(&job->packed), job->chunk);
         memory += bytes;
     }
+    for (; jobs->first_item < items; jobs->first_item += AT_ONCE) {
+        int64_t end = fv_min(jobs->first_item + AT_ONCE, items);
+        fv_run(ctx, end - jobs->first_item, pack_item, jobs);
+        fv_ctx_report(ctx, "weights", (double)end / (double)items);
+    }
+    for (int64_t n = 0; n < jobs->count; n++)
+        jobs->job[n].weight->packed = jobs->job[n].packed;
 }
 
 static bool take_memory(struct fv_model_packs *packs, size_t bytes, char **memory)
@@ -88,6 +111,7 @@ static bool take_memory(struct fv_model_packs *packs, size_t bytes, char **memor
 void fv_model_pack(fv_ctx *ctx, const fv_model *model)
 {
     fv_model *own = (fv_model *)(uintptr_t)model; /* what is written stands apart from what others read */
+    struct jobs jobs = {0};
     size_t bytes = 0;
     char *memory;
 
@@ -95,14 +119,16 @@ void fv_model_pack(fv_ctx *ctx, const fv_model *model)
     pthread_mutex_lock(&own->mutex);
     for (int64_t n = 0; !own->packs && n <= model->sizes.layers * PLACES; n++)
         bytes += fv_packed_bytes(&weight_at(model, n)->tensor);
-    if (bytes > 0 && FV_ZALLOC(own->packs, 1) == FV_OK) {
+    if (bytes > 0 && FV_ALLOC(jobs.job, model->sizes.layers * PLACES + 1) == FV_OK &&
+        FV_ZALLOC(own->packs, 1) == FV_OK) {
         if (take_memory(own->packs, bytes, &memory)) {
-            pack_all(ctx, model, memory);
+            pack_all(ctx, model, &jobs, memory);
         } else {
             fv_free(own->packs);
             own->packs = NULL;
         }
     }
+    fv_free(jobs.job);
     pthread_mutex_unlock(&own->mutex);
 }
 

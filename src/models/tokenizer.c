@@ -206,7 +206,8 @@ static fv_status read_scores(fv_tokenizer *t, const struct source *source)
 static void mark_ends(fv_tokenizer *t, const struct source *source)
 {
     for (int64_t i = 0; i < t->count; i++) {
-        if (source->pieces[i].length == 0 || !strchr("<[_", *source->pieces[i].data)) continue;
+        char first = source->pieces[i].length > 0 ? *source->pieces[i].data : ' ';
+        if (first != '<' && first != '[' && first != '_') continue;
         for (size_t e = 0; e < sizeof end_texts / sizeof *end_texts; e++)
             if (fv_gguf_text_is(source->pieces[i], end_texts[e])) {
                 t->is_end[i] = true;

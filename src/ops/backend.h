@@ -11,6 +11,7 @@ typedef struct fv_backend {
     fv_status (*gemm)(fv_ctx *, const fv_gemm_args *);
     fv_status (*linear)(fv_ctx *,
                         const fv_linear_args *); /* all weights packed, rows of x together; NULL: there is none */
+    void (*pack)(const fv_ctx *, const fv_tensor *weight, const fv_packed *, int64_t group); /* for `linear` */
     fv_status (*map)(fv_ctx *, const fv_map_args *);
     fv_status (*norm)(fv_ctx *, const fv_norm_args *);
     fv_status (*rope)(fv_ctx *, const fv_rope_args *);

@@ -41,6 +41,7 @@ static void fill(void)
         table->name = isas[isa].name;
         table->gemm = fv_cpu_gemm;
         table->linear = fv_cpu_linear;
+        table->pack = fv_cpu_pack;
         table->attend_backward = fv_cpu_attend_backward;
         table->attend_stats = fv_cpu_attend_stats;
         table->merge = fv_cpu_merge;

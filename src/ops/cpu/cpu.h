@@ -6,6 +6,7 @@
 
 fv_status fv_cpu_gemm(fv_ctx *ctx, const fv_gemm_args *args);
 fv_status fv_cpu_linear(fv_ctx *ctx, const fv_linear_args *args);
+void fv_cpu_pack(const fv_ctx *ctx, const fv_tensor *weight, const fv_packed *packed, int64_t group);
 
 fv_status fv_cpu_attend(fv_ctx *ctx, const fv_attend_args *args);
 fv_status fv_cpu_attend_stats(fv_ctx *ctx, const fv_stats_args *args);

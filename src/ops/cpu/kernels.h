@@ -42,6 +42,9 @@ struct fv_activations {
 typedef void fv_packed_dot_fn(const struct fv_activations *x, int64_t row, int rows, const fv_packed *w, int64_t group,
                               int64_t groups, float *out, int64_t out_row);
 
+/* FV_PACK_ROWS rows of blocks as a packed group, all of its bytes but those that round it up. */
+typedef void fv_pack_fn(const uint8_t *rows, int64_t row_bytes, int64_t columns, uint8_t *to);
+
 /* All columns of a group as panels of b (pairs: of bf16); a panel has tile_columns columns and `panel` floats. */
 typedef void fv_unpack_fn(bool pairs, const fv_packed *w, int64_t group, float *out, int64_t panel);
 
@@ -87,8 +90,9 @@ struct fv_kernels {
     fv_load_fn *const *load; /* [FV_DTYPE_COUNT], NULL where there is none */
     fv_dot_fn *const *dot;   /* [FV_DTYPE_COUNT] */
     void (*to_words)(const float *x, int64_t columns, int16_t *q, float *scale, int32_t *sums); /* one row */
-    fv_packed_dot_fn *const *dot_packed;                                                        /* [FV_DTYPE_COUNT] */
-    fv_unpack_fn *const *unpack;                                                                /* [FV_DTYPE_COUNT] */
+    fv_pack_fn *const *pack;             /* [FV_DTYPE_COUNT], NULL where there is none */
+    fv_packed_dot_fn *const *dot_packed; /* [FV_DTYPE_COUNT] */
+    fv_unpack_fn *const *unpack;         /* [FV_DTYPE_COUNT] */
     /* Rows of n floats.  y_step 0 repeats y[0]; y NULL stands for alpha.  false: no fast way for this op. */
     bool (*map)(fv_map op, int64_t n, const float *x, const float *y, int64_t y_step, float alpha, float beta,
                 float *out);

@@ -7,6 +7,7 @@ void LEAF(fill)(struct fv_kernels *kernels)
     LEAF(fill_tile)(kernels);
     LEAF(fill_blocks)(kernels);
     LEAF(fill_packed)(kernels);
+    LEAF(fill_pack)(kernels);
     LEAF(fill_math)(kernels);
     LEAF(fill_rows)(kernels);
     LEAF(fill_select)(kernels);

@@ -18,6 +18,7 @@ void LEAF(fill)(struct fv_kernels *kernels);
 void LEAF(fill_tile)(struct fv_kernels *kernels);
 void LEAF(fill_blocks)(struct fv_kernels *kernels);
 void LEAF(fill_packed)(struct fv_kernels *kernels);
+void LEAF(fill_pack)(struct fv_kernels *kernels);
 void LEAF(fill_math)(struct fv_kernels *kernels);
 void LEAF(fill_rows)(struct fv_kernels *kernels);
 void LEAF(fill_select)(struct fv_kernels *kernels);

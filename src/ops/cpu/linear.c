@@ -1,10 +1,10 @@
 /* Products of the same rows with packed weights.
  *
  * Few rows: rows become 16-bit integers, and each item multiplies some groups of 16 rows of weights: bound by the bytes
- * of the weights (40 to 62 % of a reading speed of 89 GB/s).  Many rows: rows are packed once into panels of tile_rows;
- * an item unpacks some columns of a weight into panels of tile_columns, all of k, and runs the micro-kernel over all
- * panels of x: bound by flops (90 to 96 % of the dot peak at 512 rows).  A weight is unpacked once for at most
- * SLAB_ROWS rows.
+ * of the weights (86 to 93 % of a reading speed of 52 to 67 GB/s; where memory is read at 90 GB/s only whole tokens
+ * were measured, which take 50 to 62 % of it).  Many rows: rows are packed once into panels of tile_rows; an item
+ * unpacks some columns of a weight into panels of tile_columns, all of k, and runs the micro-kernel over all panels of
+ * x: bound by flops (90 to 96 % of the dot peak at 512 rows).  A weight is unpacked once for at most SLAB_ROWS rows.
  *
  * An element's sum does not depend on the number of threads, nor on how many rows a call has on either side of
  * FEW_ROWS. */
@@ -12,10 +12,10 @@
 #include "ops/cpu/kernels.h"
 
 enum {
-    AHEAD = 4096,
+    AHEAD = 4096,            /* bytes of an item's beginning that are asked for at once */
     FEW_ROWS = 8,            /* up to which integers are faster than unpacking */
     SLAB_ROWS = 1024,        /* of x at a time */
-    ITEM_BYTES = 96 << 10,   /* of weights, few rows */
+    ITEM_BYTES = 192 << 10,  /* of weights at most, few rows; as many items for each thread */
     PANEL_BYTES = 384 << 10, /* of an item's unpacked columns: a share of the second-level cache */
     MOST_COLUMNS = 128,
 };
@@ -80,6 +80,12 @@ static void put(const struct linear *l, int n, int64_t row, int64_t rows, int64_
 
 /* ---- few rows ---------------------------------------------------------------------------------------------------- */
 
+static void ask(const fv_packed *w, int64_t group)
+{
+    for (int64_t byte = 0; byte < AHEAD; byte += 64) /* the kernel asks for what lies further on */
+        __builtin_prefetch(w->data + group * w->group_bytes + byte);
+}
+
 static void few_item(void *user, int64_t item, int thread)
 {
     const struct linear *l = user;
@@ -87,22 +93,18 @@ static void few_item(void *user, int64_t item, int thread)
     float c[2][FV_DOT_ROWS * AT_ONCE * FV_PACK_ROWS];
     int64_t group, groups, row_floats = AT_ONCE * FV_PACK_ROWS;
     int n = part_of(l, item, &group, &groups);
-    const fv_packed *w = l->args->part[n].packed;
-    bool gated = l->args->gate != 0;
+    const fv_packed *w = l->args->part[n].packed, *up = l->args->gate ? l->args->part[1].packed : NULL;
 
     (void)thread;
-    for (int64_t byte = 0; byte < AHEAD; byte += 64) /* the kernel asks for what lies further on */
-        __builtin_prefetch(w->data + group * w->group_bytes + byte);
+    ask(w, group);
+    if (up) ask(up, group);
     for (int64_t g = group; g < group + groups; g += AT_ONCE) {
         int64_t count = fv_min(AT_ONCE, group + groups - g), from = g * FV_PACK_ROWS;
         int64_t columns = fv_min(count * FV_PACK_ROWS, w->rows - from);
         for (int64_t row = 0; row < l->m; row += FV_DOT_ROWS) {
             int rows = (int)fv_min(FV_DOT_ROWS, l->m - row);
             l->kernels->dot_packed[w->dtype](&l->x, row, rows, w, g, count, c[0], row_floats);
-            if (gated) {
-                const fv_packed *up = l->args->part[1].packed;
-                l->kernels->dot_packed[up->dtype](&l->x, row, rows, up, g, count, c[1], row_floats);
-            }
+            if (up) l->kernels->dot_packed[up->dtype](&l->x, row, rows, up, g, count, c[1], row_floats);
             put(l, n, row, rows, from, columns, c[0], c[1], row_floats);
         }
     }
@@ -123,8 +125,9 @@ static fv_status few_rows(fv_ctx *ctx, struct linear *l)
                              l->x.scale + i * parts, l->x.sum + i * parts * 2);
     for (int n = 0; n < l->products; n++) {
         const fv_packed *w = l->args->part[n].packed;
-        l->chunk[n] = fv_max(ITEM_BYTES / w->group_bytes, 1);
-        l->item_end[n] = items += fv_ceil_div(fv_packed_groups(w), l->chunk[n]);
+        int64_t groups = fv_packed_groups(w), pieces = fv_ceil_div(groups * w->group_bytes, ITEM_BYTES);
+        l->chunk[n] = fv_max(fv_ceil_div(groups, fv_round_up(fv_max(pieces, 1), fv_ctx_threads(ctx))), 1);
+        l->item_end[n] = items += fv_ceil_div(groups, l->chunk[n]);
         work += (double)(w->group_bytes * fv_packed_groups(w));
     }
     fv_cpu_run(ctx, items, 8 * work, few_item, l);
@@ -239,4 +242,17 @@ fv_status fv_cpu_linear(fv_ctx *ctx, const fv_linear_args *args)
 
     fv_arena_release(ctx->arena, mark);
     return status;
+}
+
+void fv_cpu_pack(const fv_ctx *ctx, const fv_tensor *weight, const fv_packed *packed, int64_t group)
+{
+    fv_pack_fn *pack = fv_kernels_of(ctx)->pack[packed->dtype];
+    int64_t block = fv_dtype_block(packed->dtype);
+    int64_t row_bytes = weight->strides[0] / block * (int64_t)fv_dtype_block_bytes(packed->dtype);
+
+    if (pack && packed->rows - group * FV_PACK_ROWS >= FV_PACK_ROWS)
+        pack((const uint8_t *)weight->data + group * FV_PACK_ROWS * row_bytes, row_bytes, packed->columns,
+             (uint8_t *)(uintptr_t)packed->data + group * packed->group_bytes);
+    else
+        fv_pack_group(weight, packed, group);
 }
