@@ -12,6 +12,7 @@ struct job {
     const struct fv_kernels *kernels;
     const fv_conv2d_args *conv;
     int64_t bands, blocks; /* items of a plane, and of the channels of a group */
+    int64_t band;          /* rows of out that an item makes */
     int64_t phase, width;  /* floats of a phase of a buffer row, and of the row */
     int64_t rows;          /* of a buffer */
     int64_t *offset;       /* [kh * kw]: where taps read in the buffer */
@@ -55,7 +56,7 @@ static void fill(const struct job *job, int64_t b, int64_t channel, int64_t top,
     }
 }
 
-/* ROWS rows of OUTS channels that read the same input. */
+/* A band of OUTS channels that read the same input. */
 static void plane_item(void *user, int64_t index, int thread)
 {
     const struct job *job = user;
@@ -64,8 +65,9 @@ static void plane_item(void *user, int64_t index, int thread)
             count = c->weight.dims[2] * c->weight.dims[3];
     int64_t band = index % job->bands, block = index / job->bands % job->blocks;
     int64_t group = index / job->bands / job->blocks % c->groups, b = index / job->bands / job->blocks / c->groups;
-    int64_t first = band * ROWS, rows = fv_min(ROWS, c->out.dims[2] - first), from = group * outs + block * OUTS;
-    int64_t end = fv_min(from + OUTS, (group + 1) * outs), needed = job->rows - (ROWS - rows) * c->stride;
+    int64_t first = band * job->band, rows = fv_min(job->band, c->out.dims[2] - first),
+            from = group * outs + block * OUTS;
+    int64_t end = fv_min(from + OUTS, (group + 1) * outs), needed = job->rows - (job->band - rows) * c->stride;
     float *buffer = job->buffer + thread * job->floats, *taps = buffer + job->floats - count;
 
     for (int64_t o = from; o < end; o++)
@@ -86,13 +88,17 @@ static void plane_item(void *user, int64_t index, int thread)
     }
 }
 
-/* Sizes of a thread's buffer. */
-static void measure(const fv_conv2d_args *c, struct job *job)
+/* Sizes of a thread's buffer, which stays within the second-level cache; false if not even one row of out does. */
+static bool measure(const fv_conv2d_args *c, struct job *job)
 {
     /* whole vectors may be read behind the last */
     job->phase = fv_ceil_div(c->x.dims[3] + 2 * c->padding, c->stride) + FV_MAX_TILE_COLUMNS;
     job->width = c->stride * job->phase;
-    job->rows = (ROWS - 1) * c->stride + (c->weight.dims[2] - 1) * c->dilation + 1;
+    for (job->band = ROWS; job->band > 0; job->band /= 2) {
+        job->rows = (job->band - 1) * c->stride + (c->weight.dims[2] - 1) * c->dilation + 1;
+        if (job->rows < 1024 && job->width < (1 << 18) / job->rows) return true;
+    }
+    return false;
 }
 
 static fv_status planes(fv_ctx *ctx, struct job *job)
@@ -102,7 +108,7 @@ static fv_status planes(fv_ctx *ctx, struct job *job)
     double work = 2.0 * (double)fv_tensor_count(&c->out) * (double)(kh * kw * c->weight.dims[1]);
 
     job->floats = job->rows * job->width + kh * kw;
-    job->bands = fv_ceil_div(c->out.dims[2], ROWS);
+    job->bands = fv_ceil_div(c->out.dims[2], job->band);
     job->blocks = fv_ceil_div(c->out.dims[1] / c->groups, OUTS);
     FV_TRY(FV_SCRATCH(ctx, job->buffer, threads * job->floats));
     FV_TRY(FV_SCRATCH(ctx, job->offset, kh * kw));
@@ -164,12 +170,6 @@ static fv_status places(fv_ctx *ctx, struct job *job)
     return FV_OK;
 }
 
-/* The buffer of a thread stays within the second-level cache. */
-static bool fits(const struct job *job)
-{
-    return job->rows < 1024 && job->width < (1 << 18) / job->rows;
-}
-
 fv_status fv_cpu_conv2d(fv_ctx *ctx, const fv_conv2d_args *args)
 {
     struct job job = {.kernels = fv_kernels_of(ctx), .conv = args};
@@ -177,10 +177,9 @@ fv_status fv_cpu_conv2d(fv_ctx *ctx, const fv_conv2d_args *args)
     fv_mark mark = fv_scratch_mark(ctx);
     fv_status status;
 
-    measure(args, &job);
     if (depthwise && args->x.strides[1] == 1 && args->out.strides[1] == 1)
         status = places(ctx, &job);
-    else if (args->out.strides[3] == 1 && fits(&job))
+    else if (args->out.strides[3] == 1 && measure(args, &job))
         status = planes(ctx, &job);
     else
         status = fv_backend_ref.conv2d(ctx, args);

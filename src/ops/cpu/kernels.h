@@ -108,8 +108,10 @@ struct fv_kernels {
                    float *out);
     /* out [n] (+)= sum of weights[r] * rows[r] */
     void (*combine)(int64_t terms, const float *const *rows, const float *weights, int64_t n, bool add, float *out);
-    /* out row r [n] = the sums of rows 0..r of x (0..r-1 if `exclusive`), added up as doubles; rows may go backwards */
-    void (*add_up)(int64_t rows, int64_t n, const float *x, int64_t x_row, bool exclusive, float *out, int64_t out_row);
+    /* out row r [n] = totals and the sums of rows 0..r of x (0..r-1 if `exclusive`), added up as doubles; rows may go
+     * backwards.  totals, with room for whole vectors, takes in all rows. */
+    void (*add_up)(int64_t rows, int64_t n, const float *x, int64_t x_row, bool exclusive, float *out, int64_t out_row,
+                   double *totals);
     /* out [n] += sum over taps t < count of taps[t] * in[offset[t] + i]; may read whole vectors behind the last */
     void (*convolve)(int64_t n, int64_t count, const int64_t *offset, const float *in, const float *taps, float *out);
     /* out [n] = bias + sum over a kernel of taps[y * tap_row + x * n + i] * in[y * in_row + x * in_step + i] */

@@ -440,7 +440,7 @@ fv_status fv_cpu_pool(fv_ctx *ctx, const fv_pool_args *args)
 
 /* ---- running sums ---------------------------------------------------------------------------------------------- */
 
-enum { SUM_COLUMNS = 256 }; /* of an item: what is read of a row and written is more than a line or two */
+enum { SUM_COLUMNS = 512, SUM_ROWS = 16 }; /* of an item; that are walked before the next columns are */
 
 struct cumsum_job {
     const struct fv_kernels *kernels;
@@ -457,10 +457,15 @@ static void cumsum_item(void *user, int64_t index, int thread)
     int64_t x_row = s->x.strides[lead], out_row = s->out.strides[lead], first = s->reverse ? rows - 1 : 0;
     const float *x = (const float *)s->x.data + fv_lead_offset(&s->x, lead, index / job->pieces) + from;
     float *out = (float *)s->out.data + fv_lead_offset(&s->out, lead, index / job->pieces) + from;
+    double totals[SUM_COLUMNS + FV_MAX_TILE_COLUMNS] = {0};
 
     (void)thread;
-    job->kernels->add_up(rows, fv_min(SUM_COLUMNS, columns - from), x + first * x_row, s->reverse ? -x_row : x_row,
-                         s->exclusive, out + first * out_row, s->reverse ? -out_row : out_row);
+    for (int64_t r = 0; r < rows; r += SUM_ROWS) {
+        int64_t i = s->reverse ? first - r : r;
+        job->kernels->add_up(fv_min(SUM_ROWS, rows - r), fv_min(SUM_COLUMNS, columns - from), x + i * x_row,
+                             s->reverse ? -x_row : x_row, s->exclusive, out + i * out_row,
+                             s->reverse ? -out_row : out_row, totals);
+    }
 }
 
 fv_status fv_cpu_cumsum(fv_ctx *ctx, const fv_cumsum_args *args)

@@ -245,13 +245,13 @@ INLINE void reduce_as(const bool largest_, int64_t rows, int64_t n, const float 
 /* `vectors` of columns, or `part` > 0 lanes of one, as doubles in registers: what the reference backend computes, in
  * the same order. */
 INLINE void add_up_columns(const int vectors, int64_t part, int64_t rows, const float *x, int64_t x_row, bool exclusive,
-                           float *out, int64_t out_row)
+                           float *out, int64_t out_row, double *totals)
 {
     vd before[4], total[4];
 
     UNROLL
     for (int u = 0; u < vectors; u++)
-        total[u] = __builtin_convertvector(splat(0), vd);
+        total[u] = *(const vd_unaligned *)(totals + u * W);
     for (int64_t r = 0; r < rows; r++, x += x_row, out += out_row) {
         UNROLL
         for (int u = 0; u < vectors; u++) {
@@ -265,18 +265,21 @@ INLINE void add_up_columns(const int vectors, int64_t part, int64_t rows, const 
                 store(out + u * W, y);
         }
     }
+    UNROLL
+    for (int u = 0; u < vectors; u++)
+        *(vd_unaligned *)(totals + u * W) = total[u];
 }
 
 static void add_up_rows(int64_t rows, int64_t n, const float *x, int64_t x_row, bool exclusive, float *out,
-                        int64_t out_row)
+                        int64_t out_row, double *totals)
 {
     int64_t c = 0;
 
     for (; c + 4 * W <= n; c += 4 * W)
-        add_up_columns(4, 0, rows, x + c, x_row, exclusive, out + c, out_row);
+        add_up_columns(4, 0, rows, x + c, x_row, exclusive, out + c, out_row, totals + c);
     for (; c + W <= n; c += W)
-        add_up_columns(1, 0, rows, x + c, x_row, exclusive, out + c, out_row);
-    if (c < n) add_up_columns(1, n - c, rows, x + c, x_row, exclusive, out + c, out_row);
+        add_up_columns(1, 0, rows, x + c, x_row, exclusive, out + c, out_row, totals + c);
+    if (c < n) add_up_columns(1, n - c, rows, x + c, x_row, exclusive, out + c, out_row, totals + c);
 }
 
 static void reduce_row(fv_pool_kind kind, int64_t rows, int64_t n, const float *x, int64_t x_row, bool add,
