@@ -24,7 +24,7 @@ fv_status fv_select(fv_ctx *ctx, const fv_select_args *args)
 
 /* Long rows are cut into slices that count and place their keys apart: a slice begins, for each key, where the slices
  * before it end, so that equal keys keep their order however many slices there are.  Bound by the latency of counters
- * and places in the first-level cache: about 1.5 ns a key and thread. */
+ * and places: 2^20 keys take 1.8 ns each and thread below 64, 2.4 ns below 4096. */
 enum { SLICE = 16384, SLICES = 16 };
 
 struct sort {

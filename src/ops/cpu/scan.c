@@ -2,8 +2,9 @@
  * weights are products of decays, between chunks through the state.  Decays are multiplied one by one and never
  * divided, so that their size does not matter.  Bound: 4 D Dv flops a token for the state (6 with the delta rule) and
  * chunk (D + Dv) within the chunk (twice that with it).  The normaliser is one more value column, of ones.  With a
- * decay per head 4 D Dv alone is 54 % of the FMA peak at D = 64 and 67 % at 128 (2048 tokens): the products run at the
- * peak, the rest is rows on their way (a quarter of the time at D = 64) and the work within the chunk.
+ * decay per head 4 D Dv alone is 56 % of the FMA peak at D = 64 and 67 % at 128 (2048 tokens; 4096 tokens, more than
+ * the last cache holds: 54 % at D = 64).  At D = 64 the tiles of a chunk of 32 tokens allow 65 %; the rest is rows on
+ * their way through a first-level cache that a chunk fills.
  *
  * A few tokens (decoding) go one by one, by a step that reads and writes the state where the caller has it. */
 #include <math.h>
