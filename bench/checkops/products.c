@@ -153,26 +153,30 @@ static fv_status call_conv2d(fv_ctx *ctx, void *args)
     return fv_conv2d(ctx, args);
 }
 
-static fv_status conv2d(struct checkops *c, int64_t channels, int64_t groups, int64_t taps)
+static fv_status conv2d(struct checkops *c, int64_t channels, int64_t outs, int64_t groups, int64_t taps,
+                        int64_t stride)
 {
-    int64_t side = c->small ? 9 : 56, shared = channels / groups;
+    int64_t side = c->small ? 9 : 56 * stride, padding = stride < taps ? taps / 2 : 0, shared = channels / groups;
+    int64_t out_side = (side + 2 * padding - taps) / stride + 1;
     fv_conv2d_args args;
     trial t;
 
-    if (!checkops_wanted(c, &t, "conv2d", "%lld channels, %lld groups, %lld x %lld on %lld x %lld", (long long)channels,
-                         (long long)groups, (long long)taps, (long long)taps, (long long)side, (long long)side))
+    if (!checkops_wanted(c, &t, "conv2d", "%lld to %lld channels, %lld groups, %lld x %lld by %lld on %lld x %lld",
+                         (long long)channels, (long long)outs, (long long)groups, (long long)taps, (long long)taps,
+                         (long long)stride, (long long)side, (long long)side))
         return c->status;
     args = (fv_conv2d_args){.x = checkops_noise(c, FV_F32, 1, 0, FV_DIMS(1, channels, side, side)),
-                            .weight = checkops_noise(c, FV_F32, 1, 0, FV_DIMS(channels, shared, taps, taps)),
-                            .bias = checkops_noise(c, FV_F32, 1, 0, FV_DIMS(channels)),
-                            .padding = taps / 2,
+                            .weight = checkops_noise(c, FV_F32, 1, 0, FV_DIMS(outs, shared, taps, taps)),
+                            .bias = checkops_noise(c, FV_F32, 1, 0, FV_DIMS(outs)),
+                            .padding = padding,
+                            .stride = stride,
                             .groups = groups};
     /* f32 sums of that many terms */
-    args.out = checkops_output(&t, "out", checkops_empty(c, FV_F32, FV_DIMS(1, channels, side, side)),
+    args.out = checkops_output(&t, "out", checkops_empty(c, FV_F32, FV_DIMS(1, outs, out_side, out_side)),
                                0x1p-24 * (double)(shared * taps * taps + 8));
     t.call = call_conv2d;
     t.args = &args;
-    t.work = (app_work){.flops = 2.0 * (double)(channels * side * side * shared * taps * taps),
+    t.work = (app_work){.flops = 2.0 * (double)(outs * out_side * out_side * shared * taps * taps),
                         .read = checkops_bytes(&args.x),
                         .written = checkops_bytes(&args.out)};
     return checkops_try(c, &t);
@@ -195,9 +199,12 @@ fv_status checkops_products(struct checkops *c)
         FV_TRY(linear(c, FV_Q4_0, rows[m], true));
     for (int n = 1; n < 3 + count; n++)
         FV_TRY(dequantize(c, n < 3 ? plain[n] : blocks[n - 3]));
-    FV_TRY(conv2d(c, c->small ? 12 : 256, c->small ? 12 : 256, 3));
-    FV_TRY(conv2d(c, c->small ? 12 : 256, c->small ? 12 : 256, 5));
-    return conv2d(c, c->small ? 12 : 64, c->small ? 3 : 1, 3);
+    for (int64_t stride = 1; stride <= 2; stride++) {
+        FV_TRY(conv2d(c, c->small ? 12 : 256, c->small ? 12 : 256, c->small ? 12 : 256, 3, stride));
+        FV_TRY(conv2d(c, c->small ? 12 : 256, c->small ? 12 : 256, c->small ? 12 : 256, 5, stride));
+        FV_TRY(conv2d(c, c->small ? 12 : 64, c->small ? 12 : 64, c->small ? 3 : 1, 3, stride));
+    }
+    return conv2d(c, 3, c->small ? 10 : 384, 1, c->small ? 4 : 16, c->small ? 4 : 16); /* an image's patches */
 }
 
 /* ---- threads --------------------------------------------------------------------------------------------------- */

@@ -229,6 +229,42 @@ static fv_status cumsum(struct checkops *c)
     return finish(c, &t, &call, call_cumsum, 1, &call.cumsum.x, NULL);
 }
 
+struct sort {
+    const int32_t *keys;
+    int64_t n, bound, *start;
+    int32_t *order;
+};
+
+static fv_status call_sort(fv_ctx *ctx, void *args)
+{
+    const struct sort *s = args;
+
+    return fv_sort_by_key(ctx, s->keys, 1, s->n, s->bound, s->order, s->start);
+}
+
+static fv_status sort(struct checkops *c, int64_t bound)
+{
+    int64_t n = c->small ? 40001 : 1 << 20;
+    struct sort call = {.n = n, .bound = bound};
+    fv_random random = fv_random_new(c->seed, ++c->stream);
+    fv_tensor keys;
+    trial t;
+
+    if (!checkops_wanted(c, &t, "sort", "%lld keys below %lld", (long long)n, (long long)bound)) return c->status;
+    keys = checkops_empty(c, FV_I32, FV_DIMS(n));
+    call.order = checkops_output(&t, "order", checkops_empty(c, FV_I32, FV_DIMS(n)), 0).data;
+    FV_TRY(c->status);
+    FV_TRY(FV_SCRATCH(c->reference, call.start, bound + 1));
+    for (int64_t i = 0; i < n; i++)
+        ((int32_t *)keys.data)[i] = (int32_t)fv_random_below(&random, bound);
+    call.keys = keys.data;
+    t.call = call_sort;
+    t.args = &call;
+    t.work.read = checkops_bytes(&keys);
+    t.work.written = checkops_bytes(&keys);
+    return checkops_try(c, &t);
+}
+
 fv_status checkops_rows(struct checkops *c)
 {
     for (size_t n = 0; n < sizeof maps / sizeof *maps; n++)
@@ -249,5 +285,7 @@ fv_status checkops_rows(struct checkops *c)
     FV_TRY(selection(c, 1));
     FV_TRY(selection(c, 16));
     FV_TRY(selection(c, 128));
+    FV_TRY(sort(c, 64));
+    FV_TRY(sort(c, c->small ? 500 : 4096));
     return cumsum(c);
 }

@@ -323,43 +323,59 @@ static void run_gathers(struct run *r)
     }
 }
 
+/* Doubles in the same order: the reference's bits. */
+static void run_sums(struct run *r)
+{
+    static const int64_t widths[] = {1, 5, 34, 300, 64};
+
+    for (int n = 0; n < 5 * 4; n++) {
+        const int64_t dims[] = {2, 45, widths[n % 5]};
+        fv_tensor x = gapped(r, 1, 3, dims), out = result(r, FV_F32, 3, dims);
+        ((float *)x.data)[20 * x.strides[1]] = n % 3 ? 1e30f : INFINITY;
+        assert_ok(r->backend->cumsum(
+            r->ctx, &(fv_cumsum_args){.x = x, .out = out, .exclusive = n / 5 & 1, .reverse = n / 5 & 2}));
+        keep(r, "cumsum", &out, 0);
+    }
+}
+
 static void run_convolutions(struct run *r)
 {
-    static const int64_t shapes[][6] = {/* channels, outs, groups, kernel, padding, dilation */
-                                        {70, 70, 70, 5, 2, 1},
-                                        {6, 6, 6, 3, 1, 1},
-                                        {4, 6, 2, 3, 2, 2},
-                                        {3, 5, 1, 1, 0, 1},
-                                        {5, 5, 5, 5, 9, 3}};
+    static const int64_t shapes[][7] = {/* channels, outs, groups, kernel, padding, dilation, stride */
+                                        {70, 70, 70, 5, 2, 1, 1}, {6, 6, 6, 3, 1, 1, 1},   {4, 6, 2, 3, 2, 2, 1},
+                                        {3, 5, 1, 1, 0, 1, 1},    {5, 5, 5, 5, 9, 3, 1},   {70, 70, 70, 3, 1, 1, 2},
+                                        {3, 21, 1, 3, 1, 1, 2},   {4, 6, 2, 4, 0, 1, 4},   {6, 6, 6, 3, 4, 2, 3},
+                                        {3, 5, 1, 2, 0, 1, 7},    {2, 20, 2, 5, 20, 3, 2}, {4, 4, 4, 1, 40, 1, 16}};
+    enum { SHAPES = sizeof shapes / sizeof *shapes };
 
-    for (int n = 0; n < 5 * 2; n++) {
+    for (int n = 0; n < SHAPES * 2; n++) {
         const int64_t *s = shapes[n / 2], C = s[0], H = 19, W = 37, reach = s[5] * (s[3] - 1) - 2 * s[4];
+        const int64_t height = (H - reach - 1) / s[6] + 1, width = (W - reach - 1) / s[6] + 1;
         bool places = n & 1; /* channels side by side */
         fv_tensor x = input(r, 1, FV_DIMS(2, H, W, C)), w = input(r, 0.3, FV_DIMS(s[1], C / s[2], s[3], s[3])), out;
         if (places) {
-            out = result(r, FV_F32, FV_DIMS(2, H - reach, W - reach, s[1]));
+            out = result(r, FV_F32, FV_DIMS(2, height, width, s[1]));
             x = fv_permuted(&x, (const int[]){0, 3, 1, 2});
             out = fv_permuted(&out, (const int[]){0, 3, 1, 2});
         } else {
             x = fv_reshaped(&x, FV_DIMS(2, C, H, W));
-            out = result(r, FV_F32, FV_DIMS(2, s[1], H - reach, W - reach));
+            out = result(r, FV_F32, FV_DIMS(2, s[1], height, width));
         }
-        fv_conv2d_args a = {.x = x, .weight = w, .out = out, .stride = 1};
+        fv_conv2d_args a = {.x = x, .weight = w, .out = out, .stride = s[6]};
         a.padding = s[4], a.dilation = s[5], a.groups = s[2];
         if (n % 4 < 2) a.bias = input(r, 1, FV_DIMS(s[1]));
         assert_ok(r->backend->conv2d(r->ctx, &a));
-        keep(r, "conv2d", &out, 5e-6); /* up to 25 products */
+        keep(r, "conv2d", &out, 5e-6); /* up to 27 products */
     }
 }
 
 static void run_merges(struct run *r)
 {
-    enum { ROWS = 40, SLOTS = 150 };
+    enum { ROWS = 140, SLOTS = 150 }; /* more rows than are weighed together */
     static int64_t start[2 * ROWS + 1];
     static int32_t slot[2 * ROWS * 70];
 
-    for (int n = 0; n < 4; n++) {
-        bool given = n & 1, slots = n & 2;
+    for (int n = 0; n < 3; n++) {
+        bool given = n == 1, slots = n == 2; /* slots go by lse */
         fv_merge_args a = {.parts = slots ? 1 : 3, .o = result(r, FV_F32, FV_DIMS(1, 2, ROWS, 70))};
         fv_random random = fv_random_new(test_seed(), ++r->stream);
         if (!given) a.lse = result(r, FV_F32, FV_DIMS(1, 2, ROWS));
@@ -367,8 +383,10 @@ static void run_merges(struct run *r)
             const int64_t rows = slots ? SLOTS : ROWS;
             fv_tensor numbers = input(r, 3, FV_DIMS(1, 2, rows));
             a.o_part[p] = gapped(r, 1, FV_DIMS(1, 2, rows, 70));
-            for (int i = 0; i < 2 * rows; i += 3 + p)
-                ((float *)numbers.data)[i] = given ? 0 : -INFINITY; /* such a part may hold anything */
+            for (int i = 0; i < 2 * rows; i += 3 + p) { /* such a part may hold anything */
+                ((float *)numbers.data)[i] = given ? 0 : -INFINITY;
+                *(float *)fv_at(&a.o_part[p], 0, i / rows, i % rows, 7) = i % 2 ? NAN : INFINITY;
+            }
             *(given ? &a.weight[p] : &a.lse_part[p]) = numbers;
         }
         for (int i = 0; slots && i < 2 * ROWS; i++) { /* 0 to 69 slots a row */
@@ -401,6 +419,7 @@ static struct run *run_all(fv_ctx *ctx, const fv_backend *backend)
     run_pools(r);
     run_selects(r);
     run_gathers(r);
+    run_sums(r);
     run_convolutions(r);
     run_merges(r);
     fv_scratch_release(ctx, mark);

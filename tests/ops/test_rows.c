@@ -171,10 +171,45 @@ static void check_sort(fv_ctx *ctx)
     assert_int_equal(start[1], 0);
 }
 
+/* Rows that are cut into slices: a permutation of those that are not left out, in which keys ascend, and places of
+ * equal ones. */
+static void check_long_sort(fv_ctx *ctx)
+{
+    enum { ROWS = 2, LENGTH = 100003, BOUND = 911 };
+    static int32_t keys[ROWS * LENGTH], order[ROWS * LENGTH];
+    static int64_t start[ROWS * (BOUND + 1)];
+    static uint64_t stream = 1u << 25;
+    fv_random random = fv_random_new(test_seed(), ++stream);
+
+    for (int i = 0; i < ROWS * LENGTH; i++)
+        keys[i] = (int32_t)fv_random_below(&random, i % 3 ? BOUND + 1 : 9) - 1;
+    assert_ok(fv_sort_by_key(ctx, keys, ROWS, LENGTH, BOUND, order, start));
+    for (int r = 0; r < ROWS; r++) {
+        const int32_t *own = keys + r * LENGTH, *sorted = order + r * LENGTH;
+        const int64_t *first = start + r * (BOUND + 1);
+        int64_t kept = 0;
+        for (int i = 0; i < LENGTH; i++)
+            kept += own[i] >= 0;
+        assert_int_equal(first[0], 0);
+        assert_int_equal(first[BOUND], kept);
+        for (int key = 0; key < BOUND; key++)
+            for (int64_t at = first[key]; at < first[key + 1]; at++) {
+                assert_in_range(sorted[at], 0, LENGTH - 1);
+                assert_int_equal(own[sorted[at]], key);
+                if (at > first[key]) assert_true(sorted[at] > sorted[at - 1]);
+            }
+    }
+    keys[LENGTH + 70000] = BOUND;
+    keys[LENGTH + 99999] = -2;
+    assert_fails(fv_sort_by_key(ctx, keys, ROWS, LENGTH, BOUND, order, start), FV_E_ARGUMENT,
+                 "sort: key 70000 of row 1: expected -1 to 910, got 911");
+}
+
 static void sorting_is_stable(void **state)
 {
     (void)state;
     test_each_device(check_sort);
+    test_each_device(check_long_sort);
 }
 
 /* ---- rows that move -------------------------------------------------------------------------------------------- */

@@ -194,17 +194,6 @@ static void shift_rows(int rows, int count, const float *bias, int64_t bias_row,
     }
 }
 
-static bool finite_row(int64_t n, const float *x)
-{
-    vi bad = splat_i(0);
-    int64_t i = 0;
-
-    for (; i + W <= n; i += W)
-        bad |= ((vi)load(x + i) & 0x7f800000) == 0x7f800000;
-    if (i < n) bad |= ((vi)load_part(x + i, n - i, 0) & 0x7f800000) == 0x7f800000;
-    return !any_above(choose(bad, splat(1), splat(0)), splat(0));
-}
-
 /* `count` columns of `depth` rows, `row` floats apart in both */
 static void copy_columns(int64_t depth, int count, int64_t row, const float *from, float *to)
 {
@@ -243,7 +232,6 @@ void LEAF(fill_attend)(struct fv_kernels *kernels)
     kernels->add_rows = add_rows;
     kernels->shift_rows = shift_rows;
     kernels->copy_columns = copy_columns;
-    kernels->finite = finite_row;
 #if defined(__AVX512BF16__)
     kernels->pack_pairs = pack_pairs;
     kernels->join_pairs = join_pairs;

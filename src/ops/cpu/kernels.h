@@ -115,10 +115,12 @@ struct fv_kernels {
                    float *out);
     /* out [n] (+)= sum of weights[r] * rows[r] */
     void (*combine)(int64_t terms, const float *const *rows, const float *weights, int64_t n, bool add, float *out);
-    /* out [n] += sum over a kernel of kh x kw of taps[y * kw + x] * in[y * dilation * in_row + x * dilation + i]; may
-     * read whole vectors behind the last */
-    void (*convolve)(int64_t n, int64_t kh, int64_t kw, int64_t dilation, const float *in, int64_t in_row,
-                     const float *taps, float *out);
+    /* out row r [n] = totals and the sums of rows 0..r of x (0..r-1 if `exclusive`), added up as doubles; rows may go
+     * backwards.  totals, with room for whole vectors, takes in all rows. */
+    void (*add_up)(int64_t rows, int64_t n, const float *x, int64_t x_row, bool exclusive, float *out, int64_t out_row,
+                   double *totals);
+    /* out [n] += sum over taps t < count of taps[t] * in[offset[t] + i]; may read whole vectors behind the last */
+    void (*convolve)(int64_t n, int64_t count, const int64_t *offset, const float *in, const float *taps, float *out);
     /* out [n] = bias + sum over a kernel of taps[y * tap_row + x * n + i] * in[y * in_row + x * in_step + i] */
     void (*convolve_channels)(int64_t n, int64_t kh, int64_t kw, const float *in, int64_t in_row, int64_t in_step,
                               const float *taps, int64_t tap_row, const float *bias, float *out);
@@ -134,7 +136,6 @@ struct fv_kernels {
                        float *to);
     /* to[p * row + n] = from[p * row + n], n < count, p < depth */
     void (*copy_columns)(int64_t depth, int count, int64_t row, const float *from, float *to);
-    bool (*finite)(int64_t n, const float *x);
     /* Pairs of bf16 (n a multiple of 2 width; NULL where tile_bf16 is): out[i] = (even[i], odd[i]); out[i] = (x[2i],
      * x[2i + 1]), out may be x. */
     void (*pack_pairs)(int64_t n, const float *even, const float *odd, float *out);

@@ -1,4 +1,5 @@
 #include "ops/cpu/panels.h"
+#include "ops/cpu/weights_kernels.h"
 
 enum { EMPTY, BUSY, FULL, FULL_NOT_FINITE };
 
@@ -109,7 +110,7 @@ static bool fill_values(const fv_panel_store *store, int64_t b, int64_t h, const
             row[side] = staging + side * step;
             if (n + side < count) {
                 row[side] = row_of(store, &store->v, b, h, key[n + side], store->width, staging + side * step);
-                finite = finite && kernels->finite(store->width, row[side]);
+                finite = finite && !kernels->weights->spoiled(1, store->width, row[side], 0);
             } else {
                 memset(staging + side * step, 0, (size_t)store->width * sizeof *staging);
             }

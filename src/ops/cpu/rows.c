@@ -438,6 +438,48 @@ fv_status fv_cpu_pool(fv_ctx *ctx, const fv_pool_args *args)
     return FV_OK;
 }
 
+/* ---- running sums ---------------------------------------------------------------------------------------------- */
+
+enum { SUM_COLUMNS = 512, SUM_ROWS = 16 }; /* of an item; that are walked before the next columns are */
+
+struct cumsum_job {
+    const struct fv_kernels *kernels;
+    const fv_cumsum_args *sums;
+    int64_t pieces; /* items of a leading index */
+};
+
+static void cumsum_item(void *user, int64_t index, int thread)
+{
+    const struct cumsum_job *job = user;
+    const fv_cumsum_args *s = job->sums;
+    int lead = s->x.rank - 2;
+    int64_t rows = s->x.dims[lead], columns = s->x.dims[lead + 1], from = index % job->pieces * SUM_COLUMNS;
+    int64_t x_row = s->x.strides[lead], out_row = s->out.strides[lead], first = s->reverse ? rows - 1 : 0;
+    const float *x = (const float *)s->x.data + fv_lead_offset(&s->x, lead, index / job->pieces) + from;
+    float *out = (float *)s->out.data + fv_lead_offset(&s->out, lead, index / job->pieces) + from;
+    double totals[SUM_COLUMNS + FV_MAX_TILE_COLUMNS] = {0};
+
+    (void)thread;
+    for (int64_t r = 0; r < rows; r += SUM_ROWS) {
+        int64_t i = s->reverse ? first - r : r;
+        job->kernels->add_up(fv_min(SUM_ROWS, rows - r), fv_min(SUM_COLUMNS, columns - from), x + i * x_row,
+                             s->reverse ? -x_row : x_row, s->exclusive, out + i * out_row,
+                             s->reverse ? -out_row : out_row, totals);
+    }
+}
+
+fv_status fv_cpu_cumsum(fv_ctx *ctx, const fv_cumsum_args *args)
+{
+    struct cumsum_job job = {.kernels = fv_kernels_of(ctx), .sums = args};
+    int lead = args->x.rank - 2;
+
+    if (!rows_of_f32(&args->x) || !rows_of_f32(&args->out)) return fv_backend_ref.cumsum(ctx, args);
+    job.pieces = fv_ceil_div(args->x.dims[lead + 1], SUM_COLUMNS);
+    fv_cpu_run(ctx, fv_lead_count(&args->x, lead) * job.pieces, 8.0 * (double)fv_tensor_count(&args->x), cumsum_item,
+               &job);
+    return FV_OK;
+}
+
 /* ---- rows of stored types -------------------------------------------------------------------------------------- */
 
 struct dequantize_job {

@@ -1,4 +1,6 @@
-/* Rows as a whole: sums, norms, softmax, rotations, rows joined into one. */
+/* Rows as a whole: sums, norms, softmax, rotations, rows joined into one.  All but softmax's exponentials and
+ * convolutions (conv.c) are bound by memory, and reach the shares of a copy that rows.c states; running sums, with a
+ * conversion either way for each element, reach about three quarters of it. */
 #include "ops/cpu/leaf.h"
 
 INLINE vf load_part_or_all(const float *x, int64_t count)
@@ -242,6 +244,46 @@ INLINE void reduce_as(const bool largest_, int64_t rows, int64_t n, const float 
     }
 }
 
+/* `vectors` of columns, or `part` > 0 lanes of one, as doubles in registers: what the reference backend computes, in
+ * the same order. */
+INLINE void add_up_columns(const int vectors, int64_t part, int64_t rows, const float *x, int64_t x_row, bool exclusive,
+                           float *out, int64_t out_row, double *totals)
+{
+    vd before[4], total[4];
+
+    UNROLL
+    for (int u = 0; u < vectors; u++)
+        total[u] = *(const vd_unaligned *)(totals + u * W);
+    for (int64_t r = 0; r < rows; r++, x += x_row, out += out_row) {
+        UNROLL
+        for (int u = 0; u < vectors; u++) {
+            vf value = part ? load_part(x + u * W, part, 0) : load(x + u * W);
+            before[u] = total[u];
+            total[u] += __builtin_convertvector(value, vd);
+            vf y = __builtin_convertvector(exclusive ? before[u] : total[u], vf);
+            if (part)
+                store_part(out + u * W, y, part);
+            else
+                store(out + u * W, y);
+        }
+    }
+    UNROLL
+    for (int u = 0; u < vectors; u++)
+        *(vd_unaligned *)(totals + u * W) = total[u];
+}
+
+static void add_up_rows(int64_t rows, int64_t n, const float *x, int64_t x_row, bool exclusive, float *out,
+                        int64_t out_row, double *totals)
+{
+    int64_t c = 0;
+
+    for (; c + 4 * W <= n; c += 4 * W)
+        add_up_columns(4, 0, rows, x + c, x_row, exclusive, out + c, out_row, totals + c);
+    for (; c + W <= n; c += W)
+        add_up_columns(1, 0, rows, x + c, x_row, exclusive, out + c, out_row, totals + c);
+    if (c < n) add_up_columns(1, n - c, rows, x + c, x_row, exclusive, out + c, out_row, totals + c);
+}
+
 static void reduce_row(fv_pool_kind kind, int64_t rows, int64_t n, const float *x, int64_t x_row, bool add,
                        float factor, float *out)
 {
@@ -281,21 +323,19 @@ static void combine_row(int64_t terms, const float *const *rows, const float *we
 
 /* ---- convolution ----------------------------------------------------------------------------------------------- */
 
-INLINE void convolve_as(const int vectors, int64_t kh, int64_t kw, int64_t dilation, const float *in, int64_t in_row,
-                        const float *taps, vf *sums)
+INLINE void convolve_as(const int vectors, int64_t count, const int64_t *offset, const float *in, const float *taps,
+                        vf *sums)
 {
-    for (int64_t y = 0; y < kh; y++)
-        for (int64_t x = 0; x < kw; x++) {
-            const float *from = in + y * dilation * in_row + x * dilation;
-            vf tap = splat(taps[y * kw + x]);
-            UNROLL
-            for (int u = 0; u < vectors; u++)
-                sums[u] = load(from + u * W) * tap + sums[u];
-        }
+    for (int64_t t = 0; t < count; t++) {
+        vf tap = splat(taps[t]);
+        UNROLL
+        for (int u = 0; u < vectors; u++)
+            sums[u] = load(in + offset[t] + u * W) * tap + sums[u];
+    }
 }
 
-static void convolve_row(int64_t n, int64_t kh, int64_t kw, int64_t dilation, const float *in, int64_t in_row,
-                         const float *taps, float *out)
+static void convolve_row(int64_t n, int64_t count, const int64_t *offset, const float *in, const float *taps,
+                         float *out)
 {
     vf sums[4];
     int64_t i = 0;
@@ -304,16 +344,16 @@ static void convolve_row(int64_t n, int64_t kh, int64_t kw, int64_t dilation, co
         UNROLL
         for (int u = 0; u < 4; u++)
             sums[u] = load(out + i + u * W);
-        convolve_as(4, kh, kw, dilation, in + i, in_row, taps, sums);
+        convolve_as(4, count, offset, in + i, taps, sums);
         UNROLL
         for (int u = 0; u < 4; u++)
             store(out + i + u * W, sums[u]);
     }
     for (; i < n; i += W) {
-        int64_t count = fv_min(n - i, W);
-        sums[0] = load_part_or_all(out + i, count);
-        convolve_as(1, kh, kw, dilation, in + i, in_row, taps, sums);
-        store_part_or_all(out + i, sums[0], count);
+        int64_t rest = fv_min(n - i, W);
+        sums[0] = load_part_or_all(out + i, rest);
+        convolve_as(1, count, offset, in + i, taps, sums);
+        store_part_or_all(out + i, sums[0], rest);
     }
 }
 
@@ -362,6 +402,7 @@ void LEAF(fill_rows)(struct fv_kernels *kernels)
     kernels->rotate = rotate_row;
     kernels->rotate_pairs = rotate_pairs_row;
     kernels->reduce = reduce_row;
+    kernels->add_up = add_up_rows;
     kernels->combine = combine_row;
     kernels->convolve = convolve_row;
     kernels->convolve_channels = convolve_channels_row;

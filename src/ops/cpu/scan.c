@@ -2,8 +2,9 @@
  * weights are products of decays, between chunks through the state.  Decays are multiplied one by one and never
  * divided, so that their size does not matter.  Bound: 4 D Dv flops a token for the state (6 with the delta rule) and
  * chunk (D + Dv) within the chunk (twice that with it).  The normaliser is one more value column, of ones.  With a
- * decay per head 4 D Dv alone is 54 % of the FMA peak at D = 64 and 67 % at 128 (2048 tokens): the products run at the
- * peak, the rest is rows on their way (a quarter of the time at D = 64) and the work within the chunk.
+ * decay per head 4 D Dv alone is 56 % of the FMA peak at D = 64 and 67 % at 128 (2048 tokens; 4096 tokens, more than
+ * the last cache holds: 54 % at D = 64).  At D = 64 the tiles of a chunk of 32 tokens allow 65 %; the rest is rows on
+ * their way through a first-level cache that a chunk fills.
  *
  * A few tokens (decoding) go one by one, by a step that reads and writes the state where the caller has it. */
 #include <math.h>
@@ -45,34 +46,82 @@ static void load_decay(const struct fv_scan *s, struct fv_scan_memory *m, int64_
     s->kernels->map(FV_MAP_EXP, rows, m->decay, NULL, 0, 0, 0, m->decay);
 }
 
-/* Products of factors of whole tokens; those of a head's full chunk are kept. */
-static void load_products(const struct fv_scan *s, struct fv_scan_memory *m, int64_t h, int64_t count, int64_t rows)
+/* Products of factors of whole tokens. */
+static void load_products(const struct fv_scan *s, struct fv_scan_memory *m, int64_t rows)
 {
     float *between = m->between;
-    int64_t head = s->args->decay == FV_DECAY_PER_TOKEN || count < s->chunk ? -1 : s->args->decay ? h : 0;
 
-    if (head >= 0 && head == m->head) return;
-    m->head = head;
-    s->leaves->between(rows, s->chunk, s->scalar ? m->decay : NULL, between);
-    for (int64_t t = 0; t < rows && s->scalar; t++) {
+    s->leaves->between(rows, s->chunk, m->decay, between);
+    for (int64_t t = 0; t < rows; t++) {
         m->within[t] = between[t] * m->decay[0];
         m->left[t] = between[t * s->chunk + rows - 1];
     }
-    if (s->scalar) m->total[0] = m->within[rows - 1];
+    m->total[0] = m->within[rows - 1];
+}
+
+/* Powers of the factor of a head's tokens (1, if channels have their own) in the place of `between`, whose rows are the
+ * same but that each begins one later: these few stay in the first-level cache.  Those of a full chunk are kept. */
+static void load_powers(const struct fv_scan *s, struct fv_scan_memory *m, int64_t h, int64_t count, int64_t rows)
+{
+    float *power = m->between + s->chunk - 1, factor;
+
+    if (m->head == h && count == s->chunk) return;
+    m->head = count == s->chunk ? h : -1;
+    factor = s->scalar ? m->decay[0] : 1;
+    power[0] = 1;
+    for (int64_t t = 1; t < s->chunk; t++) {
+        power[-t] = 0;
+        power[t] = power[t - 1] * factor;
+    }
+    for (int64_t t = 0; t < rows; t++) {
+        m->within[t] = power[t] * factor;
+        m->left[t] = power[fv_max(count - 1 - t, 0)];
+    }
+    if (s->scalar) m->total[0] = m->within[count - 1];
+}
+
+/* Rows of a tensor are read where they lie, if they lie close to each other (far ones would share few sets of the
+ * first-level cache) and are whole micro-tiles. */
+static bool lends(const fv_tensor *t, int64_t count, int64_t rows)
+{
+    return count == rows && t->strides[2] >= 0 && t->strides[2] <= 2 * t->dims[3];
 }
 
 static void load_values(const struct fv_scan *s, struct fv_scan_memory *m, int64_t b, int64_t h, int64_t kv,
                         int64_t from, int64_t count, int64_t rows)
 {
     const fv_scan_args *a = s->args;
+    const fv_tensor *v = &a->v;
     bool plain = a->delta || !fv_present(&a->beta);
 
-    for (int64_t t = 0; t < rows; t++)
+    for (int64_t t = 0; t < rows && fv_present(&a->beta); t++)
         m->beta[t] = t < count ? fv_scan_beta(a, b, h, from + t) : 0;
-    s->leaves->gather(count, s->Dv, fv_scan_row(&a->v, b, kv, from), a->v.strides[2], plain ? NULL : m->beta, rows,
-                      s->width, a->delta ? m->v : m->u, s->width);
+    m->values = m->u;
+    m->values_row = s->width;
+    if (s->lend_values && lends(v, count, rows)) {
+        m->values = fv_scan_row(v, b, kv, from);
+        m->values_row = v->strides[2];
+        return;
+    }
+    s->leaves->gather(count, s->Dv, fv_scan_row(v, b, kv, from), v->strides[2], plain ? NULL : m->beta, rows, s->width,
+                      a->delta ? m->v : m->u, s->width);
     for (int64_t t = 0; t < count && a->normalise; t++)
         m->u[t * s->width + s->Dv] = m->beta[t];
+}
+
+static void load_keys(const struct fv_scan *s, struct fv_scan_memory *m, int64_t b, int64_t kv, int64_t from,
+                      int64_t count, int64_t rows)
+{
+    const fv_tensor *k = &s->args->k;
+
+    m->keys = m->k;
+    m->keys_row = s->depth;
+    if (s->lend_keys && lends(k, count, rows)) {
+        m->keys = fv_scan_row(k, b, kv, from);
+        m->keys_row = k->strides[2];
+        return;
+    }
+    s->leaves->gather(count, s->D, fv_scan_row(k, b, kv, from), k->strides[2], NULL, rows, s->depth, m->k, s->depth);
 }
 
 void fv_scan_weights(const struct fv_scan *s, const struct fv_scan_memory *m, int64_t rows, int64_t channels,
@@ -100,7 +149,8 @@ void fv_scan_weights(const struct fv_scan *s, const struct fv_scan_memory *m, in
                                                  .b_row = s->chunk,
                                                  .c = out,
                                                  .c_row = s->chunk,
-                                                 .times = m->between,
+                                                 .times = s->powers ? m->between + s->chunk - 1 : m->between,
+                                                 .times_row = s->powers ? -1 : s->chunk,
                                                  .triangle = true});
     for (int64_t t = 0; t < rows && strict; t++)
         out[t * s->chunk + t] = 0;
@@ -112,18 +162,23 @@ int64_t fv_scan_load(const struct fv_scan *s, struct fv_scan_memory *m, int64_t 
     const fv_scan_args *a = s->args;
     int64_t rows = fv_round_up(count, s->leaves->rows), kv = h / (a->q.dims[1] / a->k.dims[1]);
 
-    s->leaves->gather(count, s->D, fv_scan_row(&a->k, b, kv, from), a->k.strides[2], NULL, rows, s->depth, m->k,
-                      s->depth);
+    load_keys(s, m, b, kv, from, count, rows);
     load_values(s, m, b, h, kv, from, count, rows);
-    load_decay(s, m, b, h, from, count, rows);
-    load_products(s, m, h, count, rows);
+    if (s->by_key || s->by_value || !s->powers)
+        load_decay(s, m, b, h, from, count, rows);
+    else if (m->head != h)
+        load_decay(s, m, b, h, from, 1, 1);
+    if (s->powers)
+        load_powers(s, m, h, count, rows);
+    else
+        load_products(s, m, rows);
     if (sums) {
         fv_scan_transpose(s, fv_scan_row(&a->q, b, h, from), a->q.strides[2], count, s->D, m->q_columns, s->chunk);
-        fv_scan_weights(s, m, rows, s->D, m->q_columns, m->k, s->depth, s->by_key, false, m->qk);
+        fv_scan_weights(s, m, rows, s->D, m->q_columns, m->keys, m->keys_row, s->by_key, false, m->qk);
     }
     if (a->delta) {
-        fv_scan_transpose(s, m->k, s->depth, rows, s->D, m->k_columns, s->chunk);
-        fv_scan_weights(s, m, rows, s->D, m->k_columns, m->k, s->depth, s->by_key, true, m->kk);
+        fv_scan_transpose(s, m->keys, m->keys_row, rows, s->D, m->k_columns, s->chunk);
+        fv_scan_weights(s, m, rows, s->D, m->k_columns, m->keys, m->keys_row, s->by_key, true, m->kk);
     }
     return rows;
 }
@@ -146,8 +201,8 @@ static struct fv_scan_rows triangle(const struct fv_scan *s, struct fv_scan_memo
                                  .g = g,
                                  .g_row = 1,
                                  .g_step = s->chunk,
-                                 .u = m->u + n,
-                                 .u_row = s->width,
+                                 .u = m->values + n,
+                                 .u_row = m->values_row,
                                  .step = 1,
                                  .ahead = &m->ahead};
 }
@@ -176,6 +231,10 @@ void fv_scan_sums(const struct fv_scan *s, struct fv_scan_memory *m, int64_t row
 
 void fv_scan_fade_keys(const struct fv_scan *s, struct fv_scan_memory *m, int64_t rows)
 {
+    if (s->scalar)
+        s->leaves->gather(rows, s->D, m->keys, m->keys_row, m->left, rows, s->depth, m->k, s->depth);
+    else if (m->keys != m->k)
+        s->leaves->gather(rows, s->D, m->keys, m->keys_row, NULL, rows, s->depth, m->k, s->depth);
     if (s->by_key) s->leaves->fade(rows, s->depth, m->k, s->depth, NULL, m->decay, s->depth, false, m->total);
 }
 
@@ -183,17 +242,16 @@ void fv_scan_advance(const struct fv_scan *s, struct fv_scan_memory *m, int64_t 
 {
     static const float one = 1;
 
-    if (s->scalar || s->by_value)
-        s->leaves->fade(rows, columns, m->u + n, s->width, s->scalar ? m->left : NULL,
-                        s->by_value ? m->decay + n : NULL, s->width, false, s->by_value ? m->total + n : NULL);
+    if (s->by_value)
+        s->leaves->fade(rows, columns, m->u + n, s->width, NULL, m->decay + n, s->width, false, m->total + n);
     s->leaves->product(&(struct fv_scan_product){.rows = fv_round_up(s->D, s->leaves->rows),
                                                  .columns = columns,
                                                  .k = rows,
                                                  .a = m->k,
                                                  .a_row = 1,
                                                  .a_step = s->depth,
-                                                 .b = m->u + n,
-                                                 .b_row = s->width,
+                                                 .b = m->values + n,
+                                                 .b_row = m->values_row,
                                                  .c = m->state + n,
                                                  .c_row = s->state_row,
                                                  .keep = s->by_value              ? NULL
@@ -251,7 +309,9 @@ static struct fv_scan_ahead ahead_of(const struct fv_scan *s, int64_t b, int64_t
     const fv_scan_args *a = s->args;
     int64_t kv = h / (a->q.dims[1] / a->k.dims[1]);
     const fv_tensor *each[] = {&a->q, &a->k, &a->v, &a->o};
-    struct fv_scan_ahead ahead = {.left = fv_clamp(a->q.dims[2] - from, 0, s->chunk)};
+    int64_t tiles = s->width / s->kernels->tile_columns * ((s->chunk + s->depth) / s->leaves->rows);
+    struct fv_scan_ahead ahead = {.left = fv_clamp(a->q.dims[2] - from, 0, s->chunk),
+                                  .each = (int)fv_ceil_div(s->chunk, tiles)};
 
     for (int n = 0; n < 4; n++) {
         ahead.at[n] = fv_scan_row(each[n], b, n == 1 || n == 2 ? kv : h, from);
@@ -382,6 +442,7 @@ fv_status fv_scan_begin(fv_ctx *ctx, const fv_scan_args *args, int64_t chunk, st
 {
     const struct fv_kernels *kernels = fv_kernels_of(ctx);
     int64_t threads = fv_ctx_threads(ctx), cells, line = 64 / (int64_t)sizeof(float);
+    int64_t width = fv_round_up(args->v.dims[3] + args->normalise, kernels->tile_columns);
 
     *s = (struct fv_scan){.args = args,
                           .kernels = kernels,
@@ -389,10 +450,11 @@ fv_status fv_scan_begin(fv_ctx *ctx, const fv_scan_args *args, int64_t chunk, st
                           .D = args->q.dims[3],
                           .Dv = args->v.dims[3],
                           .depth = fv_round_up(args->q.dims[3], kernels->tile_columns),
-                          .width = fv_round_up(args->v.dims[3] + args->normalise, kernels->tile_columns),
+                          .width = width,
                           .chunk = chunk,
                           .by_key = args->decay == FV_DECAY_PER_KEY,
                           .by_value = args->decay == FV_DECAY_PER_VALUE,
+                          .powers = args->decay != FV_DECAY_PER_TOKEN,
                           .scalar = args->decay == FV_DECAY_PER_HEAD || args->decay == FV_DECAY_PER_TOKEN};
     s->state_row = fv_round_up(s->width, line);
     if (s->state_row / line % 2 == 0) s->state_row += line; /* rows fall on all sets of the cache */
@@ -416,7 +478,7 @@ fv_status fv_scan_begin(fv_ctx *ctx, const fv_scan_args *args, int64_t chunk, st
                        {&m->qk, chunk * chunk},
                        {&m->kk, args->delta ? chunk * chunk : 0},
                        {&m->decay, (chunk + 1) * channels},
-                       {&m->between, chunk * chunk},
+                       {&m->between, chunk * chunk}, /* or 2 chunk - 1 powers: chunks have two tokens or more */
                        {&m->within, chunk},
                        {&m->left, chunk},
                        {&m->beta, chunk},
@@ -426,6 +488,8 @@ fv_status fv_scan_begin(fv_ctx *ctx, const fv_scan_args *args, int64_t chunk, st
             FV_TRY(FV_SCRATCH(ctx, *buffers[n].to, buffers[n].count));
             memset(*buffers[n].to, 0, (size_t)buffers[n].count * sizeof(float));
         }
+        for (int64_t r = 0; r < chunk; r++)
+            m->beta[r] = 1;
     }
     return FV_OK;
 }
@@ -479,7 +543,10 @@ static fv_status prepare(fv_ctx *ctx, const fv_scan_args *args, struct call *cal
     FV_TRY(FV_SCRATCH(ctx, own, call->count));
     for (int64_t p = 0; p < call->count; p++) {
         own[p] = part_of(args, p * each, fv_min(each, Dv - p * each));
-        FV_TRY(fv_scan_begin(ctx, &own[p], steps ? 2 : fv_scan_chunk_length(ctx, args), &call->parts[p]));
+        struct fv_scan *part = &call->parts[p];
+        FV_TRY(fv_scan_begin(ctx, &own[p], steps ? 2 : fv_scan_chunk_length(ctx, args), part));
+        part->lend_keys = !part->by_key;
+        part->lend_values = part->width == part->Dv && !args->delta && !fv_present(&args->beta) && !part->by_value;
     }
     return FV_OK;
 }

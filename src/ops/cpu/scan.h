@@ -20,13 +20,16 @@ struct fv_scan_memory {
     float *q_columns, *k_columns; /* [depth, chunk]; with decays per key decayed from the chunk's first token on */
     float *k;                     /* [tokens, depth] */
     float *v, *x, *u, *o;         /* [tokens, width]; v and x: with delta */
-    float *qk, *kk;               /* [chunk, chunk]: element (j, t) */
-    float *decay;                 /* [tokens + 1, channels], the last ones; or [tokens] */
-    float *between;               /* [chunk, chunk]: element (j, t) = product of decays of a token in j+1..t, 0 above */
-    float *within, *left, *beta;  /* [tokens]: decay from the chunk's first token on, and to its last */
-    float *total;                 /* [channels] of the whole chunk, or one number */
-    struct fv_scan_ahead ahead;   /* what the next chunk needs */
-    int64_t head;                 /* `between` is that of this head, -1: of none */
+    float *keys, *values;         /* k and u, or the caller's rows */
+    int64_t keys_row, values_row;
+    float *qk, *kk;              /* [chunk, chunk]: element (j, t) */
+    float *decay;                /* [tokens + 1, channels], the last ones; or [tokens] */
+    float *between;              /* [chunk, chunk]: element (j, t) = product of decays of a token in j+1..t, 0 above;
+                                  * with `powers` element chunk-1 + n is a factor's n-th power, 0 for n < 0 */
+    float *within, *left, *beta; /* [tokens]: decay from the chunk's first token on, and to its last */
+    float *total;                /* [channels] of the whole chunk, or one number */
+    struct fv_scan_ahead ahead;  /* what the next chunk needs */
+    int64_t head;                /* `between` is that of this head, -1: of none */
 };
 
 struct fv_scan {
@@ -38,6 +41,8 @@ struct fv_scan {
     int64_t depth, width; /* D, and Dv with one column for the normaliser, in whole micro-tiles */
     int64_t state_row, chunk;
     bool by_key, by_value, scalar; /* decays */
+    bool powers;                   /* no tokens of a head differ in a decay of their own */
+    bool lend_keys, lend_values;   /* the caller's rows of k, and of v as u, may be read where they lie */
 };
 
 /* Fills in a call's scan and takes its memory. */
@@ -55,12 +60,12 @@ int64_t fv_scan_load(const struct fv_scan *s, struct fv_scan_memory *m, int64_t 
                      int64_t count, bool sums);
 
 /* Columns n..n + columns - 1: u (with delta); the sums over the state before any division; the state behind (which
- * spoils u). */
+ * spoils u where values decay). */
 void fv_scan_solve(const struct fv_scan *s, struct fv_scan_memory *m, int64_t rows, int64_t n, int64_t columns);
 void fv_scan_sums(const struct fv_scan *s, struct fv_scan_memory *m, int64_t rows, int64_t n, int64_t columns, float *o,
                   int64_t o_row);
 void fv_scan_advance(const struct fv_scan *s, struct fv_scan_memory *m, int64_t rows, int64_t n, int64_t columns);
-/* Before the last: keys that decay by channel, to the end of the chunk. */
+/* Before the last: k decays to the end of the chunk, unless values do. */
 void fv_scan_fade_keys(const struct fv_scan *s, struct fv_scan_memory *m, int64_t rows);
 
 /* (j, t) of `out` = x_t . k_j prod_{j<i<=t} a_i for j <= t (j < t if `strict`): x in `columns` [channels, chunk], k

@@ -6,12 +6,13 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* Rows of memory that will soon be wanted, from several tensors: each tile of a product asks for one row of each, so
+/* Rows of memory that will soon be wanted, from several tensors: each tile of a product asks for a few of each, so
  * that they come while it multiplies (there are too few in a piece for the machine to see them coming). */
 struct fv_scan_ahead {
     const float *at[4];
     int64_t row[4], width[4];
     int64_t left; /* rows */
+    int each;     /* rows a tile asks for */
 };
 
 /* c [rows, columns] = a b, with a(i, p) = a[i * a_row + p * a_step], one of the two strides 1, and b(p, j) = b[p *
@@ -25,8 +26,9 @@ struct fv_scan_product {
     int64_t b_row;
     float *c;
     int64_t c_row;
-    const float *times; /* the product is multiplied by these, elementwise, rows as those of c; NULL: by 1 */
-    bool triangle;      /* only columns j >= i are wanted; others may stay */
+    const float *times; /* the product is multiplied by these, elementwise; NULL: by 1 */
+    int64_t times_row;
+    bool triangle; /* only columns j >= i are wanted; others may stay */
     /* c stays and the product is added: c(i, j) is first multiplied by keep[i * keep_step] and keep_columns[j] */
     const float *keep;
     int64_t keep_step;
@@ -105,7 +107,7 @@ struct fv_scan_kernels {
      * `total` [columns] (if given) receives the product of all.  decay NULL: 1. */
     void (*fade)(int64_t rows, int64_t columns, float *x, int64_t x_row, const float *scale, const float *decay,
                  int64_t decay_row, bool upto, float *total);
-    /* out[j * lanes + t] = product of decays j+1..t (NULL: of ones) for j <= t, 0 for other t < lanes */
+    /* out[j * lanes + t] = product of decays j+1..t for j <= t, 0 for other t < lanes */
     void (*between)(int64_t rows, int64_t lanes, const float *decay, float *out);
     /* to[c] += x[c] y[c] - z[c] w[c]; z may be NULL */
     void (*add_products)(int64_t columns, const float *x, const float *y, const float *z, const float *w, float *to);
