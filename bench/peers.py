@@ -291,9 +291,9 @@ def quality(arguments, lab):
                     fovea_json(arguments, "run", "-m", path, "-f", os.path.join(folder, f"prompt-{tokens}"), "--raw",
                                "-n", "1", "--precision", kind, "--logits", target)
                 divergence.ours = [lab.run("kl_of_files", reference=logits["f32"], other=logits["auto"])["kl"]]
-                theirs = lab.run("llama_quality", model=path, tokens=tokens, threads=arguments.threads,
-                                 logits=logits["f32"])
-                divergence.theirs, perplexity.theirs = [theirs["kl"]], [theirs["perplexity"]]
+                theirs = lab.run("llama_kl", model=path, tokens=tokens, logits=logits["f32"])
+                divergence.theirs = [theirs["prompt"]]
+                perplexity.theirs = [lab.run("llama_perplexity", model=path)]
         rows += [perplexity, divergence]
         say(f"  quality of {name}")
     return rows
@@ -350,16 +350,20 @@ def write_section(group, text):
     os.replace(path + ".part", path)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("group", nargs="*", metavar="|".join(GROUPS))
+def add_machine_options(parser):
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="one turn; prompts of 16 and 512 tokens")
     parser.add_argument("--fovea", default=os.path.join(ROOT, "build", "fovea"))
     parser.add_argument("--models", default=os.path.join(ROOT, "models"))
     parser.add_argument("--venv", default=os.path.join(ROOT, ".lab"))
     parser.add_argument("--no-install", action="store_true", help="measure beside what is there")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("group", nargs="*", metavar="|".join(GROUPS))
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="one turn; prompts of 16 and 512 tokens")
+    add_machine_options(parser)
     parser.add_argument("--write", action="store_true", help="also put the rows into bench/RESULTS.md")
     parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
