@@ -135,18 +135,14 @@ def main():
     parser.add_argument("--only", choices=["kl", "speed"], help="measure only that")
     parser.add_argument("--tokens", type=int, default=300, help="of the text, for KL")
     parser.add_argument("--turns", type=int, default=3, help="of the speeds")
-    parser.add_argument("--keep", help="a file that holds figures from run to run")
     parser.add_argument("--types", default=os.path.join(peers.ROOT, "build", "types"), help="where files of types go")
     parser.add_argument("--write", action="store_true", help="also put the tables into bench/RESULTS.md")
-    peers.add_machine_options(parser)
+    peers.add_common_options(parser)
     arguments = parser.parse_args()
     lab = peers.Lab(os.path.abspath(arguments.venv), not arguments.no_install)
     if not lab.has("llama.cpp"):
         sys.exit(f"kl: llama.cpp is not installed ({lab.missing['llama.cpp']})")
-    figures = {}
-    if arguments.keep and os.path.exists(arguments.keep):
-        with open(arguments.keep, encoding="ascii") as file:
-            figures = json.load(file)
+    figures = peers.load_kept(arguments.keep)
     for path in arguments.file or make_files(arguments, lab):
         found = figures.setdefault(os.path.basename(path).removesuffix(".gguf"), {})
         found.setdefault("types", lab.run("types_of", model=path))
@@ -154,10 +150,7 @@ def main():
             if name not in found and arguments.only in (None, name):
                 peers.say(f"  {name} of {path}")
                 found[name] = measure(arguments, lab, path)
-        if arguments.keep:
-            with open(arguments.keep + ".part", "w", encoding="ascii") as file:
-                json.dump(figures, file)
-            os.replace(arguments.keep + ".part", arguments.keep)
+        peers.store_kept(arguments.keep, figures)
     text = section(arguments, lab, figures)
     print(text)
     if arguments.write:
