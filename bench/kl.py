@@ -50,7 +50,7 @@ def make_files(arguments, lab):
 
 
 def kl(arguments, lab, path):
-    """{"shipped prompt": KL, "int8 steps": KL, ..., "llama.cpp prompt": KL, ...} and what the top token's share is."""
+    """{"shipped prompt": KL, "int8 steps": KL, ..., "llama.cpp prompt": KL, ...}."""
     with tempfile.TemporaryDirectory() as folder:
         counts = lab.run("llama_prompts", model=path, folder=folder, tokens=[arguments.tokens])
         logits = os.path.join(folder, "f32.npy")
@@ -98,7 +98,8 @@ def kl_table(figures):
     def cell(value):
         if value is None:
             return "–"
-        return f"**{value:.1e}**" if value > LIMIT else f"{value:.1e}"
+        text = f"{value:.1e}".replace("e-0", "e-")
+        return f"**{text}**" if value > LIMIT else text
 
     return table(["file", "weights", *columns],
                  [[name, parts_of(found["types"]), *(cell(found["kl"].get(column)) for column in columns)]
@@ -117,16 +118,25 @@ def speed_table(figures):
 
 
 def section(arguments, lab, figures):
-    turns = {len(found["speed"]["prompt"]) for found in figures.values() if "speed" in found}
+    turns = sorted({len(found["speed"]["prompt"]) for found in figures.values() if "speed" in found})
     return "\n".join([
         "<!-- peers kl: begin -->", "", "## kl", "",
         f"{datetime.date.today().isoformat()}, {peers.cpu_name()}, {arguments.threads} threads, "
-        f"{lab.version('llama.cpp')}, fovea {peers.commit_name()}: `bench/kl.py`.",
-        f"Mean KL from `--precision f32` in nats over {arguments.tokens} tokens of the GPL, of each choice of "
+        f"{lab.version('llama.cpp')}, fovea {peers.commit_name()}: `bench/kl.py`.", "",
+        f"Mean KL from `--precision f32` in nats over {arguments.tokens} tokens of the GPL, of each choice of",
         f"activations; above the bound of {LIMIT:g} in bold. `bench/kl.py --help` says what the columns are.", "",
         *kl_table(figures),
-        f"Tokens a second, medians of {', '.join(map(str, sorted(turns)))} turns taken alternately.", "",
+        f"Tokens a second, medians of {' or '.join(map(str, turns)) or 'no'} turns taken alternately.", "",
         *speed_table(figures), "<!-- peers kl: end -->"])
+
+
+def in_order(figures):
+    """By type, then by model; files of other names last."""
+    def place(name):
+        model, _, kind = name.partition("-")
+        return (TYPES.index(kind), list(peers.FILES).index(model)) if kind in TYPES else (len(TYPES), 0)
+
+    return dict(sorted(figures.items(), key=lambda item: place(item[0])))
 
 
 def main():
@@ -151,7 +161,7 @@ def main():
                 peers.say(f"  {name} of {path}")
                 found[name] = measure(arguments, lab, path)
         peers.store_kept(arguments.keep, figures)
-    text = section(arguments, lab, figures)
+    text = section(arguments, lab, in_order(figures))
     print(text)
     if arguments.write:
         peers.write_section("kl", text)
