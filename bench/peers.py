@@ -364,7 +364,7 @@ def commit_name():
 
 def turns_of(rows):
     counts = sorted({len(row.ours) for row in rows if row.ours}) or [0]
-    return f"{counts[0]} to {counts[-1]} turns" if len(counts) > 1 else f"{counts[0]} turns"
+    return f"{counts[0]} to {counts[-1]} turns" if len(counts) > 1 else f"{counts[0]} turn{'s' * (counts[0] != 1)}"
 
 
 def section(group, rows, arguments, lab, seconds):
