@@ -109,7 +109,7 @@ def kl_table(figures):
 def speed_table(figures):
     def cells(turns):
         theirs, ours = (statistics.median(turn[side] for turn in turns) for side in (0, 1))
-        return [f"{theirs:.4g}", f"{ours:.4g}", f"{statistics.median(turn[1] / turn[0] for turn in turns):.2f}"]
+        return [f"{theirs:.4g}", f"{ours:.4g}", f"{ours / theirs:.2f}"]
 
     rows = [[name, parts_of(found["types"]), *cells(found["speed"]["prompt"]), *cells(found["speed"]["generate"])]
             for name, found in figures.items() if "speed" in found]
