@@ -14,6 +14,7 @@ import time
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, os.path.join(ROOT, "scripts"))
 GPL = "/usr/share/common-licenses/GPL-3"
+FILE_TYPES = {name: name + "_M" for name in ("Q3_K", "Q4_K", "Q5_K")}  # llama.cpp's names of mixtures; ours are pure
 
 ATTENTION = re.compile(r"(\d+)/(\d+) heads, (\d+) x (\d+), D=(\d+), (f32|bf16)(, causal)?$")
 PRODUCT = re.compile(r"(\d+) x (\d+) x (\d+), (f32|bf16)$")
@@ -147,19 +148,61 @@ def llama_model(request):
     return {"prefill": len(ids) / (middle - start), "decode": count / (end - middle)}
 
 
-def llama_quality(request):
-    """Perplexity by golden.py's procedure, and the KL divergence of next tokens from given logits (.npy, f32) of the
-    same prompt, with the file as it is shipped."""
+def llama_perplexity(request):
+    """By golden.py's procedure, with the file as it is shipped."""
     import golden
+    import llamacpp
+
+    model = llamacpp.Model(request["model"])
+    return golden.perplexity(model, golden.KV, golden.FLASH)["perplexity"]
+
+
+def llama_kl(request):
+    """KL divergence of next tokens from given logits (.npy, f32) of the same prompt: {"prompt": fed whole, "steps": fed
+    one at a time}. One thread is enough: no time is taken."""
     import llamacpp
     import numpy as np
 
     model = llamacpp.Model(request["model"])
-    out = {"perplexity": golden.perplexity(model, golden.KV, golden.FLASH)["perplexity"]}
+    reference = np.load(request["logits"], mmap_mode="r")
     _, ids = prompt_of(model, request["tokens"])
-    context = llamacpp.Context(model, len(ids), threads=request["threads"])
-    out["kl"] = mean_kl(np.load(request["logits"]), context.feed(ids, logits_from=0))
-    return out
+    context = llamacpp.Context(model, len(ids), threads=1)
+    whole = mean_kl(reference, context.feed(ids, logits_from=0))
+    context.clear()
+    steps = sum(mean_kl(reference[n:n + 1], context.feed([token])) for n, token in enumerate(ids))
+    return {"prompt": whole, "steps": steps / len(ids)}
+
+
+def llama_quantise(request):
+    """Makes `target` from `source` with every matrix in that type, or llama.cpp's substitute where the rows are no whole
+    blocks of it: what llama.cpp's own tool does with --pure --allow-requantize."""
+    import ctypes
+
+    import llama_cpp
+    import llamacpp  # its log: errors only
+
+    assert llamacpp
+    options = llama_cpp.llama_model_quantize_default_params()
+    options.ftype = getattr(llama_cpp, "LLAMA_FTYPE_MOSTLY_" + FILE_TYPES.get(request["type"], request["type"]))
+    options.allow_requantize = options.pure = True
+    options.nthread = request["threads"]
+    part = request["target"] + ".part"
+    status = llama_cpp.llama_model_quantize(os.fsencode(request["source"]), os.fsencode(part), ctypes.byref(options))
+    if status != 0:
+        sys.exit(f"llama_model_quantize returned {status} for {request['source']}")
+    os.replace(part, request["target"])
+    return types_of({"model": request["target"]})
+
+
+def types_of(request):
+    """{type: share of the model's matrices}, by their number of weights."""
+    import gguf
+
+    counts = {}
+    for tensor in gguf.GGUFReader(request["model"]).tensors:
+        if len(tensor.shape) == 2:
+            counts[tensor.tensor_type.name] = counts.get(tensor.tensor_type.name, 0) + int(tensor.n_elements)
+    return {name: count / sum(counts.values()) for name, count in counts.items()}
 
 
 def mean_kl(reference, other):
@@ -205,5 +248,5 @@ def model_shape(request):
 
 
 WORK = {function.__name__: function for function in
-        (torch_gemm, torch_attention, onnx_attention, llama_prompts, llama_model, llama_quality, kl_of_files,
-         model_shape)}
+        (torch_gemm, torch_attention, onnx_attention, llama_prompts, llama_model, llama_perplexity, llama_kl,
+         llama_quantise, types_of, kl_of_files, model_shape)}

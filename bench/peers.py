@@ -14,7 +14,9 @@ those of `fovea run --json`, its choice of tokens included, and of kernels those
 
 "of limit" is fovea's share of what the machine allows at best, measured in the same run: multiply-adds, dot products or
 reading memory, whichever bounds the work. Generation must read the weights and the cache once for each token.
---write puts the rows into bench/RESULTS.md between marks of their group. --quick: one turn, short prompts.
+--write puts the rows into bench/RESULTS.md between marks of their group. --quick: one turn, short prompts. --keep FILE:
+turns are added to those of earlier runs that the file holds, and with --filter TEXT only rows whose name contains it are
+measured, so that a long run can be cut into pieces that fit a quiet minute, and spread over many.
 """
 
 import argparse
@@ -121,6 +123,12 @@ class Row:
         self.what, self.peer, self.unit, self.less = what, peer, unit, less
         self.theirs, self.ours, self.share, self.goal = [], [], [], ""
 
+    def add(self, more):
+        """Turns of another row of the same figure."""
+        for mine, other in ((self.theirs, more.theirs), (self.ours, more.ours), (self.share, more.share)):
+            mine.extend(other)
+        self.goal = more.goal
+
     def text(self):
         def number(values):
             return f"{statistics.median(values):.4g} {self.unit}" if values else "–"
@@ -139,7 +147,8 @@ def kernels(arguments, lab, what, words, peers, wanted=lambda shape: True):
             for peer in peers if not lab.has(peer)}
     for turn in range(arguments.turns):
         report, _ = fovea_json(arguments, "bench", what, *words, "--seconds", "0.3")
-        mine = {row["shape"]: row for row in report if row["what"] == what and wanted(row["shape"])}
+        mine = {row["shape"]: row for row in report
+                if row["what"] == what and wanted(row["shape"]) and arguments.filter in f"{what} {row['shape']}"}
         for peer, function in peers.items():
             if not lab.has(peer):
                 continue
@@ -188,46 +197,41 @@ def peaks(arguments):
     return {"flops": 1e9 * compute["gflops"], "read": 1e9 * found["peak read", "bytes read"]["gbytes"]}
 
 
-def model_cells(name, quick):
-    """(tokens of prompt, whether its row of reading is shown, whether that of generating is)."""
-    if quick:
-        return [(SHORT, False, True), (512, True, False)]
-    return [(SHORT, False, True), *((n, True, False) for n in PROMPTS[name]), (LONG, False, True)]
+def model_cells(name, arguments):
+    """(name of the row, tokens of prompt, whether it is of generating)."""
+    prompts, after = ((512,), (SHORT,)) if arguments.quick else (PROMPTS[name], (SHORT, LONG))
+    cells = [*((f"{name} generate {GENERATE} after {n}", n, True) for n in after),
+             *((f"{name} prompt {n}", n, False) for n in prompts)]
+    return [cell for cell in cells if arguments.filter in cell[0]]
 
 
 def model(name):
     def measure(arguments, lab):
         path = os.path.join(arguments.models, FILES[name])
-        cells = model_cells(name, arguments.quick)
+        cells = model_cells(name, arguments)
         if not lab.has("llama.cpp"):
             return [Row(name, f"llama.cpp: not installed ({lab.missing['llama.cpp']})", "tokens/s")]
         shape, limit = lab.run("model_shape", model=path), peaks(arguments)
-        rows = {}
+        rows = [Row(what, "llama.cpp", "tokens/s") for what, _, _ in cells]
         with tempfile.TemporaryDirectory() as folder:
-            counts = lab.run("llama_prompts", model=path, folder=folder, tokens=[tokens for tokens, _, _ in cells])
+            counts = lab.run("llama_prompts", model=path, folder=folder, tokens=[tokens for _, tokens, _ in cells])
             for turn in range(arguments.turns):
-                for tokens, reads, writes in cells:
-                    generate = GENERATE if writes else 1
+                for row, (_, tokens, generates) in zip(rows, cells):
+                    generate = GENERATE if generates else 1
                     theirs = lab.run("llama_model", model=path, tokens=tokens, threads=arguments.threads,
                                      generate=generate)
                     ours = fovea_run(arguments, path, os.path.join(folder, f"prompt-{tokens}"), generate)
                     if ours["prompt_tokens"] != counts[str(tokens)]:
                         sys.exit(f"peers: {FILES[name]}: expected fovea to count {counts[str(tokens)]} prompt tokens, "
                                  f"got {ours['prompt_tokens']}")
-                    if reads:
-                        row = rows.setdefault((tokens, "p"), Row(f"{name} prompt {tokens}", "llama.cpp", "tokens/s"))
-                        row.theirs.append(theirs["prefill"])
-                        row.ours.append(ours["prefill_tokens_per_second"])
-                        seconds = tokens / ours["prefill_tokens_per_second"]
-                        row.share.append(prompt_flops(shape, tokens) / seconds / limit["flops"])
-                    if writes:
-                        row = rows.setdefault((tokens, "g"), Row(f"{name} generate {generate} after {tokens}",
-                                                                 "llama.cpp", "tokens/s"))
-                        row.theirs.append(theirs["decode"])
-                        row.ours.append(ours["decode_tokens_per_second"])
+                    row.theirs.append(theirs["decode" if generates else "prefill"])
+                    row.ours.append(ours[f"{'decode' if generates else 'prefill'}_tokens_per_second"])
+                    if generates:
                         row.share.append((shape["bytes"] + ours["kv_bytes"]) * row.ours[-1] / limit["read"])
+                    else:
+                        row.share.append(prompt_flops(shape, tokens) * row.ours[-1] / tokens / limit["flops"])
                 say(f"  {name}, turn {turn + 1}")
-        return list(rows.values())
+        return rows
 
     return measure
 
@@ -253,6 +257,8 @@ def start(arguments, lab):
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name, file in FILES.items():
+            if arguments.filter not in name:
+                continue
             path = os.path.join(arguments.models, file)
             row = Row(f"{name}: start to first token of 10", "goal: 100 ms", "ms", less=True)
             row.ours = [1e3 * first_token(arguments, path) for _ in range(1 if arguments.quick else 5)]
@@ -273,6 +279,8 @@ def quality(arguments, lab):
     """Perplexity of the GPL (golden.py's procedure) and KL of next tokens from f32, once: both are deterministic."""
     rows, tokens = [], 512
     for name, file in FILES.items():
+        if arguments.filter not in name:
+            continue
         path = os.path.join(arguments.models, file)
         have = lab.has("llama.cpp")
         peer = "llama.cpp" if have else f"llama.cpp: not installed ({lab.missing['llama.cpp']})"
@@ -291,9 +299,9 @@ def quality(arguments, lab):
                     fovea_json(arguments, "run", "-m", path, "-f", os.path.join(folder, f"prompt-{tokens}"), "--raw",
                                "-n", "1", "--precision", kind, "--logits", target)
                 divergence.ours = [lab.run("kl_of_files", reference=logits["f32"], other=logits["auto"])["kl"]]
-                theirs = lab.run("llama_quality", model=path, tokens=tokens, threads=arguments.threads,
-                                 logits=logits["f32"])
-                divergence.theirs, perplexity.theirs = [theirs["kl"]], [theirs["perplexity"]]
+                theirs = lab.run("llama_kl", model=path, tokens=tokens, logits=logits["f32"])
+                divergence.theirs = [theirs["prompt"]]
+                perplexity.theirs = [lab.run("llama_perplexity", model=path)]
         rows += [perplexity, divergence]
         say(f"  quality of {name}")
     return rows
@@ -303,6 +311,40 @@ GROUPS = {"gemm": gemm, "attend": attend, "decode": decode, "smollm2": model("sm
           "start": start, "quality": quality}
 PEERS = {"gemm": ["torch"], "attend": ["torch", "onnxruntime"], "decode": ["torch"], "smollm2": ["llama.cpp"],
          "gemma3": ["llama.cpp"], "start": [], "quality": ["llama.cpp"]}
+
+
+# ---- figures of earlier runs -----------------------------------------------------------------------------------------
+
+
+def load_kept(path):
+    if not path or not os.path.exists(path):
+        return {}
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def store_kept(path, kept):
+    if not path:
+        return
+    with open(path + ".part", "w", encoding="utf-8") as file:
+        json.dump(kept, file)
+    os.replace(path + ".part", path)
+
+
+def with_kept(kept, rows, seconds):
+    """(rows, seconds) of a group with those of earlier runs, all of which `kept` then holds."""
+    known = {}
+    for fields in kept.get("rows", []):
+        row = Row("", "", "")
+        vars(row).update(fields)
+        known[row.what, row.peer] = row
+    for row in rows:
+        if (row.what, row.peer) in known:
+            known[row.what, row.peer].add(row)
+        else:
+            known[row.what, row.peer] = row
+    kept.update(rows=[vars(row) for row in known.values() if row.ours], seconds=kept.get("seconds", 0) + seconds)
+    return list(known.values()), kept["seconds"]
 
 
 # ---- the file --------------------------------------------------------------------------------------------------------
@@ -320,6 +362,11 @@ def commit_name():
     return done.stdout.strip() or "no commit"
 
 
+def turns_of(rows):
+    counts = sorted({len(row.ours) for row in rows if row.ours}) or [0]
+    return f"{counts[0]} to {counts[-1]} turns" if len(counts) > 1 else f"{counts[0]} turn{'s' * (counts[0] != 1)}"
+
+
 def section(group, rows, arguments, lab, seconds):
     versions = ", ".join(lab.version(peer) for peer in PEERS[group] if lab.has(peer)) or "no peer"
     command = f"bench/peers.py {group}" + (" --quick" if arguments.quick else "")
@@ -327,7 +374,7 @@ def section(group, rows, arguments, lab, seconds):
         f"<!-- peers {group}: begin -->", "", f"## {group}", "",
         f"{datetime.date.today().isoformat()}, {cpu_name()}, {arguments.threads} threads, {versions}, fovea "
         f"{commit_name()}; load {os.getloadavg()[0]:.1f} at the end.",
-        f"Medians of {arguments.turns} turns taken alternately ({seconds:.0f} s): `{command}`.", "",
+        f"Medians of {turns_of(rows)} taken alternately ({seconds:.0f} s): `{command}`.", "",
         "| figure | peer | theirs | fovea | ratio | of limit |", "|---|---|---:|---:|---:|---:|",
         *(row.text() for row in rows), "", f"<!-- peers {group}: end -->"]
     return "\n".join(lines)
@@ -350,16 +397,22 @@ def write_section(group, text):
     os.replace(path + ".part", path)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("group", nargs="*", metavar="|".join(GROUPS))
+def add_common_options(parser):
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="one turn; prompts of 16 and 512 tokens")
     parser.add_argument("--fovea", default=os.path.join(ROOT, "build", "fovea"))
     parser.add_argument("--models", default=os.path.join(ROOT, "models"))
     parser.add_argument("--venv", default=os.path.join(ROOT, ".lab"))
     parser.add_argument("--no-install", action="store_true", help="measure beside what is there")
+    parser.add_argument("--keep", metavar="FILE", help="figures are kept there from run to run")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("group", nargs="*", metavar="|".join(GROUPS))
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="one turn; prompts of 16 and 512 tokens")
+    add_common_options(parser)
+    parser.add_argument("--filter", default="", metavar="TEXT", help="only rows whose name contains it")
     parser.add_argument("--write", action="store_true", help="also put the rows into bench/RESULTS.md")
     parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -373,12 +426,14 @@ def main():
         sys.exit(f"peers: {arguments.fovea} is not there: build it first (make)")
     if arguments.quick:
         arguments.turns = 1
-    lab = Lab(os.path.abspath(arguments.venv), not arguments.no_install)
+    lab, kept = Lab(os.path.abspath(arguments.venv), not arguments.no_install), load_kept(arguments.keep)
     for group in arguments.group or GROUPS:
         say(group)
         begin = time.monotonic()
         rows = GROUPS[group](arguments, lab)
-        text = section(group, rows, arguments, lab, time.monotonic() - begin)
+        rows, seconds = with_kept(kept.setdefault(group, {}), rows, time.monotonic() - begin)
+        store_kept(arguments.keep, kept)
+        text = section(group, rows, arguments, lab, seconds)
         print(text, flush=True)
         if arguments.write:
             write_section(group, text)

@@ -4,3 +4,7 @@ file(GLOB checkops_sources CONFIGURE_DEPENDS bench/checkops/*.c)
 add_executable(fovea-checkops ${checkops_sources} src/app/json.c src/app/measure.c src/app/noise.c src/app/peaks.c
                src/app/table.c)
 target_link_libraries(fovea-checkops PRIVATE fovea_static)
+
+# fovea-activations: KL of each choice of activations from f32, with the library's products replaced; not installed either.
+add_executable(fovea-activations bench/activations/main.c src/app/json.c)
+target_link_libraries(fovea-activations PRIVATE fovea_static)
