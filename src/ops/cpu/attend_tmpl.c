@@ -164,10 +164,14 @@ INLINE void softmax_keys(const struct fv_softmax_step *step, const int from, con
         }
         if (step->softcap > 0) cap_row(x, from / W, to / W, seen, step->softcap, pairs);
         if (step->bias) {
+            const float *bias = step->bias + r * step->bias_row;
             vf same = splat(step->shift ? step->shift[r * step->shift_row] : 0);
             UNROLL
             for (int n = from / W; n < to / W; n++)
-                x[n] += load(step->bias + r * step->bias_row + n * W) + same;
+                x[n] += load(bias + n * W) + same;
+            /* the next key tile's of rows that lie far apart, past the second level, where panels are */
+            for (int n = from; step->bias_row > FV_KEY_TILE && n < to; n += 16)
+                __builtin_prefetch(bias + FV_KEY_TILE + n, 0, 0);
         }
         if (seen != UINT64_MAX) {
             UNROLL
