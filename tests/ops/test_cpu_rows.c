@@ -108,6 +108,77 @@ static void functions_keep_their_bounds(void **state)
     test_each_isa(check_functions);
 }
 
+/* ---- soft-caps of a tile ---------------------------------------------------------------------------------------- */
+
+enum { TILE = FV_KEY_TILE, MOST_WIDTH = 16 };
+
+/* Weights and totals of logits under a cap; what bits hide was `hidden`. */
+static void weigh_capped(const struct fv_kernels *kernels, const float *logits, const uint64_t *bits, float hidden,
+                         float cap, bool pairs, float *s, float *maximum, float *total)
+{
+    static float o[TILE * MOST_WIDTH];
+    struct fv_softmax_step step = {.rows = TILE, .tokens = TILE, .to = TILE, .bits = bits, .s = s, .maximum = maximum};
+
+    for (int n = 0; n < TILE * TILE; n++)
+        s[n] = bits[n / TILE] >> n % TILE & 1 ? logits[n] : hidden;
+    for (int r = 0; r < TILE; r++)
+        maximum[r] = -INFINITY;
+    memset(total, 0, TILE * MOST_WIDTH * sizeof *total);
+    step.total = total, step.o = o, step.o_row = kernels->width, step.pairs = pairs, step.softcap = cap;
+    kernels->softmax_tile(&step);
+}
+
+/* A weight is exp(s - maximum).  In f32 s is within 4 ulp of itself, its distance from the maximum is taken with three
+ * roundings, and the exponential adds 2 ulp.  For bf16 tanh may be off by 2.5e-6 and the exponential by 7.5e-5 of
+ * itself before the weight is rounded.  What falls below 2^-120 may be 0. */
+static void check_cap(const struct fv_kernels *kernels, const char *isa, fv_random *random, float cap, bool pairs)
+{
+    static float logits[TILE * TILE], s[2][TILE * TILE], maximum[2][TILE], total[2][TILE * MOST_WIDTH];
+    uint64_t bits[TILE];
+
+    for (int r = 0; r < TILE; r++) { /* rows from far below the cap to far above it; some are whole */
+        double spread = cap * exp2(r / 4 - 10.0);
+        bits[r] = r % 4 ? UINT64_MAX : (uint64_t)fv_random_u32(random) << 32 | fv_random_u32(random);
+        for (int n = 0; n < TILE; n++)
+            logits[r * TILE + n] = (float)(spread * fv_random_normal(random));
+    }
+    for (int n = 0; n < 2; n++)
+        weigh_capped(kernels, logits, bits, n ? NAN : 3e38f, cap, pairs, s[n], maximum[n], total[n]);
+    assert_memory_equal(maximum[0], maximum[1], sizeof maximum[0]);
+    assert_memory_equal(total[0], total[1], sizeof total[0]);
+    for (int n = 0; n < TILE * TILE; n++) {
+        int r = n / TILE, key = n % TILE;
+        double exact = cap * tanh(logits[n] / (double)cap), top = maximum[0][r];
+        double got = s[0][n], again = s[1][n];
+        if (pairs) {
+            got = fv_bf16_to_f32(((const uint16_t *)(s[0] + r * TILE))[key]);
+            again = fv_bf16_to_f32(((const uint16_t *)(s[1] + r * TILE))[key]);
+        }
+        double moved = 0x1p-22 * (2 + 3 * fabs(exact) + 2 * fabs(top)) + (pairs ? 2.5e-6 * cap + 7.5e-5 + 0x1p-8 : 0);
+        double expected = bits[r] >> key & 1 ? exp(exact - top) : 0, bound = expected * (exp(moved) - 1) + 0x1p-120;
+        if (got != again || !(fabs(got - expected) <= bound))
+            fail_msg("%s: cap %g of %.9g: expected a weight of %.9g, got %.9g and %.9g (bound %.3g)", isa, (double)cap,
+                     (double)logits[n], expected, got, again, bound);
+    }
+}
+
+static void check_caps(fv_ctx *ctx)
+{
+    const struct fv_kernels *kernels = fv_kernels_of(ctx);
+    static const float caps[] = {0.01f, 1, 5, 50, 3000};
+    fv_random random = fv_random_new(test_seed(), 77);
+
+    for (size_t n = 0; n < sizeof caps / sizeof *caps; n++)
+        for (int pairs = 0; pairs <= (kernels->tile_bf16 ? 1 : 0); pairs++)
+            check_cap(kernels, fv_ctx_backend(ctx), &random, caps[n], pairs);
+}
+
+static void caps_keep_their_bounds_whatever_is_hidden(void **state)
+{
+    (void)state;
+    test_each_isa(check_caps);
+}
+
 /* ---- against the reference backend ------------------------------------------------------------------------------ */
 
 enum { RESULTS = 1 << 22, PARTS = 1200 };
@@ -476,6 +547,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(functions_keep_their_bounds),
+        cmocka_unit_test(caps_keep_their_bounds_whatever_is_hidden),
         cmocka_unit_test(rows_agree_with_the_reference_for_any_number_of_threads),
     };
 
