@@ -70,9 +70,9 @@ static void add_values(const struct attend *a, const fv_tiles *t, float *o)
 
     for (int64_t d = 0; d < a->width; d += columns) {
         const float *v = t->panels.values + d * (FV_KEY_TILE / together);
-        for (int r = 0; r < t->rows; r += kernels->tile_rows) {
-            int rows = (int)fv_min(kernels->tile_rows, t->rows - r), from, to;
-            uint64_t seen = fv_tiles_seen(t, r, rows);
+        for (int r = 0, at = 0; r < t->rows; r += t->step, at++) {
+            int rows = (int)fv_min(t->step, t->rows - r), from, to;
+            uint64_t seen = fv_tiles_seen(t, at);
             if (!seen) continue;
             from = __builtin_ctzll(seen) / together;
             to = (64 - __builtin_clzll(seen) + together - 1) / together;
@@ -270,6 +270,7 @@ static void weights_item(void *user, int64_t index, int thread)
     tile->b = group / groups;
     tile->h = group % groups * view->share;
     tile->rows = (int)fv_min(view->tile_rows, out->dims[2] - visit.first);
+    tile->line = 0;
     for (int r = 0; r < tile->rows; r++) {
         tile->row[r] = a->args->weight_rows ? a->args->weight_rows[visit.first + r] : visit.first + r;
         tile->query[r] = fv_plan_query(view->plan, view->heads, tile->b, tile->h, tile->row[r]);
@@ -389,10 +390,11 @@ static fv_status cut_keys(fv_ctx *ctx, struct attend *a)
 static fv_status hold_panels(fv_ctx *ctx, struct attend *a)
 {
     const fv_panel_store *p = &a->panels;
-    int64_t heads = p->k.dims[0] * p->k.dims[1];
-    int64_t bytes = p->blocks * (p->key_floats + p->value_floats) * (int64_t)sizeof(float);
+    int64_t heads = p->k.dims[0] * p->k.dims[1], bytes;
 
     if (heads == 0 || p->blocks == 0 || a->rows <= FV_FEW_ROWS || a->view->items < 2 * heads) return FV_OK;
+    if (a->view->strips > 0 && a->pieces == 1) fv_panels_follow(&a->panels, a->view);
+    bytes = p->blocks * (p->key_floats + p->value_floats) * (int64_t)sizeof(float);
     return fv_panels_hold(ctx, &a->panels, fv_clamp(PANEL_BYTES / bytes, 1, heads));
 }
 
