@@ -171,6 +171,24 @@ void fv_panels_fill(const fv_panel_store *store, int64_t b, int64_t h, const int
     if (values) fill_values(store, b, h, key, count, staging, values);
 }
 
+static void ask(const fv_tensor *t, int64_t b, int64_t h, int64_t n)
+{
+    const char *row = fv_panels_row(t, b, h, n);
+    int64_t bytes = t->dims[3] / fv_dtype_block(t->dtype) * (int64_t)fv_dtype_block_bytes(t->dtype);
+
+    for (int64_t i = 0; i < bytes; i += 64)
+        __builtin_prefetch(row + i, 0, 2); /* into the second level */
+}
+
+/* Asks for rows that are going to be filled in: memory does not see a pattern in those of a strip. */
+static void ask_rows(const fv_panel_store *store, int64_t b, int64_t h, const int64_t *key, int count)
+{
+    for (int n = 0; n < count; n++) {
+        ask(&store->k, b, h, key[n]);
+        if (store->v.data) ask(&store->v, b, h, key[n]);
+    }
+}
+
 /* The exponent of both halves is carried into the bit above it where it is all ones. */
 static bool finite_pairs(int64_t n, const uint32_t *pair)
 {
@@ -214,6 +232,10 @@ static unsigned char fill_block(const fv_panel_store *store, int64_t b, int64_t 
     fv_panels_fill(store, b, h, key, count, staging, keys, store->v.data ? values : NULL);
     state = !store->v.data || fv_panels_finite(store, values, count) ? FULL : FULL_NOT_FINITE;
     atomic_store_explicit(&store->state[at], state, memory_order_release);
+    if (store->strips && at % store->blocks + 1 < store->blocks) {
+        count = fv_plan_strip_keys(store->strips, at % store->blocks + 1, key);
+        ask_rows(store, b, h, key, count);
+    }
     return state;
 }
 

@@ -75,6 +75,11 @@ static void load_queries(fv_tiles *t)
     int64_t D = s->q.dims[3], depth = t->own.depth, in_row = t->q_row;
     const float *in = t->q;
 
+    for (int r = 0; r < t->rows; r++) { /* rows of a patch lie apart */
+        const char *q = fv_panels_row(&s->q, t->b, t->tile.h + r / t->tile.rows, t->tile.query[r % t->tile.rows]);
+        for (int64_t n = 0; n < D * (int64_t)sizeof(float); n += 64)
+            __builtin_prefetch(q + n);
+    }
     for (int r = 0; r < t->rows; r++) {
         int64_t h = t->tile.h + r / t->tile.rows, i = t->tile.query[r % t->tile.rows];
         const float *q = (const float *)fv_panels_row(&s->q, t->b, h, i);
