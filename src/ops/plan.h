@@ -42,6 +42,12 @@ static inline int64_t fv_plan_key_position(const fv_plan *plan, int64_t j)
 /* The list entry that shows row i key j, for its bias: an index into lists.entry, -1 if there is none. */
 int64_t fv_plan_entry(const fv_plan *plan, int64_t heads, int64_t b, int64_t h, int64_t i, int64_t j);
 
+/* Some cells of an axis of the grid, all of one residue by its dilation; counted in steps of the dilation. */
+typedef struct fv_plan_patch {
+    int64_t residue, from, to;
+    int64_t low, high; /* what their windows reach */
+} fv_plan_patch;
+
 typedef struct fv_plan_view {
     const fv_plan *plan; /* never NULL */
     int64_t batch, heads, share, queries, keys;
@@ -52,11 +58,15 @@ typedef struct fv_plan_view {
     int64_t *item_first; /* [batch * heads / share + 1] first item; NULL if classes == 1 */
     int64_t *cut_row;    /* [cuts] first row */
     int32_t *cut_rows;   /* [cuts] */
-    int64_t patch[3], patches[3]; /* sides of a tile on the grid and how many there are; 0: rows follow each other */
-    bool positions_ascend;        /* key positions ascend, so intervals of them are intervals of keys */
-    bool segments_ascend;         /* the same for key segments */
-    bool by_pair;                 /* some part can only be asked key by key */
-    int64_t grid_keys;            /* keys on the grid */
+    const fv_plan_patch
+        *patch[3]; /* of each axis of the grid; a tile is a patch on each.  NULL: rows follow each other */
+    int64_t patches[3];
+    int64_t strips;        /* of the grid; 0: none are laid out */
+    int64_t *strip_first;  /* [strips + 1] first key block of a strip */
+    bool positions_ascend; /* key positions ascend, so intervals of them are intervals of keys */
+    bool segments_ascend;  /* the same for key segments */
+    bool by_pair;          /* some part can only be asked key by key */
+    int64_t grid_keys;     /* keys on the grid */
 } fv_plan_view;
 
 /* `share`: query heads taken together (1, or a group for which fv_plan_heads_share holds); tile_rows 1..FV_TILE.
@@ -71,10 +81,43 @@ typedef struct fv_plan_tile {
     int rows;               /* 1..tile_rows */
     int64_t row[FV_TILE];   /* of o and lse */
     int64_t query[FV_TILE]; /* of q; its position is query + plan->offset */
+    /* of a view's own tiles on a grid: the patch on each axis, and rows on the last of them (else 0) */
+    int64_t patch[3];
+    int line;
 } fv_plan_tile;
 
 void fv_plan_tile_at(const fv_plan_view *view, int64_t item, fv_plan_tile *tile);
 int64_t fv_plan_query(const fv_plan *plan, int64_t heads, int64_t b, int64_t h, int64_t row);
+
+/* Cuts the grid into patches, where all its cells are queries, and lays out strips. */
+fv_status fv_plan_cut_patches(fv_ctx *ctx, fv_plan_view *view);
+void fv_plan_patch_at(const fv_plan_view *view, int64_t cut, fv_plan_tile *tile);
+
+/* Keys [*from, *to) of an axis that its cell i sees, all in steps of the dilation from the residue. */
+void fv_plan_axis(const fv_grid *grid, int a, int64_t residue, int64_t i, int64_t *from, int64_t *to);
+
+/* The keys of a block of a strip; how many (fewer than FV_TILE only at the strip's end).  They ascend. */
+int fv_plan_strip_keys(const fv_plan_view *view, int64_t block, int64_t key[FV_TILE]);
+
+/* What the rows of a tile see of their strip: nothing but blocks [block, end), and there the bits of fv_plan_bits. */
+typedef struct fv_plan_strip {
+    int64_t block, end, first; /* first: of the strip */
+    /* each axis: what a row sees of a strip's keys recurs with the axis' period */
+    const fv_plan_patch *patch[3];
+    int sides[3];
+    int64_t from[3][FV_TILE], to[3][FV_TILE], period[3];
+} fv_plan_strip;
+
+void fv_plan_strip_of(const fv_plan_view *view, const fv_plan_tile *tile, fv_plan_strip *strip);
+void fv_plan_strip_bits(const fv_plan_strip *strip, int64_t block, uint64_t bits[FV_TILE]);
+
+/* Bits of the keys from..to-1 in a word that begins at `key` and has `count` bits. */
+static inline uint64_t fv_plan_interval(int64_t from, int64_t to, int64_t key, int64_t count)
+{
+    int64_t a = fv_max(from - key, 0), b = fv_min(to - key, count);
+
+    return a < b ? (b >= 64 ? UINT64_MAX : ((uint64_t)1 << b) - 1) & ~(((uint64_t)1 << a) - 1) : 0;
+}
 
 typedef struct fv_plan_run {
     int64_t key, count;
@@ -110,6 +153,7 @@ typedef struct fv_plan_runs {
     int32_t row_in_group[FV_TILE], bit_tile[FV_TILE];
     float bias[FV_TILE];
     bool has_tiles;
+    bool single; /* one group and single keys, about which nothing else is said */
     /* what the lists, the grid or the whole range of keys propose next */
     bool more;
     int64_t key, key_end;
@@ -121,6 +165,10 @@ typedef struct fv_plan_runs {
 
 void fv_plan_runs_begin(fv_plan_runs *runs, const fv_plan_view *view, const fv_plan_tile *tile);
 bool fv_plan_runs_next(fv_plan_runs *runs, fv_plan_run *run);
+
+/* A faster way for lists of single keys: takes `count` <= FV_TILE keys at once if the next ones are keys that all rows
+ * see and lie in at least `spread` places; how many: `count`, or 0 where only fv_plan_runs_next can say what comes. */
+int fv_plan_runs_keys(fv_plan_runs *runs, int count, int64_t spread, int64_t *key);
 
 /* bits[r] bit j: row r of the tile sees key + j, for j < count <= 64 keys of the current run; 0 for rows the run has
  * not. */

@@ -1,8 +1,6 @@
 /* How the rows of a call are cut into tiles. */
 #include "ops/plan.h"
 
-#include <math.h>
-
 static bool ascends(const int32_t *values, int64_t count)
 {
     for (int64_t n = 1; values && n < count; n++)
@@ -59,62 +57,6 @@ static int64_t cut_class(const fv_plan_view *view, int64_t class, int64_t *cut_r
     return cut_rows(NULL, 1, 0, view->queries, view->tile_rows, false, cut_row, cut_count);
 }
 
-/* On a grid of two or three axes whose queries are all its cells, rows of a tile are a patch: its windows overlap much
- * more than those of a line.  Doubles the side that widens the union of windows least. */
-static void cut_patches(fv_plan_view *view)
-{
-    const fv_grid *grid = &view->plan->grid;
-    int64_t rows = 1, side[3] = {1, 1, 1};
-
-    if (grid->rank < 2 || view->plan->lists.row_start || view->queries != view->grid_keys || view->plan->offset != 0)
-        return;
-    for (int a = 0; a < grid->rank; a++)
-        if (grid->dilation[a] > 1) return;
-    while (2 * rows <= view->tile_rows) {
-        double least = INFINITY;
-        int best = -1;
-        for (int a = grid->rank - 1; a >= 0; a--) {
-            int64_t reach = grid->window[a] + side[a] - 1;
-            double growth = (double)fv_min(reach + side[a], grid->dims[a]) / (double)fv_min(reach, grid->dims[a]);
-            if (side[a] >= grid->dims[a] || growth >= least) continue;
-            least = growth;
-            best = a;
-        }
-        if (best < 0) break;
-        side[best] *= 2;
-        rows *= 2;
-    }
-    view->class_tile[1] = 1;
-    for (int a = 0; a < 3; a++) {
-        int64_t length = a < grid->rank ? grid->dims[a] : 1;
-        view->patches[a] = fv_ceil_div(length, side[a]);
-        view->patch[a] = fv_ceil_div(length, view->patches[a]);
-        view->patches[a] = fv_ceil_div(length, view->patch[a]);
-        view->class_tile[1] *= view->patches[a];
-    }
-}
-
-static void patch_at(const fv_plan_view *view, int64_t cut, fv_plan_tile *tile)
-{
-    const fv_grid *grid = &view->plan->grid;
-    int64_t from[3], to[3];
-
-    for (int a = 2; a >= 0; a--) {
-        from[a] = cut % view->patches[a] * view->patch[a];
-        to[a] = fv_min(from[a] + view->patch[a], a < grid->rank ? grid->dims[a] : 1);
-        cut /= view->patches[a];
-    }
-    tile->rows = 0;
-    for (int64_t x = from[0]; x < to[0]; x++)
-        for (int64_t y = from[1]; y < to[1]; y++)
-            for (int64_t z = from[2]; z < to[2]; z++) {
-                int64_t row = x * grid->dims[1] + y;
-                if (grid->rank > 2) row = row * grid->dims[2] + z;
-                tile->row[tile->rows] = tile->query[tile->rows] = row;
-                tile->rows++;
-            }
-}
-
 fv_status fv_plan_open(fv_ctx *ctx, const fv_plan *plan, int64_t batch, int64_t heads, int64_t share, int64_t tile_rows,
                        int64_t queries, int64_t keys, fv_plan_view *view)
 {
@@ -150,7 +92,7 @@ fv_status fv_plan_open(fv_ctx *ctx, const fv_plan *plan, int64_t batch, int64_t 
     for (int64_t c = 0; c < view->classes; c++)
         cut_class(view, c, view->cut_row + view->class_tile[c], view->cut_rows + view->class_tile[c]);
 
-    if (view->classes == 1) cut_patches(view);
+    if (view->classes == 1) FV_TRY(fv_plan_cut_patches(ctx, view));
     pairs = batch * (heads / share);
     if (view->classes == 1) {
         view->items = pairs * view->class_tile[1];
@@ -188,11 +130,12 @@ void fv_plan_tile_at(const fv_plan_view *view, int64_t item, fv_plan_tile *tile)
     }
     tile->b = pair / groups;
     tile->h = pair % groups * view->share;
-    if (view->patch[0] > 0) {
-        patch_at(view, cut, tile);
+    if (view->patch[0]) {
+        fv_plan_patch_at(view, cut, tile);
         return;
     }
     tile->rows = view->cut_rows[cut];
+    tile->line = 0;
     for (int r = 0; r < tile->rows; r++) {
         tile->row[r] = view->cut_row[cut] + r;
         tile->query[r] = fv_plan_query(view->plan, view->heads, tile->b, tile->h, tile->row[r]);

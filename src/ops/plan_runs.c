@@ -14,14 +14,6 @@ static uint64_t low_bits(int64_t count)
     return count >= 64 ? UINT64_MAX : ((uint64_t)1 << count) - 1;
 }
 
-/* Bits of the keys from..to-1 in a word that begins at `key` and has `count` bits. */
-static inline uint64_t interval(int64_t from, int64_t to, int64_t key, int64_t count)
-{
-    int64_t a = fv_max(from - key, 0), b = fv_min(to - key, count);
-
-    return a < b ? low_bits(b) & ~low_bits(a) : 0;
-}
-
 /* ---- intervals of keys per row --------------------------------------------------------------------------------- */
 
 static int64_t floor_div(int64_t a, int64_t b)
@@ -150,23 +142,11 @@ static void make_spans(fv_plan_runs *runs)
 
 static void grid_axis(const fv_grid *grid, int a, int64_t x, int64_t *low, int64_t *high)
 {
-    int64_t stride = fv_max(grid->stride[a], 1), dilation = fv_max(grid->dilation[a], 1), window = grid->window[a];
-    int64_t group = x % dilation, i = x / dilation, start, end;
-    int64_t length = grid->dims[a] / dilation + (group < grid->dims[a] % dilation);
+    int64_t dilation = fv_max(grid->dilation[a], 1), residue = x % dilation, from, to;
 
-    if (grid->causal[a]) {
-        int64_t leader = i / stride * stride + stride - 1;
-        if (!grid->unclipped) leader = fv_min(leader, length - 1);
-        start = fv_max(leader - window + 1, 0);
-        end = i + 1;
-    } else {
-        int64_t leader = fv_min(i / stride * stride + stride / 2, length - 1);
-        start = fv_max(leader - window / 2, 0);
-        if (leader + window / 2 + window % 2 - 1 >= length) start = length - window;
-        end = start + window;
-    }
-    *low = start * dilation + group;
-    *high = (end - 1) * dilation + group + 1;
+    fv_plan_axis(grid, a, residue, x / dilation, &from, &to);
+    *low = from * dilation + residue;
+    *high = (to - 1) * dilation + residue + 1;
 }
 
 static void grid_begin(fv_plan_runs *runs)
@@ -404,6 +384,38 @@ static void lists_next(fv_plan_runs *runs)
     }
 }
 
+/* Lists of keys for one group of rows, with nothing else to ask. */
+static bool are_single(const fv_plan_runs *runs)
+{
+    const fv_plan_view *view = runs->view;
+    const fv_lists *lists = &view->plan->lists;
+
+    return runs->groups == 1 && lists->key_block == 1 && !lists->key_start && !lists->tile && !lists->entry_bias &&
+           view->plan->grid.rank == 0 && !view->by_pair;
+}
+
+int fv_plan_runs_keys(fv_plan_runs *runs, int count, int64_t spread, int64_t *key)
+{
+    const fv_plan_span *span = &runs->span[runs->at_span];
+    int pending = (int)fv_min(runs->key_end - runs->key, FV_TILE), n = 0;
+    const int32_t *entry;
+    int64_t last;
+
+    if (!runs->more || !runs->single || !span->whole || runs->live != low_bits(runs->tile->rows)) return 0;
+    if (runs->key < span->from || runs->key_end > span->to) return 0;
+    if (pending >= count || runs->end[0] - runs->cursor[0] < count) return 0;
+    entry = runs->view->plan->lists.entry + runs->cursor[0];
+    last = entry[count - pending - 1];
+    if (last >= span->to || last + 1 - (pending > 0 ? runs->key : entry[0]) < spread) return 0;
+    while (n < pending)
+        key[n++] = runs->key++;
+    for (; n < count; n++)
+        key[n] = entry[n - pending];
+    runs->cursor[0] += count - pending;
+    runs->next[0] = runs->cursor[0] < runs->end[0] ? entry[count - pending] : NO_BLOCK;
+    return count;
+}
+
 /* ---- runs ------------------------------------------------------------------------------------------------------ */
 
 static void propose(fv_plan_runs *runs)
@@ -438,7 +450,11 @@ void fv_plan_runs_begin(fv_plan_runs *runs, const fv_plan_view *view, const fv_p
         row_intervals(runs, r, tile->query[r]);
     make_spans(runs);
     if (view->plan->grid.rank > 0 && !view->plan->key_position) grid_begin(runs);
-    if (view->plan->lists.row_start) lists_begin(runs);
+    runs->single = false;
+    if (view->plan->lists.row_start) {
+        lists_begin(runs);
+        runs->single = are_single(runs);
+    }
     if (runs->spans == 0)
         runs->more = false;
     else
@@ -475,7 +491,7 @@ static void bits_of_grid(const fv_plan_runs *runs, int64_t key, int64_t count, u
     const fv_grid *grid = &runs->view->plan->grid;
     int last = grid->rank - 1, rows = runs->tile->rows;
     int64_t width = grid->dims[last], end = fv_min(key + count, runs->view->grid_keys), dilation = grid->dilation[last];
-    uint64_t seen[FV_TILE] = {0}, beyond = interval(end, key + count, key, count);
+    uint64_t seen[FV_TILE] = {0}, beyond = fv_plan_interval(end, key + count, key, count);
 
     for (int64_t j = key; j < end;) {
         int64_t x = j % width, line = j / width, take = fv_min(width - x, end - j), outer[3] = {0};
@@ -493,7 +509,7 @@ static void bits_of_grid(const fv_plan_runs *runs, int64_t key, int64_t count, u
             if (!sees) continue;
             int64_t low = runs->low[last][r], high = fv_min(runs->high[last][r], x + take);
             if (dilation <= 1) {
-                seen[r] |= interval(j + low - x, j + high - x, j, take) << (j - key);
+                seen[r] |= fv_plan_interval(j + low - x, j + high - x, j, take) << (j - key);
                 continue;
             }
             if (low < x) low += fv_ceil_div(x - low, dilation) * dilation;
@@ -555,8 +571,8 @@ void fv_plan_bits(const fv_plan_runs *runs, const fv_plan_run *run, int64_t key,
     for (uint64_t rows = run->rows; rows; rows &= rows - 1) {
         int r = __builtin_ctzll(rows);
         bits[r] = run->whole ? low_bits(count)
-                             : interval(runs->sink_from[r], runs->sink_to[r], key, count) |
-                                   interval(runs->from[r], runs->to[r], key, count);
+                             : fv_plan_interval(runs->sink_from[r], runs->sink_to[r], key, count) |
+                                   fv_plan_interval(runs->from[r], runs->to[r], key, count);
     }
     if (run->whole) return;
     if (view->plan->grid.rank > 0 && !view->plan->key_position) bits_of_grid(runs, key, count, bits);

@@ -17,19 +17,28 @@ static fv_tensor cast(fv_ctx *ctx, const fv_tensor *t, fv_dtype dtype)
 static void compare(fv_ctx *ctx, const char *what, struct problem *p)
 {
     struct naive naive;
-    double largest = 1; /* sum of a row's weights: more than 1 where the normaliser is given */
+    double heaviest = 1; /* sum of a row's weights: more than 1 where the normaliser is given */
 
     test_problem_define(ctx, p, &naive);
     for (int64_t cell = 0; cell < p->B * p->H * p->S; cell++) {
         double sum = 0;
         for (int64_t j = 0; j < p->M; j++)
             sum += naive.probability[cell * p->M + j];
-        largest = fmax(largest, sum);
+        heaviest = fmax(heaviest, sum);
     }
     assert_ok(fv_attend(ctx, &p->args));
-    test_close(what, &p->args.o, naive.o, test_problem_tolerance(p) * largest);
+    test_close(what, &p->args.o, naive.o, test_problem_tolerance(p) * heaviest);
     if (!p->args.lse_in.data && !p->args.lse_in_key.data)
         test_close(what, &p->args.lse, naive.lse, test_problem_tolerance(p));
+}
+
+static double largest(const fv_tensor *t)
+{
+    double most = 0;
+
+    for (int64_t n = 0; n < fv_tensor_count(t); n++)
+        most = fmax(most, fabs((double)fv_load(t->dtype, t->data, n)));
+    return most;
 }
 
 /* ---- tests ----------------------------------------------------------------------------------------------------- */
@@ -51,6 +60,82 @@ static void output_follows_the_formula(void **state)
             fv_scratch_release(ctx, mark);
         }
         fv_ctx_free(ctx);
+    }
+}
+
+/* Plans of enough rows for tiles that are laid out: grids whose queries are all cells (of one to three axes, dilated,
+ * strided, causal, with key counts of any remainder), and lists of single keys; in f32 and, as k and v are then exact,
+ * in bf16: rounding q changes a logit by at most 2^-8 of D |q| |k| / sqrt(D), rounding weights o by 2^-8 of |v|. */
+static void large_plans_follow_the_formula(void **state)
+{
+    static const fv_grid grids[] = {
+        {.rank = 1, .dims = {450}, .window = {40}, .dilation = {7}},
+        {.rank = 1, .dims = {430}, .window = {50}, .stride = {9}, .causal = {true}},
+        {.rank = 2, .dims = {21, 23}, .window = {7, 9}},
+        {.rank = 2, .dims = {24, 19}, .window = {20, 19}},
+        {.rank = 2, .dims = {20, 23}, .window = {9, 10}, .stride = {4, 5}},
+        {.rank = 2, .dims = {23, 20}, .window = {5, 6}, .dilation = {2, 3}, .causal = {true, false}},
+        {.rank = 2, .dims = {22, 21}, .window = {8, 3}, .stride = {3, 1}, .dilation = {1, 5}, .causal = {false, true}},
+        {.rank = 3, .dims = {7, 8, 8}, .window = {3, 4, 5}},
+        {.rank = 3, .dims = {8, 7, 8}, .window = {3, 3, 4}, .stride = {2, 3, 2}, .dilation = {2, 1, 2}},
+    };
+    enum { GRIDS = sizeof grids / sizeof grids[0], LISTS = 3 };
+    fv_random random = fv_random_new(test_seed(), 17);
+    (void)state;
+
+    for (int device = 0; test_devices[device]; device++) {
+        for (int n = 0; n < 2 * (GRIDS + LISTS); n++) {
+            fv_ctx *ctx = test_ctx(test_devices[device], 2);
+            struct problem p = {.B = 1, .H = 4, .Hkv = 4, .N = 1, .D = 16, .Dv = 32};
+            bool half = n % 2;
+            struct naive naive;
+            if (n / 2 < GRIDS) {
+                p.plan.grid = grids[n / 2];
+                for (int a = 0; a < p.plan.grid.rank; a++)
+                    p.N *= p.plan.grid.dims[a];
+            } else {
+                p.N = 450 + fv_random_below(&random, 30);
+            }
+            p.M = p.S = p.N;
+            if (n / 2 >= GRIDS) {
+                int64_t *row_start, groups = fv_ceil_div(p.N, 64), one_in = 1 + 2 * (n / 2 - GRIDS);
+                int32_t *entry;
+                assert_ok(FV_SCRATCH(ctx, row_start, groups + 1));
+                assert_ok(FV_SCRATCH(ctx, entry, groups * p.M));
+                row_start[0] = 0;
+                for (int64_t g = 0; g < groups; g++) {
+                    row_start[g + 1] = row_start[g];
+                    for (int32_t j = 0; j < p.M; j++)
+                        if (fv_random_below(&random, one_in) == 0) entry[row_start[g + 1]++] = j;
+                }
+                p.plan.causal = test_chance(&random, 2);
+                p.plan.lists = (fv_lists){.query_block = 64,
+                                          .key_block = 1,
+                                          .groups = groups,
+                                          .key_blocks = p.M,
+                                          .row_start = row_start,
+                                          .entry = entry};
+            }
+            p.args.plan = &p.plan;
+            p.args.q = test_random(ctx, 1, FV_DIMS(1, p.H, p.N, p.D));
+            p.args.k = test_random(ctx, 1, FV_DIMS(1, p.Hkv, p.M, p.D));
+            p.args.v = test_random(ctx, 1, FV_DIMS(1, p.Hkv, p.M, p.Dv));
+            assert_ok(fv_tensor_new(ctx, &p.args.o, FV_F32, FV_DIMS(1, p.H, p.S, p.Dv)));
+            assert_ok(fv_tensor_new(ctx, &p.args.lse, FV_F32, FV_DIMS(1, p.H, p.S)));
+            if (test_chance(&random, 3)) p.args.logits.bias = test_random(ctx, 1, FV_DIMS(1, p.H, p.N, p.M));
+            if (half) {
+                p.args.k = cast(ctx, &p.args.k, FV_BF16);
+                p.args.v = cast(ctx, &p.args.v, FV_BF16);
+            }
+            double shift = half ? ldexp(sqrt((double)p.D) * largest(&p.args.q) * largest(&p.args.k), -8) : 0;
+            double tolerance = test_problem_tolerance(&p);
+            test_problem_define(ctx, &p, &naive);
+            assert_ok(fv_attend(ctx, &p.args));
+            test_close(test_devices[device], &p.args.o, naive.o,
+                       tolerance + (half ? (2 * shift + ldexp(1, -8)) * largest(&p.args.v) : 0));
+            test_close(test_devices[device], &p.args.lse, naive.lse, tolerance + shift);
+            fv_ctx_free(ctx);
+        }
     }
 }
 
@@ -394,6 +479,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_is_hidden_cannot_spoil),
         cmocka_unit_test(output_follows_the_formula),
+        cmocka_unit_test(large_plans_follow_the_formula),
         cmocka_unit_test(half_precision_keys_and_values_are_read_as_they_are),
         cmocka_unit_test(q8_0_keys_and_values_are_read_as_they_are),
         cmocka_unit_test(a_given_log_sum_exp_normalises),

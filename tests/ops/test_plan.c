@@ -106,6 +106,102 @@ static void random_plans_give_runs_that_agree_with_the_definition(void **state)
     fv_ctx_free(ctx);
 }
 
+/* What the blocks of strips show the rows of each tile, each pair once, is what the definition says. */
+static void strips_of_a_grid_agree_with_the_definition(void **state)
+{
+    fv_random random = fv_random_new(test_seed(), 78);
+    fv_ctx *ctx = test_ctx("ref", 1);
+    int laid = 0;
+    (void)state;
+
+    for (int round = 0; round < 300; round++) {
+        fv_mark mark = fv_scratch_mark(ctx);
+        fv_plan plan = {0};
+        int64_t N = test_plan_grid(&random, &plan.grid);
+        fv_plan_view view;
+        uint8_t *seen;
+        plan.causal = round % 3 == 0;
+        assert_ok(fv_plan_check(&plan, 1, 1, N, N, N));
+        assert_ok(fv_plan_open(ctx, &plan, 1, 1, 1, round % 2 ? FV_TILE : 1 + fv_random_below(&random, FV_TILE), N, N,
+                               &view));
+        assert_ok(FV_SCRATCH(ctx, seen, N * N));
+        memset(seen, 0, (size_t)(N * N));
+        for (int64_t item = 0; view.strips > 0 && item < view.items; item++) {
+            fv_plan_tile tile;
+            fv_plan_strip strip;
+            fv_plan_tile_at(&view, item, &tile);
+            fv_plan_strip_of(&view, &tile, &strip);
+            for (int64_t block = strip.block; block < strip.end; block++) {
+                int64_t key[FV_TILE];
+                uint64_t bits[FV_TILE];
+                int count = fv_plan_strip_keys(&view, block, key);
+                assert_in_range(count, 1, FV_TILE);
+                fv_plan_strip_bits(&strip, block, bits);
+                for (int r = 0; r < tile.rows; r++) {
+                    if (count < FV_TILE && bits[r] >> count) fail_msg("bits beyond the strip's keys");
+                    for (int n = 0; n < count; n++) {
+                        assert_in_range(key[n], n > 0 ? key[n - 1] + 1 : 0, N - 1);
+                        seen[tile.query[r] * N + key[n]] += bits[r] >> n & 1;
+                    }
+                }
+            }
+        }
+        laid += view.strips > 0;
+        for (int64_t n = 0; view.strips > 0 && n < N * N; n++)
+            if (seen[n] != test_plan_sees(&plan, 1, 0, 0, n / N, n % N, &(double){0}))
+                fail_msg("round %d: query %lld, key %lld: seen %d times", round, (long long)(n / N), (long long)(n % N),
+                         seen[n]);
+        fv_scratch_release(ctx, mark);
+    }
+    assert_true(laid > 100);
+    fv_ctx_free(ctx);
+}
+
+/* Keys taken at once are those that runs would give one by one, whatever comes between. */
+static void keys_taken_at_once_are_those_of_the_runs(void **state)
+{
+    fv_random random = fv_random_new(test_seed(), 79);
+    fv_ctx *ctx = test_ctx("ref", 1);
+    int at_once = 0;
+    (void)state;
+
+    for (int round = 0; round < 100; round++) {
+        fv_mark mark = fv_scratch_mark(ctx);
+        int64_t N = 64, M = 1 + fv_random_below(&random, 2000), one_in = 1 + fv_random_below(&random, 6), count = 0;
+        int64_t row_start[2] = {0}, taken[2000];
+        int32_t entry[2000];
+        fv_plan plan = {.causal = round % 2, .offset = M - N};
+        fv_plan_view view;
+        fv_plan_tile tile;
+        fv_plan_runs runs;
+        fv_plan_run run;
+        for (int32_t j = 0; j < M; j++)
+            if (fv_random_below(&random, one_in) == 0) entry[row_start[1]++] = j;
+        plan.lists = (fv_lists){
+            .query_block = N, .key_block = 1, .groups = 1, .key_blocks = M, .row_start = row_start, .entry = entry};
+        assert_ok(fv_plan_open(ctx, &plan, 1, 1, 1, FV_TILE, N, M, &view));
+        fv_plan_tile_at(&view, 0, &tile);
+        fv_plan_runs_begin(&runs, &view, &tile);
+        for (bool more = true; more;) {
+            int want = 1 + (int)fv_random_below(&random, FV_TILE);
+            int got = fv_random_below(&random, 3) ? fv_plan_runs_keys(&runs, want, 0, taken + count) : 0;
+            assert_true(got == 0 || got == want);
+            at_once += got;
+            count += got;
+            if (got > 0) continue;
+            more = fv_plan_runs_next(&runs, &run);
+            for (int64_t n = 0; more && n < run.count; n++)
+                taken[count++] = run.key + n;
+        }
+        for (int64_t n = 0; n < count && n < row_start[1]; n++)
+            assert_int_equal(taken[n], entry[n]);
+        assert_int_equal(count, row_start[1]);
+        fv_scratch_release(ctx, mark);
+    }
+    assert_true(at_once > 1000);
+    fv_ctx_free(ctx);
+}
+
 /* Starts and ends the sheet of generalised neighbourhood attention lists for small axes. */
 static void grids_have_the_windows_of_the_paper(void **state)
 {
@@ -191,6 +287,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(random_plans_give_runs_that_agree_with_the_definition),
+        cmocka_unit_test(strips_of_a_grid_agree_with_the_definition),
+        cmocka_unit_test(keys_taken_at_once_are_those_of_the_runs),
         cmocka_unit_test(grids_have_the_windows_of_the_paper),
         cmocka_unit_test(long_plans_are_counted_from_their_intervals),
         cmocka_unit_test(bad_plans_are_refused_in_words),

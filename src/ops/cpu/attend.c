@@ -15,7 +15,7 @@
 
 #include "ops/cpu/cpu.h"
 
-enum { FEW_ITEMS = 32, PIECES = 48, LEAST_PIECE = 256, PANEL_BYTES = 32 << 20 };
+enum { FEW_ITEMS = 32, PIECES = 48, LEAST_PIECE = 256, PANEL_BYTES = 32 << 20, STRIP_BYTES = 8 << 20 };
 
 struct visit {
     const struct attend *attend;
@@ -70,9 +70,9 @@ static void add_values(const struct attend *a, const fv_tiles *t, float *o)
 
     for (int64_t d = 0; d < a->width; d += columns) {
         const float *v = t->panels.values + d * (FV_KEY_TILE / together);
-        for (int r = 0; r < t->rows; r += kernels->tile_rows) {
-            int rows = (int)fv_min(kernels->tile_rows, t->rows - r), from, to;
-            uint64_t seen = fv_tiles_seen(t, r, rows);
+        for (int r = 0, at = 0; r < t->rows; r += t->step, at++) {
+            int rows = (int)fv_min(t->step, t->rows - r), from, to;
+            uint64_t seen = fv_tiles_seen(t, at);
             if (!seen) continue;
             from = __builtin_ctzll(seen) / together;
             to = (64 - __builtin_clzll(seen) + together - 1) / together;
@@ -178,11 +178,27 @@ static void load_normaliser(const struct attend *a, const fv_plan_tile *tile, fl
         out[r] = *(float *)fv_at(lse, tile->b, tile->h + r / tile->rows, tile->row[r % tile->rows], 0);
 }
 
+/* The item to take index-th.  Tiles of a causal plan grow towards the end: big ones first.  On a grid threads walk down
+ * strips side by side, each its own: they do not wait for one another, and a strip stays in a core's cache. */
+static int64_t item_at(const struct attend *a, int64_t index)
+{
+    int64_t along, lanes, round, strips, first;
+
+    if (!a->panels.strips) return a->end_item - 1 - index;
+    along = a->view->patches[0];
+    lanes = a->threads;
+    strips = (a->end_item - a->first_item) / along;
+    round = index / (lanes * along);
+    first = round * lanes;
+    lanes = fv_min(lanes, strips - first);
+    index -= first * along;
+    return a->end_item - 1 - (first + index % lanes) * along - index / lanes;
+}
+
 static void attend_item(void *user, int64_t index, int thread)
 {
     const struct attend *a = user;
-    /* tiles of a causal plan grow towards the end: big ones first */
-    int64_t item = a->end_item - 1 - index / a->pieces, piece = index % a->pieces;
+    int64_t item = item_at(a, index / a->pieces), piece = index % a->pieces;
     int64_t from = a->pieces > 1 ? a->cut[item * (a->pieces + 1) + piece] : 0;
     int64_t to = a->pieces > 1 ? a->cut[item * (a->pieces + 1) + piece + 1] : a->view->keys;
     struct visit visit = {a, a->part[a->pieces > 1 ? item * a->pieces + piece : thread], a->normaliser[thread]};
@@ -270,6 +286,7 @@ static void weights_item(void *user, int64_t index, int thread)
     tile->b = group / groups;
     tile->h = group % groups * view->share;
     tile->rows = (int)fv_min(view->tile_rows, out->dims[2] - visit.first);
+    tile->line = 0;
     for (int r = 0; r < tile->rows; r++) {
         tile->row[r] = a->args->weight_rows ? a->args->weight_rows[visit.first + r] : visit.first + r;
         tile->query[r] = fv_plan_query(view->plan, view->heads, tile->b, tile->h, tile->row[r]);
@@ -389,11 +406,12 @@ static fv_status cut_keys(fv_ctx *ctx, struct attend *a)
 static fv_status hold_panels(fv_ctx *ctx, struct attend *a)
 {
     const fv_panel_store *p = &a->panels;
-    int64_t heads = p->k.dims[0] * p->k.dims[1];
-    int64_t bytes = p->blocks * (p->key_floats + p->value_floats) * (int64_t)sizeof(float);
+    int64_t heads = p->k.dims[0] * p->k.dims[1], bytes;
 
     if (heads == 0 || p->blocks == 0 || a->rows <= FV_FEW_ROWS || a->view->items < 2 * heads) return FV_OK;
-    return fv_panels_hold(ctx, &a->panels, fv_clamp(PANEL_BYTES / bytes, 1, heads));
+    if (a->view->strips > 0 && a->pieces == 1) fv_panels_follow(&a->panels, a->view);
+    bytes = p->blocks * (p->key_floats + p->value_floats) * (int64_t)sizeof(float);
+    return fv_panels_hold(ctx, &a->panels, fv_clamp((p->strips ? STRIP_BYTES : PANEL_BYTES) / bytes, 1, heads));
 }
 
 /* Gives slots to the heads of items from `first` on; the first item that finds none. */
@@ -418,14 +436,16 @@ static int64_t next_round(struct attend *a, int64_t first)
 
 static void run_items(fv_ctx *ctx, struct attend *a)
 {
+    a->first_item = 0;
     a->end_item = a->view->items;
+    a->threads = fv_ctx_threads(ctx);
     if (a->panels.slots == 0) {
         fv_run(ctx, a->view->items * a->pieces, attend_item, a);
         return;
     }
-    for (int64_t first = 0; first < a->view->items; first = a->end_item) {
-        a->end_item = next_round(a, first);
-        fv_run(ctx, (a->end_item - first) * a->pieces, attend_item, a);
+    for (; a->first_item < a->view->items; a->first_item = a->end_item) {
+        a->end_item = next_round(a, a->first_item);
+        fv_run(ctx, (a->end_item - a->first_item) * a->pieces, attend_item, a);
     }
 }
 

@@ -26,8 +26,9 @@ struct attend {
     struct attend_part *part; /* per item and piece, or per thread where there is one piece */
     int64_t rows, width;      /* of a part; width is Dv rounded up to whole micro-tiles */
     int64_t pieces;
-    int64_t *cut;     /* [items, pieces + 1]: first keys of an item's pieces, if there are several */
-    int64_t end_item; /* of those whose heads' panels are held now */
+    int64_t *cut;                 /* [items, pieces + 1]: first keys of an item's pieces, if there are several */
+    int64_t first_item, end_item; /* those whose heads' panels are held now */
+    int64_t threads;
 };
 
 /* Floats of `few` for a thread. */

@@ -255,17 +255,6 @@ static void shift_rows(int rows, int count, const float *bias, int64_t bias_row,
     }
 }
 
-/* `count` columns of `depth` rows, `row` floats apart in both */
-static void copy_columns(int64_t depth, int count, int64_t row, const float *from, float *to)
-{
-    for (int64_t p = 0; p < depth; p++, from += row, to += row) {
-        int n = 0;
-        for (; n + W <= count; n += W)
-            store(to + n, load(from + n));
-        if (n < count) copy_part(to + n, from + n, count - n);
-    }
-}
-
 #if defined(__AVX512BF16__)
 /* out[i] = the pair (even[i], odd[i]), n a multiple of W */
 static void pack_pairs(int64_t n, const float *even, const float *odd, float *out)
@@ -292,7 +281,6 @@ void LEAF(fill_attend)(struct fv_kernels *kernels)
     kernels->curve = curve;
     kernels->add_rows = add_rows;
     kernels->shift_rows = shift_rows;
-    kernels->copy_columns = copy_columns;
 #if defined(__AVX512BF16__)
     kernels->pack_pairs = pack_pairs;
     kernels->join_pairs = join_pairs;

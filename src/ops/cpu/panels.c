@@ -1,6 +1,7 @@
 #include "ops/cpu/panels.h"
 #include "ops/cpu/weights_kernels.h"
 
+
 enum { EMPTY, BUSY, FULL, FULL_NOT_FINITE };
 
 void fv_panels_open(const struct fv_kernels *kernels, const fv_tensor *k, const fv_tensor *v, bool pairs,
@@ -16,6 +17,12 @@ void fv_panels_open(const struct fv_kernels *kernels, const fv_tensor *k, const 
     store->v = *v;
     store->width = fv_round_up(v->dims[3], kernels->tile_columns);
     store->value_floats = store->width * (pairs ? FV_KEY_TILE / 2 : FV_KEY_TILE);
+}
+
+void fv_panels_follow(fv_panel_store *store, const fv_plan_view *view)
+{
+    store->strips = view;
+    store->blocks = view->strip_first[view->strips];
 }
 
 fv_status fv_panels_hold(fv_ctx *ctx, fv_panel_store *store, int64_t slots)
@@ -68,88 +75,169 @@ static const float *row_of(const fv_panel_store *store, const fv_tensor *t, int6
     return staging;
 }
 
+/* Whether rows of t are, as they lie, rows of floats or of pairs. */
+static bool lies_ready(const fv_tensor *t, bool pairs)
+{
+    if (!pairs) return t->dtype == FV_F32;
+    return t->dtype == FV_BF16 && t->dims[3] % 2 == 0 && t->strides[0] % 2 == 0 && t->strides[1] % 2 == 0 &&
+           t->strides[2] % 2 == 0 && (uintptr_t)t->data % sizeof(float) == 0;
+}
+
+/* A row of keys brought to floats or pairs. */
+static void stage_key(const fv_panel_store *store, int64_t b, int64_t h, int64_t key, float *to)
+{
+    const struct fv_kernels *kernels = store->kernels;
+    const fv_tensor *k = &store->k;
+    int64_t D = k->dims[3], padded = store->pairs ? fv_round_up(D, 2 * kernels->width) : D;
+
+    if (k->dtype == FV_BF16 && store->pairs) { /* pairs already */
+        memset(to + D / 2, 0, sizeof *to);
+        memcpy(to, fv_panels_row(k, b, h, key), (size_t)D * 2);
+        return;
+    }
+    const float *row = row_of(store, k, b, h, key, padded, to);
+    if (store->pairs)
+        kernels->join_pairs(padded, row, to);
+    else if (row != to)
+        memcpy(to, row, (size_t)D * sizeof *to);
+}
+
+/* Keys are transposed a vector's width of rows at a time: from where they lie if they follow each other. */
 static void fill_keys(const fv_panel_store *store, int64_t b, int64_t h, const int64_t *key, int count, float *staging,
                       float *keys)
 {
     const struct fv_kernels *kernels = store->kernels;
     const fv_tensor *k = &store->k;
-    int64_t D = k->dims[3], step = staged_row(D), columns = kernels->tile_columns, in_row = step;
-    bool in_place = !store->pairs && k->dtype == FV_F32 && (count == 0 || key[count - 1] - key[0] == count - 1);
+    int64_t step = staged_row(k->dims[3]), columns = kernels->tile_columns;
+    bool ready = lies_ready(k, store->pairs);
 
-    if (in_place) in_row = k->strides[2];
-    for (int n = 0; n < count && !in_place; n++) {
-        float *to = staging + n * step;
-        int64_t padded = store->pairs ? fv_round_up(D, 2 * kernels->width) : D;
-        if (store->pairs && k->dtype == FV_BF16) { /* pairs already */
-            memset(to + D / 2, 0, sizeof *to);
-            memcpy(to, fv_panels_row(k, b, h, key[n]), (size_t)D * 2);
-            continue;
+    for (int n = 0; n < fv_round_up(count, columns); n += kernels->width) {
+        int rows = (int)fv_clamp(count - n, 0, kernels->width);
+        const float *in = staging;
+        int64_t in_row = step;
+        if (ready && rows > 0 && key[n + rows - 1] - key[n] == rows - 1) {
+            in = (const float *)(const void *)fv_panels_row(k, b, h, key[n]);
+            in_row = k->strides[2] / (store->pairs ? 2 : 1);
+        } else {
+            for (int r = 0; r < rows; r++)
+                stage_key(store, b, h, key[n + r], staging + r * step);
         }
-        const float *row = row_of(store, k, b, h, key[n], padded, to);
-        if (store->pairs)
-            kernels->join_pairs(padded, row, to);
-        else if (row != to)
-            memcpy(to, row, (size_t)D * sizeof *to);
+        kernels->transpose(in, in_row, rows, store->depth, keys + n / columns * columns * store->depth + n % columns,
+                           columns);
     }
-    const float *in = in_place && count > 0 ? (const float *)fv_panels_row(k, b, h, key[0]) : staging;
-    for (int n = 0; n < fv_round_up(count, columns); n += kernels->width)
-        kernels->transpose(in + n * in_row, in_row, (int)fv_clamp(count - n, 0, kernels->width), store->depth,
-                           keys + n / columns * columns * store->depth + n % columns, columns);
 }
 
-static bool fill_values(const fv_panel_store *store, int64_t b, int64_t h, const int64_t *key, int count,
+/* Two rows of bf16 become a row of pairs; compilers make whole vectors of it. */
+static void interleave(int64_t n, const uint16_t *restrict even, const uint16_t *restrict odd, uint32_t *restrict out)
+{
+    for (int64_t i = 0; i < n; i++)
+        out[i] = even[i] | (uint32_t)odd[i] << 16;
+}
+
+static void fill_values(const fv_panel_store *store, int64_t b, int64_t h, const int64_t *key, int count,
                         float *staging, float *values)
 {
     const struct fv_kernels *kernels = store->kernels;
+    const fv_tensor *v = &store->v;
     int64_t step = staged_row(store->width), columns = kernels->tile_columns, lines = store->pairs ? 2 : 1;
-    bool finite = true;
+    bool as_stored = store->pairs && v->dtype == FV_BF16 && v->dims[3] == store->width;
 
     for (int n = 0; n < count; n += (int)lines) {
-        const float *row[2];
-        for (int side = 0; side < lines; side++) {
-            row[side] = staging + side * step;
-            if (n + side < count) {
-                row[side] = row_of(store, &store->v, b, h, key[n + side], store->width, staging + side * step);
-                finite = finite && !kernels->weights->spoiled(1, store->width, row[side], 0);
-            } else {
-                memset(staging + side * step, 0, (size_t)store->width * sizeof *staging);
-            }
+        bool single = n + 1 == count;
+        float *to = values + n / lines * columns;
+        int64_t panel = columns * (FV_KEY_TILE / lines);
+        const float *row[2] = {staging, staging + step};
+        if (lines == 2 && single) memset(staging + step, 0, (size_t)store->width * sizeof *staging);
+        if (as_stored) {
+            const uint16_t *even = (const void *)fv_panels_row(v, b, h, key[n]);
+            const uint16_t *odd = single ? (const void *)row[1] : (const void *)fv_panels_row(v, b, h, key[n + 1]);
+            for (int64_t c = 0; c < store->width; c += columns, to += panel)
+                interleave(columns, even + c, odd + c, (uint32_t *)(void *)to);
+            continue;
         }
-        for (int64_t c = 0; c < store->width; c += columns) {
-            float *to = values + c * (FV_KEY_TILE / lines) + n / lines * columns;
+        for (int side = 0; side < lines && n + side < count; side++)
+            row[side] = row_of(store, v, b, h, key[n + side], store->width, staging + side * step);
+        for (int64_t c = 0; c < store->width; c += columns, to += panel) {
             if (store->pairs)
                 kernels->pack_pairs(columns, row[0] + c, row[1] + c, to);
             else
                 memcpy(to, row[0] + c, (size_t)columns * sizeof *to);
         }
     }
-    return finite;
 }
 
-bool fv_panels_fill(const fv_panel_store *store, int64_t b, int64_t h, const int64_t *key, int count, float *staging,
+void fv_panels_fill(const fv_panel_store *store, int64_t b, int64_t h, const int64_t *key, int count, float *staging,
                     float *keys, float *values)
 {
     fill_keys(store, b, h, key, count, staging, keys);
-    return !values || fill_values(store, b, h, key, count, staging, values);
+    if (values) fill_values(store, b, h, key, count, staging, values);
+}
+
+static void ask(const fv_tensor *t, int64_t b, int64_t h, int64_t n)
+{
+    const char *row = fv_panels_row(t, b, h, n);
+    int64_t bytes = t->dims[3] / fv_dtype_block(t->dtype) * (int64_t)fv_dtype_block_bytes(t->dtype);
+
+    for (int64_t i = 0; i < bytes; i += 64)
+        __builtin_prefetch(row + i, 0, 2); /* into the second level */
+}
+
+/* Asks for rows that are going to be filled in: memory does not see a pattern in those of a strip. */
+static void ask_rows(const fv_panel_store *store, int64_t b, int64_t h, const int64_t *key, int count)
+{
+    for (int n = 0; n < count; n++) {
+        ask(&store->k, b, h, key[n]);
+        if (store->v.data) ask(&store->v, b, h, key[n]);
+    }
+}
+
+/* The exponent of both halves is carried into the bit above it where it is all ones. */
+static bool finite_pairs(int64_t n, const uint32_t *pair)
+{
+    uint32_t bad = 0;
+
+    for (int64_t i = 0; i < n; i++)
+        bad |= (pair[i] & 0x7f807f80u) + 0x00800080u;
+    return !(bad & 0x80008000u);
+}
+
+bool fv_panels_finite(const fv_panel_store *store, const float *values, int count)
+{
+    int64_t columns = store->kernels->tile_columns, lines = store->pairs ? 2 : 1;
+    int64_t panel = columns * (FV_KEY_TILE / lines), filled = columns * fv_ceil_div(count, lines);
+
+    for (int64_t c = 0; c < store->width; c += columns, values += panel) {
+        if (store->pairs ? !finite_pairs(filled, (const uint32_t *)(const void *)values)
+                         : store->kernels->weights->spoiled(1, filled, values, 0) != 0)
+            return false;
+    }
+    return true;
 }
 
 /* Fills block number `at` of all that are held, unless another thread has begun to; its state then. */
 static unsigned char fill_block(const fv_panel_store *store, int64_t b, int64_t h, int64_t at, float *staging)
 {
     unsigned char state = EMPTY;
-    float *keys = store->memory + at * (store->key_floats + store->value_floats);
+    float *keys = store->memory + at * (store->key_floats + store->value_floats), *values = keys + store->key_floats;
     int64_t key[FV_KEY_TILE], from = at % store->blocks * FV_KEY_TILE;
     int count = (int)fv_min(FV_KEY_TILE, store->k.dims[2] - from);
 
     if (!atomic_compare_exchange_strong_explicit(&store->state[at], &state, BUSY, memory_order_acquire,
                                                  memory_order_acquire))
         return state;
-    for (int n = 0; n < count; n++)
-        key[n] = from + n;
-    state = fv_panels_fill(store, b, h, key, count, staging, keys, store->v.data ? keys + store->key_floats : NULL)
-                ? FULL
-                : FULL_NOT_FINITE;
+    if (store->strips) {
+        count = fv_plan_strip_keys(store->strips, at % store->blocks, key);
+    } else {
+        for (int n = 0; n < count; n++)
+            key[n] = from + n;
+    }
+    fv_panels_fill(store, b, h, key, count, staging, keys, store->v.data ? values : NULL);
+    state = !store->v.data || fv_panels_finite(store, values, count) ? FULL : FULL_NOT_FINITE;
     atomic_store_explicit(&store->state[at], state, memory_order_release);
+    if (store->strips && at % store->blocks + 1 < store->blocks) {
+        count = fv_plan_strip_keys(store->strips, at % store->blocks + 1, key);
+        ask_rows(store, b, h, key, count);
+    }
     return state;
 }
 
@@ -164,23 +252,4 @@ fv_panels fv_panels_block(const fv_panel_store *store, int64_t b, int64_t h, int
     while (state == BUSY)
         state = atomic_load_explicit(&store->state[at], memory_order_acquire);
     return (fv_panels){keys, keys + store->key_floats, state == FULL};
-}
-
-void fv_panels_copy(const fv_panel_store *store, const fv_panels *block, int from, int count, int at, float *keys,
-                    float *values)
-{
-    int columns = store->kernels->tile_columns, lines = store->pairs ? 2 : 1;
-
-    for (int n = 0, length; n < count; n += length) {
-        int source = from + n, target = at + n;
-        length = (int)fv_min(count - n, columns - fv_max(source % columns, target % columns));
-        store->kernels->copy_columns(store->depth, length, columns,
-                                     block->keys + source / columns * columns * store->depth + source % columns,
-                                     keys + target / columns * columns * store->depth + target % columns);
-    }
-    for (int64_t c = 0; c < store->width; c += columns) {
-        int64_t panel = c * (FV_KEY_TILE / lines);
-        memcpy(values + panel + at / lines * columns, block->values + panel + from / lines * columns,
-               (size_t)(fv_ceil_div(count, lines) * columns) * sizeof *values);
-    }
 }

@@ -33,21 +33,12 @@ fv_status fv_tiles_new(fv_ctx *ctx, const fv_tiles_source *source, int64_t width
     FV_TRY(FV_SCRATCH(ctx, tiles->logits, rows * FV_KEY_TILE));
     if (source->slopes && (source->logits->gain != 0 || source->logits->softcap > 0))
         FV_TRY(FV_SCRATCH(ctx, tiles->slopes, rows * FV_KEY_TILE));
+    FV_TRY(FV_SCRATCH(ctx, tiles->part_seen, rows));
     FV_TRY(FV_SCRATCH(ctx, tiles->q, rows * tiles->q_row));
     FV_TRY(FV_SCRATCH(ctx, tiles->query_panels, rows * tiles->q_row + FV_MAX_TILE_COLUMNS));
     FV_TRY(FV_SCRATCH(ctx, tiles->keys, tiles->own.key_floats));
     FV_TRY(FV_SCRATCH(ctx, tiles->values, tiles->own.value_floats));
     return FV_SCRATCH(ctx, tiles->staging, fv_max(fv_panels_staging(&tiles->own), FV_KEY_TILE * width));
-}
-
-uint64_t fv_tiles_seen(const fv_tiles *tiles, int from, int count)
-{
-    uint64_t seen = 0;
-
-    if (tiles->whole || count >= tiles->tile.rows) return tiles->seen;
-    for (int r = from; r < from + count; r++)
-        seen |= tiles->bits[r % tiles->tile.rows];
-    return seen;
 }
 
 /* How many of the keys, which ascend, follow each other from the first on. */
@@ -84,6 +75,11 @@ static void load_queries(fv_tiles *t)
     int64_t D = s->q.dims[3], depth = t->own.depth, in_row = t->q_row;
     const float *in = t->q;
 
+    for (int r = 0; r < t->rows; r++) { /* rows of a patch lie apart */
+        const char *q = fv_panels_row(&s->q, t->b, t->tile.h + r / t->tile.rows, t->tile.query[r % t->tile.rows]);
+        for (int64_t n = 0; n < D * (int64_t)sizeof(float); n += 64)
+            __builtin_prefetch(q + n);
+    }
     for (int r = 0; r < t->rows; r++) {
         int64_t h = t->tile.h + r / t->tile.rows, i = t->tile.query[r % t->tile.rows];
         const float *q = (const float *)fv_panels_row(&s->q, t->b, h, i);
@@ -95,8 +91,8 @@ static void load_queries(fv_tiles *t)
         memset(to + D, 0, (size_t)(t->q_row - D) * sizeof *to);
     }
     if (t->rows <= FV_FEW_ROWS) return;
-    for (int r = 0; r < t->rows; r += s->kernels->tile_rows) {
-        int rows = (int)fv_min(s->kernels->tile_rows, t->rows - r);
+    for (int r = 0; r < t->rows; r += t->step) {
+        int rows = (int)fv_min(t->step, t->rows - r);
         for (int i = r; t->own.pairs && i < r + rows; i++)
             s->kernels->join_pairs(in_row, in + i * in_row, t->q + i * in_row);
         s->kernels->transpose(in + r * in_row, in_row, rows, depth, t->query_panels + r * depth, rows);
@@ -120,18 +116,6 @@ static void dots(fv_tiles *t)
     }
 }
 
-/* Asks for the bias of the rows and columns of a micro-tile, which the softmax reads after the products. */
-static void bias_ahead(const fv_tiles *t, int r, int rows, int n, int columns)
-{
-    const fv_tensor *bias = &t->source->logits->bias;
-
-    for (int end = r + rows; r < end; r++) {
-        const float *row = fv_at(bias, t->b, t->tile.h + r / t->tile.rows, t->tile.query[r % t->tile.rows], t->key[n]);
-        for (int i = 0; i < columns; i += 16)
-            __builtin_prefetch(row + i, 0, 2); /* into the second level */
-    }
-}
-
 /* Parts of the tile that none of a micro-tile's rows sees are left out. */
 static void products(fv_tiles *t)
 {
@@ -140,15 +124,12 @@ static void products(fv_tiles *t)
     int64_t depth = t->own.depth;
     int columns = kernels->tile_columns;
     uint64_t part = ((uint64_t)1 << columns) - 1;
-    const fv_tensor *bias = &t->source->logits->bias;
-    bool ahead = t->deferred && fv_present(bias) && bias->strides[2] != 0 && bias->strides[3] == 1;
 
     for (int n = 0; n < t->count; n += columns) {
         if (!(t->seen >> n & part)) continue;
-        for (int r = 0; r < t->rows; r += kernels->tile_rows) {
-            int rows = (int)fv_min(kernels->tile_rows, t->rows - r);
-            if (!t->whole && !(fv_tiles_seen(t, r, rows) >> n & part)) continue;
-            if (ahead) bias_ahead(t, r, rows, n, columns);
+        for (int r = 0, at = 0; r < t->rows; r += t->step, at++) {
+            int rows = (int)fv_min(t->step, t->rows - r);
+            if (!(fv_tiles_seen(t, at) >> n & part)) continue;
             tile(rows, depth, t->query_panels + r * depth, 1, rows, t->panels.keys + n * depth, columns,
                  t->logits + r * FV_KEY_TILE + n, FV_KEY_TILE, false);
         }
@@ -363,53 +344,80 @@ int fv_tiles_terms(const fv_tiles *t, int r, struct fv_softmax_step *step)
 
 /* ---- walking --------------------------------------------------------------------------------------------------- */
 
+static uint64_t first_bits(int count)
+{
+    return count >= 64 ? UINT64_MAX : ((uint64_t)1 << count) - 1;
+}
+
+static void clear(fv_tiles *t)
+{
+    t->count = 0;
+    t->common = 0;
+    t->biased = false;
+    memset(t->bits, 0, sizeof t->bits);
+}
+
+static void note_seen(fv_tiles *t)
+{
+    t->whole = t->common == first_bits(t->count);
+    t->seen = t->common;
+    for (int r = 0; r < t->tile.rows; r++) {
+        t->bits[r] |= t->common;
+        t->seen |= t->bits[r];
+    }
+    if (t->whole) return;
+    for (int r = 0, token = 0, at = 0; r < t->rows; at++) {
+        uint64_t seen = 0;
+        for (int end = (int)fv_min(r + t->step, t->rows); r < end; r++) {
+            seen |= t->bits[token];
+            token = token + 1 < t->tile.rows ? token + 1 : 0;
+        }
+        t->part_seen[at] = seen;
+    }
+}
+
 /* The tile is complete but for its panels; `block` >= 0 if they are held. */
 static void finish(fv_tiles *t, int64_t block, fv_tiles_fn *visit, void *user)
 {
     const fv_tiles_source *s = t->source;
+    bool valued = t->own.v.data;
 
-    t->seen = t->whole ? (t->count == 64 ? UINT64_MAX : ((uint64_t)1 << t->count) - 1) : 0;
-    for (int r = 0; !t->whole && r < t->tile.rows; r++)
-        t->seen |= t->bits[r];
+    note_seen(t);
     if (t->seen) {
         if (t->rows <= FV_FEW_ROWS) {
             dots(t);
         } else {
-            if (block >= 0)
+            if (block >= 0) {
                 t->panels = fv_panels_block(&t->own, t->b, t->key_head, block, t->staging);
-            else if (t->own.slots > 0) /* copied from blocks */
-                t->panels = (fv_panels){t->keys, t->values, t->waiting.finite};
-            else
-                t->panels = (fv_panels){t->keys, t->values,
-                                        fv_panels_fill(&t->own, t->b, t->key_head, t->key, t->count, t->staging,
-                                                       t->keys, t->own.v.data ? t->values : NULL)};
+            } else {
+                fv_panels_fill(&t->own, t->b, t->key_head, t->key, t->count, t->staging, t->keys,
+                               valued ? t->values : NULL);
+                t->panels = (fv_panels){t->keys, t->values, true};
+                if (valued && !t->whole) t->panels.finite = fv_panels_finite(&t->own, t->values, t->count);
+            }
             products(t);
         }
         if (!t->deferred && (t->biased || has_bias(s->logits) || is_curved(s->logits))) transform(t);
         visit(user, t);
     }
-    t->count = 0;
-    t->biased = false;
-    t->whole = true;
-    memset(t->bits, 0, sizeof t->bits);
+    clear(t);
 }
 
 /* Puts `count` keys of the open block, from place `from` on, behind those the tile has. */
 static void pack(fv_tiles *t, int from, int count)
 {
-    uint64_t all = count == 64 ? UINT64_MAX : ((uint64_t)1 << count) - 1;
+    uint64_t all = first_bits(count);
 
     if (t->open.biased && !t->biased) {
         memset(t->bias, 0, FV_TILE * FV_KEY_TILE * sizeof *t->bias);
         t->biased = true;
     }
-    for (int r = 0; r < t->tile.rows; r++) {
+    t->common |= (t->open.common >> from & all) << t->count;
+    for (int r = 0; t->open.mixed && r < t->tile.rows; r++)
         t->bits[r] |= (t->open.bits[r] >> from & all) << t->count;
-        if (t->open.biased)
-            memcpy(t->bias + r * FV_KEY_TILE + t->count, t->open.bias + r * FV_KEY_TILE + from,
-                   (size_t)count * sizeof *t->bias);
-    }
-    t->whole = t->whole && t->open.whole;
+    for (int r = 0; t->open.biased && r < t->tile.rows; r++)
+        memcpy(t->bias + r * FV_KEY_TILE + t->count, t->open.bias + r * FV_KEY_TILE + from,
+               (size_t)count * sizeof *t->bias);
     for (int n = 0; n < count; n++)
         t->key[t->count + n] = t->open.block * FV_KEY_TILE + from + n;
     t->count += count;
@@ -427,9 +435,10 @@ static void swap_bias(fv_tiles *t)
 static void visit_block(fv_tiles *t, fv_tiles_fn *visit, void *user)
 {
     int64_t first = t->open.block * FV_KEY_TILE, keys = t->source->view->keys;
+    bool swapped = t->open.biased;
 
     t->waiting.count = t->count;
-    t->waiting.whole = t->whole;
+    t->waiting.common = t->common;
     t->waiting.biased = t->biased;
     if (t->count > 0) {
         memcpy(t->waiting.key, t->key, sizeof t->key);
@@ -438,102 +447,96 @@ static void visit_block(fv_tiles *t, fv_tiles_fn *visit, void *user)
     t->count = (int)fv_min(FV_KEY_TILE, keys - first);
     for (int n = 0; n < t->count; n++)
         t->key[n] = first + n;
-    memcpy(t->bits, t->open.bits, sizeof t->bits);
-    t->whole = t->open.whole && t->open.seen_keys == t->count;
+    if (t->open.mixed)
+        memcpy(t->bits, t->open.bits, sizeof t->bits);
+    else
+        memset(t->bits, 0, sizeof t->bits);
+    t->common = t->open.common;
     t->biased = t->open.biased;
-    if (t->biased) swap_bias(t);
-    bool swapped = t->biased;
+    if (swapped) swap_bias(t);
     finish(t, t->open.block, visit, user);
     if (swapped) swap_bias(t);
+    if (t->waiting.count == 0) return;
     t->count = t->waiting.count;
-    t->whole = t->waiting.whole;
+    t->common = t->waiting.common;
     t->biased = t->waiting.biased;
-    if (t->count == 0) return;
     memcpy(t->key, t->waiting.key, sizeof t->key);
     memcpy(t->bits, t->waiting.bits, sizeof t->bits);
 }
 
-static void pack_piece(fv_tiles *t, int from, int end, const fv_panels *block, fv_tiles_fn *visit, void *user)
-{
-    for (int count; from < end; from += count) {
-        count = (int)fv_min(FV_KEY_TILE - t->count, end - from);
-        if (t->count == 0) t->waiting.finite = true;
-        if (block) {
-            fv_panels_copy(&t->own, block, from, count, t->count, t->keys, t->values);
-            t->waiting.finite = t->waiting.finite && block->finite;
-        }
-        pack(t, from, count);
-        if (t->count == FV_KEY_TILE) finish(t, -1, visit, user);
-    }
-}
-
-/* Pieces that touch are packed as one; in pairs they begin and end at even places, with keys that nobody sees. */
-static void pack_block(fv_tiles *t, fv_tiles_fn *visit, void *user)
-{
-    fv_panels block = fv_panels_block(&t->own, t->b, t->key_head, t->open.block, t->staging);
-    int odd = t->own.pairs ? 1 : 0, last = (int)(t->source->view->keys - t->open.block * FV_KEY_TILE);
-
-    for (int piece = 0, next; piece < t->open.pieces; piece = next) {
-        int from = t->open.from[piece] & ~odd, end = t->open.from[piece];
-        for (next = piece; next < t->open.pieces && t->open.from[next] <= end; next++)
-            end = (t->open.from[next] + t->open.count[next] + odd) & ~odd;
-        end = (int)fv_min(end, last);
-        t->open.whole =
-            t->open.whole && from == t->open.from[piece] && end == t->open.from[next - 1] + t->open.count[next - 1];
-        pack_piece(t, from, end, &block, visit, user);
-    }
-}
-
 static void close_block(fv_tiles *t, fv_tiles_fn *visit, void *user)
 {
+    uint64_t keys = t->open.keys;
+
     if (t->open.block < 0) return;
-    if (t->own.slots > 0 && t->open.seen_keys >= LEAST_KEYS) {
+    if (t->own.slots > 0 && __builtin_popcountll(keys) >= LEAST_KEYS) {
         visit_block(t, visit, user);
         return;
     }
-    if (t->own.slots > 0)
-        pack_block(t, visit, user);
-    else
-        for (int piece = 0; piece < t->open.pieces; piece++)
-            pack_piece(t, t->open.from[piece], t->open.from[piece] + t->open.count[piece], NULL, visit, user);
+    for (int from = 0; keys; keys &= ~first_bits(from)) {
+        from = __builtin_ctzll(keys);
+        int length = ~(keys >> from) ? __builtin_ctzll(~(keys >> from)) : 64;
+        for (int count; length > 0; length -= count, from += count) {
+            count = (int)fv_min(FV_KEY_TILE - t->count, length);
+            pack(t, from, count);
+            if (t->count == FV_KEY_TILE) finish(t, -1, visit, user);
+        }
+    }
 }
 
 static void open_block(fv_tiles *t, int64_t block)
 {
     t->open.block = block;
-    t->open.pieces = t->open.seen_keys = 0;
-    t->open.whole = true;
-    t->open.biased = false;
-    memset(t->open.bits, 0, sizeof t->open.bits);
+    t->open.keys = t->open.common = 0;
+    t->open.mixed = t->open.biased = false;
 }
 
 /* Takes `count` keys of a run, all in the open block. */
 static void take(fv_tiles *t, const fv_plan_run *run, int64_t key, int count)
 {
-    uint64_t bits[FV_TILE], everybody = t->tile.rows == 64 ? UINT64_MAX : ((uint64_t)1 << t->tile.rows) - 1;
+    uint64_t bits[FV_TILE], everybody = first_bits(t->tile.rows), seen = 0;
     int from = (int)(key - t->open.block * FV_KEY_TILE);
-    uint64_t all = (count == 64 ? UINT64_MAX : ((uint64_t)1 << count) - 1) << from;
+    uint64_t all = first_bits(count) << from;
 
     if (run->bias && !t->open.biased) {
         memset(t->open.bias, 0, FV_TILE * FV_KEY_TILE * sizeof *t->open.bias);
         t->open.biased = true;
     }
-    if (!run->whole) fv_plan_bits(&t->runs, run, key, count, bits);
-    t->open.whole = t->open.whole && run->whole && (run->rows & everybody) == everybody;
-    for (int r = 0; r < t->tile.rows; r++) {
-        t->open.bits[r] |= !run->whole ? bits[r] << from : run->rows >> r & 1 ? all : 0;
-        for (int n = 0; run->bias && n < count; n++)
+    for (int r = 0; run->bias && r < t->tile.rows; r++)
+        for (int n = 0; n < count; n++)
             t->open.bias[r * FV_KEY_TILE + from + n] = run->bias[r];
+    if (run->whole && (run->rows & everybody) == everybody) {
+        t->open.keys |= all;
+        t->open.common |= all;
+        return;
     }
-    t->open.seen_keys += count;
-    t->open.from[t->open.pieces] = from;
-    t->open.count[t->open.pieces++] = count;
+    if (!t->open.mixed) memset(t->open.bits, 0, sizeof t->open.bits);
+    t->open.mixed = true;
+    if (!run->whole) fv_plan_bits(&t->runs, run, key, count, bits);
+    for (int r = 0; r < t->tile.rows; r++) {
+        uint64_t word = !run->whole ? bits[r] << from : run->rows >> r & 1 ? all : 0;
+        t->open.bits[r] |= word;
+        seen |= word;
+    }
+    t->open.keys |= seen;
 }
 
 void fv_tiles_walk(fv_tiles *t, int64_t item, int64_t from, int64_t to, fv_tiles_fn *visit, void *user)
 {
     fv_plan_tile_at(t->source->view, item, &t->tile);
     fv_tiles_walk_rows(t, from, to, visit, user);
+}
+
+/* As many whole lines of a patch as `most` rows hold, or an even part of one. */
+static int step_of(int most, int line)
+{
+    if (line <= 0) return most;
+    return line <= most ? most / line * line : (int)fv_ceil_div(line, fv_ceil_div(line, most));
+}
+
+static bool follows_strip(const fv_tiles *t)
+{
+    return t->own.strips && t->rows > FV_FEW_ROWS;
 }
 
 void fv_tiles_begin(fv_tiles *t)
@@ -543,21 +546,57 @@ void fv_tiles_begin(fv_tiles *t)
     t->rows = t->tile.rows * (int)s->view->share;
     t->b = t->tile.b;
     t->key_head = s->key_head ? s->key_head[t->tile.h] : t->tile.h / fv_max(s->q.dims[1] / s->k.dims[1], 1);
+    t->step = step_of(s->kernels->tile_rows, t->tile.line);
     load_queries(t);
-    fv_plan_runs_begin(&t->runs, s->view, &t->tile);
+    if (!follows_strip(t)) fv_plan_runs_begin(&t->runs, s->view, &t->tile);
+}
+
+/* A tile on a grid whose strips are held. */
+static void walk_strip(fv_tiles *t, fv_tiles_fn *visit, void *user)
+{
+    const fv_plan_view *view = t->source->view;
+    fv_plan_strip strip;
+
+    fv_plan_strip_of(view, &t->tile, &strip);
+    for (int64_t block = strip.block; block < strip.end; block++) {
+        t->count = fv_plan_strip_keys(view, block, t->key);
+        fv_plan_strip_bits(&strip, block, t->bits);
+        t->common = first_bits(t->count);
+        for (int r = 0; r < t->tile.rows; r++)
+            t->common &= t->bits[r];
+        finish(t, block, visit, user);
+    }
+}
+
+/* The next tile's worth of single keys, if every row sees them and they lie too far apart for tiles of blocks. */
+static bool take_keys(fv_tiles *t, fv_tiles_fn *visit, void *user)
+{
+    int count = FV_KEY_TILE - t->count;
+
+    if (fv_plan_runs_keys(&t->runs, count, FV_KEY_TILE * count / LEAST_KEYS, t->key + t->count) == 0) return false;
+    t->common |= first_bits(count) << t->count;
+    t->count += count;
+    finish(t, -1, visit, user);
+    return true;
 }
 
 void fv_tiles_walk_rows(fv_tiles *t, int64_t from, int64_t to, fv_tiles_fn *visit, void *user)
 {
+    bool all_keys = from <= 0 && to >= t->source->view->keys;
     fv_plan_run run;
 
-    t->count = 0;
-    t->biased = false;
-    t->whole = true;
-    memset(t->bits, 0, sizeof t->bits);
+    clear(t);
     t->open.block = -1;
     fv_tiles_begin(t);
-    while (fv_plan_runs_next(&t->runs, &run)) {
+    if (follows_strip(t)) {
+        walk_strip(t, visit, user);
+        return;
+    }
+    while (true) {
+        if (all_keys && t->open.block < 0)
+            while (take_keys(t, visit, user)) {
+            }
+        if (!fv_plan_runs_next(&t->runs, &run)) break;
         int64_t key = fv_max(run.key, from), end = fv_min(run.key + run.count, to);
         for (int count; key < end; key += count) {
             int64_t block = key / FV_KEY_TILE;

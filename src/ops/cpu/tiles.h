@@ -1,6 +1,6 @@
 /* Tiles of attention: the rows of a plan's tile (for all heads that share keys) against FV_KEY_TILE keys at a time.
- * Blocks of keys of which much is seen are tiles of their own where their panels are held (panels.h); of the others the
- * keys that are seen are packed together, so work is proportional to the plan. */
+ * Blocks of keys of which much is seen are tiles of their own where their panels are held (panels.h), and so are those
+ * of a grid's strips; of others the keys that are seen are packed together, so work is proportional to the plan. */
 #ifndef FV_TILES_H
 #define FV_TILES_H
 
@@ -29,12 +29,15 @@ typedef struct fv_tiles {
     fv_plan_tile tile;
     fv_plan_runs runs;
     int rows; /* tile.rows * view.share */
+    int step; /* rows that are multiplied together: at most the kernels' tile_rows, on a grid whole lines of a patch */
     int64_t b, key_head;
     /* the current key tile */
     int count;
     int64_t key[FV_KEY_TILE];
     uint64_t bits[FV_TILE]; /* visible keys of a row of the plan's tile */
+    uint64_t common;        /* keys that every row sees; while a tile is packed they are not in bits */
     uint64_t seen;          /* by any row */
+    uint64_t *part_seen;    /* by the rows from n * step on; of a tile that is not whole */
     bool whole;             /* every row sees every key */
     bool biased;
     bool deferred;       /* set by the caller: logits are plain products, for fv_tiles_terms to complete */
@@ -48,21 +51,19 @@ typedef struct fv_tiles {
     int64_t q_row;
     float *staging, *keys, *values; /* rows on their way, panels of packed keys */
     fv_panel_store own;             /* the source's panels, or keys only */
-    /* the block of keys that a walk is in, and packed keys that wait while a block is the tile */
+    /* the block of keys that a walk is in: keys of its runs, those that every row sees, and bits of the others */
     struct {
         int64_t block;
-        int pieces, seen_keys;
-        int from[FV_KEY_TILE], count[FV_KEY_TILE];
-        uint64_t bits[FV_TILE];
-        bool whole, biased;
+        uint64_t keys, common, bits[FV_TILE];
+        bool mixed, biased; /* bits, bias are in use */
         float *bias;
     } open;
+    /* packed keys that wait while a block is the tile */
     struct {
         int count;
-        bool whole, biased;
-        bool finite; /* values of the packed keys */
+        uint64_t common, bits[FV_TILE];
+        bool biased;
         int64_t key[FV_KEY_TILE];
-        uint64_t bits[FV_TILE];
     } waiting;
 } fv_tiles;
 
@@ -98,7 +99,10 @@ void fv_tiles_group(const fv_plan_view *view, int64_t n, int64_t *first, int64_t
  * so, else in `staging` (whose padding stays as it is). */
 const float *fv_tiles_rows(const fv_tiles *tiles, const fv_tensor *t, int64_t padded, float *staging, int64_t *row);
 
-/* Keys of the tile that some row of [from, from + count) sees. */
-uint64_t fv_tiles_seen(const fv_tiles *tiles, int from, int count);
+/* Keys of the tile that some row of [n * step, (n + 1) * step) sees. */
+static inline uint64_t fv_tiles_seen(const fv_tiles *tiles, int n)
+{
+    return tiles->whole ? tiles->seen : tiles->part_seen[n];
+}
 
 #endif
