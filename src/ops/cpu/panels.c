@@ -1,7 +1,6 @@
 #include "ops/cpu/panels.h"
 #include "ops/cpu/weights_kernels.h"
 
-
 enum { EMPTY, BUSY, FULL, FULL_NOT_FINITE };
 
 void fv_panels_open(const struct fv_kernels *kernels, const fv_tensor *k, const fv_tensor *v, bool pairs,
