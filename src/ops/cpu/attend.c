@@ -15,7 +15,14 @@
 
 #include "ops/cpu/cpu.h"
 
-enum { FEW_ITEMS = 32, PIECES = 48, LEAST_PIECE = 256, PANEL_BYTES = 32 << 20, STRIP_BYTES = 8 << 20 };
+enum {
+    FEW_ITEMS = 32,
+    PIECES = 48,
+    LEAST_PIECE = 256,
+    LEAST_BYTES = 448 << 10,
+    PANEL_BYTES = 32 << 20,
+    STRIP_BYTES = 8 << 20
+};
 
 struct visit {
     const struct attend *attend;
@@ -370,10 +377,15 @@ static int64_t spans_of(const struct attend *a, int64_t item, fv_plan_tile *tile
     return keys;
 }
 
+static int64_t bytes_of_row(const fv_tensor *t)
+{
+    return fv_max(fv_ceil_div(t->dims[3], fv_dtype_block(t->dtype)), 1) * (int64_t)fv_dtype_block_bytes(t->dtype);
+}
+
 /* Cuts the keys that each of a few items sees into pieces of about the same number. */
 static fv_status cut_keys(fv_ctx *ctx, struct attend *a)
 {
-    int64_t items = a->view->items, longest = 0, piece;
+    int64_t items = a->view->items, longest = 0, piece, least;
     fv_plan_tile tile;
     fv_plan_runs runs;
 
@@ -381,9 +393,12 @@ static fv_status cut_keys(fv_ctx *ctx, struct attend *a)
     if (items >= FEW_ITEMS) return FV_OK;
     for (int64_t item = 0; item < items; item++)
         longest = fv_max(longest, spans_of(a, item, &tile, &runs));
-    /* of a step's few rows enough to even threads out; of tiles, whose results are large, not many more */
-    piece = fv_max(fv_round_up(fv_ceil_div(longest * items, PIECES), FV_KEY_TILE), LEAST_PIECE);
+    /* of tiles, whose results are large, not many more than even threads out; of a step's few rows so many bytes that
+     * beginning to read them is little beside */
+    least = a->rows > FV_FEW_ROWS ? LEAST_PIECE : LEAST_BYTES / (bytes_of_row(&a->args->k) + bytes_of_row(&a->args->v));
+    piece = fv_max(fv_ceil_div(longest * items, PIECES), least);
     if (longest < 2 * piece) return FV_OK;
+    piece = fv_round_up(fv_ceil_div(longest, fv_ceil_div(longest, piece)), FV_KEY_TILE);
     a->pieces = fv_ceil_div(longest, piece);
     FV_TRY(FV_SCRATCH(ctx, a->cut, items * (a->pieces + 1)));
     for (int64_t item = 0; item < items; item++) {
