@@ -202,34 +202,12 @@ static int64_t item_at(const struct attend *a, int64_t index)
     return a->end_item - 1 - (first + index % lanes) * along - index / lanes;
 }
 
-static void attend_item(void *user, int64_t index, int thread)
+/* Whoever is done with the last piece of an item merges all of them, in their order. */
+static void merge_parts(const struct attend *a, int64_t item, const fv_plan_tile *tile)
 {
-    const struct attend *a = user;
-    int64_t item = item_at(a, index / a->pieces), piece = index % a->pieces;
-    int64_t from = a->pieces > 1 ? a->cut[item * (a->pieces + 1) + piece] : 0;
-    int64_t to = a->pieces > 1 ? a->cut[item * (a->pieces + 1) + piece + 1] : a->view->keys;
-    struct visit visit = {a, a->part[a->pieces > 1 ? item * a->pieces + piece : thread], a->normaliser[thread]};
-    fv_tiles *tiles = &a->tiles[thread];
-
-    fv_plan_tile_at(a->view, item, &tiles->tile);
-    begin_part(a, &tiles->tile, &visit.part, piece == 0);
-    if (a->given) load_normaliser(a, &tiles->tile, a->normaliser[thread]);
-    if (tiles->tile.rows * a->view->share <= FV_FEW_ROWS)
-        fv_attend_few(a, tiles, &visit.part, visit.normaliser, a->few[thread], from, to);
-    else
-        fv_tiles_walk_rows(tiles, from, to, add_tile, &visit);
-    if (a->pieces == 1) write_rows(a, &tiles->tile, &visit.part);
-}
-
-static void merge_item(void *user, int64_t item, int thread)
-{
-    const struct attend *a = user;
     struct attend_part *parts = a->part + item * a->pieces;
-    fv_plan_tile tile;
 
-    (void)thread;
-    fv_plan_tile_at(a->view, item, &tile);
-    for (int64_t r = 0; r < tile.rows * a->view->share; r++) {
+    for (int64_t r = 0; r < tile->rows * a->view->share; r++) {
         float top = -INFINITY, total = 0, *o = parts[0].o + r * a->width;
         for (int64_t p = 0; p < a->pieces; p++)
             top = fmaxf(top, parts[p].maximum[r]);
@@ -249,7 +227,29 @@ static void merge_item(void *user, int64_t item, int thread)
         parts[0].maximum[r] = top;
         set_total(a, &parts[0], r, total);
     }
-    write_rows(a, &tile, &parts[0]);
+    write_rows(a, tile, &parts[0]);
+}
+
+static void attend_item(void *user, int64_t index, int thread)
+{
+    const struct attend *a = user;
+    int64_t item = item_at(a, index / a->pieces), piece = index % a->pieces;
+    int64_t from = a->pieces > 1 ? a->cut[item * (a->pieces + 1) + piece] : 0;
+    int64_t to = a->pieces > 1 ? a->cut[item * (a->pieces + 1) + piece + 1] : a->view->keys;
+    struct visit visit = {a, a->part[a->pieces > 1 ? item * a->pieces + piece : thread], a->normaliser[thread]};
+    fv_tiles *tiles = &a->tiles[thread];
+
+    fv_plan_tile_at(a->view, item, &tiles->tile);
+    begin_part(a, &tiles->tile, &visit.part, piece == 0);
+    if (a->given) load_normaliser(a, &tiles->tile, a->normaliser[thread]);
+    if (tiles->tile.rows * a->view->share <= FV_FEW_ROWS)
+        fv_attend_few(a, tiles, &visit.part, visit.normaliser, a->few[thread], from, to);
+    else
+        fv_tiles_walk_rows(tiles, from, to, add_tile, &visit);
+    if (a->pieces == 1)
+        write_rows(a, &tiles->tile, &visit.part);
+    else if (atomic_fetch_add_explicit(&a->done[item], 1, memory_order_acq_rel) + 1 == a->pieces)
+        merge_parts(a, item, &tiles->tile);
 }
 
 /* ---- selected rows of the weights ------------------------------------------------------------------------------ */
@@ -401,6 +401,9 @@ static fv_status cut_keys(fv_ctx *ctx, struct attend *a)
     piece = fv_round_up(fv_ceil_div(longest, fv_ceil_div(longest, piece)), FV_KEY_TILE);
     a->pieces = fv_ceil_div(longest, piece);
     FV_TRY(FV_SCRATCH(ctx, a->cut, items * (a->pieces + 1)));
+    FV_TRY(FV_SCRATCH(ctx, a->done, items));
+    for (int64_t item = 0; item < items; item++)
+        atomic_init(&a->done[item], 0);
     for (int64_t item = 0; item < items; item++) {
         int64_t *cut = a->cut + item * (a->pieces + 1), before = 0, p = 1;
         spans_of(a, item, &tile, &runs);
@@ -488,7 +491,6 @@ fv_status fv_cpu_attend(fv_ctx *ctx, const fv_attend_args *args)
     FV_TRY_DONE(hold_panels(ctx, &a));
     FV_TRY_DONE(take_memory(ctx, &a));
     run_items(ctx, &a);
-    if (a.pieces > 1) fv_run(ctx, view.items, merge_item, &a);
     if (fv_present(&args->weights)) FV_TRY_DONE(write_all_weights(ctx, &a));
     status = fv_ctx_check(ctx);
 done:

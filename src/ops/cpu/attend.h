@@ -2,6 +2,8 @@
 #ifndef FV_CPU_ATTEND_H
 #define FV_CPU_ATTEND_H
 
+#include <stdatomic.h>
+
 #include "ops/cpu/tiles.h"
 
 /* Unnormalised result of the rows of an item over a piece of the keys. */
@@ -27,6 +29,7 @@ struct attend {
     int64_t rows, width;      /* of a part; width is Dv rounded up to whole micro-tiles */
     int64_t pieces;
     int64_t *cut;                 /* [items, pieces + 1]: first keys of an item's pieces, if there are several */
+    atomic_int *done;             /* [items]: how many of an item's pieces are */
     int64_t first_item, end_item; /* those whose heads' panels are held now */
     int64_t threads;
 };
