@@ -9,7 +9,7 @@
 enum {
     GROUP = 32,
     VECTORS = GROUP / W,
-    AHEAD = 4096, /* bytes: weights are asked for that early, as rows taken in pairs are no stream to the hardware */
+    AHEAD = 4096, /* bytes: weights are asked for that early: the hardware sees no stream, or follows it too closely */
 };
 
 struct scales {
@@ -332,8 +332,8 @@ INLINE void load_plain(read_fn *read, fv_dtype dtype, const void *row, int64_t f
 }
 
 /* Four sums a row, so that additions do not wait for each other. */
-INLINE void dot_plain(read_fn *read, fv_dtype dtype, const int M, int64_t k, const float *x, int64_t x_row,
-                      const void *w, float *out, int64_t out_row)
+INLINE void dot_plain(read_fn *read, fv_dtype dtype, const int size, const int M, int64_t k, const float *x,
+                      int64_t x_row, const void *w, float *out, int64_t out_row)
 {
     vf s[FV_DOT_ROWS][4];
     float tail[FV_DOT_ROWS];
@@ -346,6 +346,7 @@ INLINE void dot_plain(read_fn *read, fv_dtype dtype, const int M, int64_t k, con
         UNROLL
         for (int u = 0; u < 4; u++) {
             vf weight = read(w, p + u * W);
+            if (u * W * size % 64 == 0) __builtin_prefetch((const char *)w + (p + u * W) * size + AHEAD);
             UNROLL
             for (int i = 0; i < M; i++)
                 s[i][u] = weight * load(x + i * x_row + p + u * W) + s[i][u];
@@ -368,7 +369,7 @@ INLINE void dot_plain(read_fn *read, fv_dtype dtype, const int M, int64_t k, con
         out[i * out_row] = sum((s[i][0] + s[i][1]) + (s[i][2] + s[i][3])) + tail[i];
 }
 
-#define PLAIN_TYPE(type, dtype)                                                                                        \
+#define PLAIN_TYPE(type, dtype, size)                                                                                  \
     static void row_##type(const void *row, int64_t from, int64_t count, float *out)                                   \
     {                                                                                                                  \
         load_plain(read_##type, dtype, row, from, count, out);                                                         \
@@ -380,16 +381,16 @@ INLINE void dot_plain(read_fn *read, fv_dtype dtype, const int M, int64_t k, con
         (void)x_sums;                                                                                                  \
         for (; rows > 0; rows--, w += w_row_bytes, out++)                                                              \
             switch (m) {                                                                                               \
-            case 1: dot_plain(read_##type, dtype, 1, k, x, x_row, w, out, out_row); break;                             \
-            case 2: dot_plain(read_##type, dtype, 2, k, x, x_row, w, out, out_row); break;                             \
-            case 3: dot_plain(read_##type, dtype, 3, k, x, x_row, w, out, out_row); break;                             \
-            default: dot_plain(read_##type, dtype, 4, k, x, x_row, w, out, out_row); break;                            \
+            case 1: dot_plain(read_##type, dtype, size, 1, k, x, x_row, w, out, out_row); break;                       \
+            case 2: dot_plain(read_##type, dtype, size, 2, k, x, x_row, w, out, out_row); break;                       \
+            case 3: dot_plain(read_##type, dtype, size, 3, k, x, x_row, w, out, out_row); break;                       \
+            default: dot_plain(read_##type, dtype, size, 4, k, x, x_row, w, out, out_row); break;                      \
             }                                                                                                          \
     }
 
-PLAIN_TYPE(f32, FV_F32)
-PLAIN_TYPE(f16, FV_F16)
-PLAIN_TYPE(bf16, FV_BF16)
+PLAIN_TYPE(f32, FV_F32, 4)
+PLAIN_TYPE(f16, FV_F16, 2)
+PLAIN_TYPE(bf16, FV_BF16, 2)
 
 static fv_load_fn *const load_table[FV_DTYPE_COUNT] = {
     [FV_F32] = row_f32,   [FV_F16] = row_f16,   [FV_BF16] = row_bf16, [FV_Q4_0] = row_q4_0,

@@ -16,7 +16,7 @@ enum {
     SLAB_FLOATS = 4 << 20, /* of packed a at a time */
     PANEL_SPARE = FV_MAX_TILE_COLUMNS,
     ROW = 2 * DEPTH + 1, /* of a buffer of rows on their way */
-    DOT_ROWS_AT_ONCE = 128,
+    DOT_ROWS_AT_ONCE = 256,
 };
 
 /* A stack of products; the front end has repeated a and b to c's leading dims and joined what it could to m. */
@@ -131,7 +131,7 @@ static fv_status few_rows(fv_ctx *ctx, struct product *p)
         p->x_product = p->m * p->k;
     }
     if (fv_dtype_block(p->b.dtype) > 1) FV_TRY(sum_groups(ctx, p));
-    p->chunk = fv_clamp((64 << 10) / fv_max(row_bytes, 1), 8, DOT_ROWS_AT_ONCE) & ~1;
+    p->chunk = fv_clamp((320 << 10) / fv_max(row_bytes, 1), 8, DOT_ROWS_AT_ONCE) & ~1;
     p->chunks = fv_ceil_div(p->n, p->chunk);
     fv_cpu_run(ctx, p->products * p->chunks, 2.0 * (double)(p->products * p->m * p->n) * (double)p->k, dot_item, p);
     return FV_OK;
