@@ -13,6 +13,12 @@
 #define SPINS 4000 /* about 20 us: the gap between two loops of a decode step */
 #define OPEN (UINT64_C(1) << 31)
 
+/* Items that a thread has before it: [first, end), end in the high half.  It takes them from the front, one after the
+ * other, so that what lies together is read as one stream; who has none left takes from the ends of the others'. */
+struct share {
+    _Alignas(64) atomic_ullong items;
+};
+
 struct fv_pool {
     int threads, started;
     pthread_t *handles;
@@ -21,9 +27,9 @@ struct fv_pool {
     /* generation << 32 | OPEN while a job can be joined | threads that joined it.  Only those are waited for, so that a
      * thread which the system has not woken yet holds up nobody. */
     atomic_ullong state;
-    atomic_llong next;
     atomic_bool stop;
-    int64_t count;
+    struct share *shares; /* [threads] */
+    int64_t from; /* of all items, what is first in the shares */
     fv_item_fn *item;
     void *user;
 };
@@ -40,12 +46,27 @@ static inline void relax(void)
 #endif
 }
 
+/* The first item of a share, or its last; -1: none is left. */
+static int64_t take(struct share *share, bool last)
+{
+    unsigned long long items = atomic_load_explicit(&share->items, memory_order_relaxed);
+
+    for (;;) {
+        uint32_t first = (uint32_t)items, end = (uint32_t)(items >> 32);
+        if (first >= end) return -1;
+        unsigned long long rest = last ? (unsigned long long)(end - 1) << 32 | first : items + 1;
+        if (atomic_compare_exchange_weak_explicit(&share->items, &items, rest, memory_order_relaxed,
+                                                  memory_order_relaxed))
+            return last ? end - 1 : first;
+    }
+}
+
 static void work(fv_pool *pool, int thread)
 {
-    for (;;) {
-        int64_t index = atomic_fetch_add_explicit(&pool->next, 1, memory_order_relaxed);
-        if (index >= pool->count) return;
-        pool->item(pool->user, index, thread);
+    for (int n = 0; n < pool->threads; n++) {
+        struct share *share = &pool->shares[(thread + n) % pool->threads];
+        for (int64_t index; (index = take(share, n > 0)) >= 0;)
+            pool->item(pool->user, pool->from + index, thread);
     }
 }
 
@@ -131,6 +152,7 @@ fv_status fv_pool_new(int threads, fv_pool **pool)
     pthread_mutex_init(&p->mutex, NULL);
     pthread_cond_init(&p->wake, NULL);
     FV_TRY_DONE(FV_ZALLOC(p->handles, threads));
+    FV_TRY_DONE(FV_ZALLOC(p->shares, threads));
     for (int t = 1; t < threads; t++) {
         struct worker *worker;
         FV_TRY_DONE(FV_ALLOC(worker, 1));
@@ -171,12 +193,33 @@ void fv_pool_free(fv_pool *pool)
     pthread_cond_destroy(&pool->wake);
     pthread_mutex_destroy(&pool->mutex);
     fv_free(pool->handles);
+    fv_free(pool->shares);
     fv_free(pool);
 }
 
 int fv_pool_threads(const fv_pool *pool)
 {
     return pool->threads;
+}
+
+/* At most INT32_MAX items. */
+static void run_part(fv_pool *pool, int64_t from, int64_t count, fv_item_fn *item, void *user)
+{
+    pool->item = item;
+    pool->user = user;
+    pool->from = from;
+    for (int64_t t = 0; t < pool->threads; t++) {
+        unsigned long long first = (unsigned long long)(count * t / pool->threads);
+        unsigned long long end = (unsigned long long)(count * (t + 1) / pool->threads);
+        atomic_store_explicit(&pool->shares[t].items, end << 32 | first, memory_order_relaxed);
+    }
+    post(pool);
+    work(pool, 0);
+    atomic_fetch_and_explicit(&pool->state, ~(unsigned long long)OPEN, memory_order_acq_rel);
+    for (int spin = 0; atomic_load_explicit(&pool->state, memory_order_acquire) & (OPEN - 1); spin++) {
+        relax();
+        if (spin > SPINS) sched_yield(); /* more threads than processors: let the others finish */
+    }
 }
 
 void fv_pool_run(fv_pool *pool, int64_t count, fv_item_fn *item, void *user)
@@ -186,15 +229,8 @@ void fv_pool_run(fv_pool *pool, int64_t count, fv_item_fn *item, void *user)
             item(user, index, 0);
         return;
     }
-    pool->count = count;
-    pool->item = item;
-    pool->user = user;
-    atomic_store_explicit(&pool->next, 0, memory_order_relaxed);
-    post(pool);
-    work(pool, 0);
-    atomic_fetch_and_explicit(&pool->state, ~(unsigned long long)OPEN, memory_order_acq_rel);
-    for (int spin = 0; atomic_load_explicit(&pool->state, memory_order_acquire) & (OPEN - 1); spin++) {
-        relax();
-        if (spin > SPINS) sched_yield(); /* more threads than processors: let the others finish */
+    for (int64_t from = 0, part; from < count; from += part) {
+        part = count - from < INT32_MAX ? count - from : INT32_MAX;
+        run_part(pool, from, part, item, user);
     }
 }

@@ -14,7 +14,8 @@ fv_status fv_pool_new(int threads, fv_pool **pool);
 void fv_pool_free(fv_pool *pool);
 int fv_pool_threads(const fv_pool *pool);
 
-/* Runs items 0..count-1, handing them out in ascending order to whichever thread is free; returns when all are done.
+/* Runs items 0..count-1, each thread a stretch of them in ascending order, then what others have left, from behind;
+ * returns when all are done.
  * Items must not call fv_pool_run on the same pool. */
 void fv_pool_run(fv_pool *pool, int64_t count, fv_item_fn *item, void *user);
 
