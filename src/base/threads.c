@@ -29,7 +29,7 @@ struct fv_pool {
     atomic_ullong state;
     atomic_bool stop;
     struct share *shares; /* [threads] */
-    int64_t from; /* of all items, what is first in the shares */
+    int64_t from;         /* of all items, what is first in the shares */
     fv_item_fn *item;
     void *user;
 };
@@ -126,7 +126,8 @@ int fv_usable_threads(void)
     return online > 0 ? (int)online : 1;
 }
 
-/* FOVEA_PIN=1: thread t stays on the t-th processor of those the process may use, the calling thread on the first. */
+/* FOVEA_PIN=1: thread t stays on the t-th processor of those the process may use; the calling thread, which is
+ * not ours, may be anywhere. */
 static void pin(pthread_t thread, int t)
 {
     const char *wanted = getenv("FOVEA_PIN");
