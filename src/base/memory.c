@@ -1,21 +1,29 @@
+#define _GNU_SOURCE
 #include "base/memory.h"
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #define CHUNK_BYTES ((size_t)1 << 20)
+#define HUGE_PAGE ((size_t)1 << 21)
 
-fv_status fv_alloc(void **pointer, int64_t count, size_t size)
+static fv_status alloc_aligned(void **pointer, int64_t count, size_t size, size_t alignment)
 {
     size_t bytes;
 
     *pointer = NULL;
     if (count < 0 || !fv_mul_size((size_t)count, size, &bytes) || bytes > SIZE_MAX / 2)
         return fv_fail(FV_E_MEMORY, "%lld elements of %zu bytes are more than memory can hold", (long long)count, size);
-    bytes = (bytes + FV_ALIGN) & ~(size_t)(FV_ALIGN - 1);
-    *pointer = aligned_alloc(FV_ALIGN, bytes);
+    bytes = (bytes + alignment) & ~(alignment - 1);
+    *pointer = aligned_alloc(alignment, bytes);
     if (!*pointer) return fv_fail(FV_E_MEMORY, "out of memory: %zu bytes could not be had", bytes);
     return FV_OK;
+}
+
+fv_status fv_alloc(void **pointer, int64_t count, size_t size)
+{
+    return alloc_aligned(pointer, count, size, FV_ALIGN);
 }
 
 fv_status fv_zalloc(void **pointer, int64_t count, size_t size)
@@ -66,7 +74,14 @@ static fv_status chunk_new(size_t bytes, struct chunk **chunk)
 {
     size_t size = bytes > CHUNK_BYTES ? bytes : CHUNK_BYTES;
 
-    FV_TRY(fv_alloc((void **)chunk, (int64_t)(size + header), 1));
+    if (size < 2 * HUGE_PAGE) {
+        FV_TRY(fv_alloc((void **)chunk, (int64_t)(size + header), 1));
+    } else {
+        FV_TRY(alloc_aligned((void **)chunk, (int64_t)(size + header), 1, HUGE_PAGE));
+#if defined(MADV_HUGEPAGE)
+        (void)madvise(*chunk, size + header, MADV_HUGEPAGE); /* an aid, not a need */
+#endif
+    }
     **chunk = (struct chunk){.size = size};
     return FV_OK;
 }
