@@ -23,7 +23,7 @@ static const char style[] =
     "figure,article{margin:0;padding:14px 16px;border:1px solid var(--line);border-radius:8px;background:var(--card);"
     "min-width:0}figcaption{margin-bottom:10px;overflow-wrap:anywhere}figcaption "
     "span{color:var(--soft);font-size:.85rem}"
-    "svg{width:100%;display:block}svg text{font:13px system-ui,sans-serif;fill:var(--ink)}"
+    "svg{width:100%;max-width:560px;display:block}svg text{font:13px system-ui,sans-serif;fill:var(--ink)}"
     "svg .value{text-anchor:end;font-weight:600;paint-order:stroke;stroke:var(--card);stroke-width:4px}"
     "svg .rail{fill:var(--rail)}"
     ".s0{fill:#8a8f9c}.s1{fill:#3b6fd4}.s2{fill:#d9822b}.s3{fill:#2a9d6f}.s4{fill:#b3478f}.s5{fill:#8064d2}"
