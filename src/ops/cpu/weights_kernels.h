@@ -8,7 +8,7 @@
 /* Rows of FV_KEY_TILE; what bits[r % tokens] hides (or a row whose lse is -infinity) becomes 0, whatever stood there.
  */
 struct fv_weights_step {
-    int rows, tokens;
+    int first, end, tokens; /* rows */
     const uint64_t *bits;
     const float *lse; /* [rows]; NULL: s are weights already */
     float *s;         /* logits, then weights exp(s - lse) */

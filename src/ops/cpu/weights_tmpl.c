@@ -39,7 +39,7 @@ INLINE void gradients_row(const struct fv_weights_step *step, int r, const bool 
  * the five products around it. */
 static void gradients(const struct fv_weights_step *step)
 {
-    for (int r = 0; r < step->rows; r++) {
+    for (int r = step->first; r < step->end; r++) {
         uint64_t seen = step->lse && step->lse[r] == -INFINITY ? 0 : step->bits[r % step->tokens];
         if (seen == UINT64_MAX) {
             gradients_row(step, r, true, seen);
