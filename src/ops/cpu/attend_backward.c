@@ -240,79 +240,78 @@ static void pair_up(const struct visit *visit, fv_tiles *t, int first, int end, 
     }
 }
 
-/* Keys by rows for floats: without those that hold NaN or infinities where a row does not see them.  Gradients of 0
- * must not meet these; they are added where they are seen. */
-static const float *load_keys(const struct visit *visit, const fv_tiles *t, int64_t *row)
+/* Keys by rows, as the products of d_q take them.  Those that hold NaN or infinities must not meet the zeros of rows
+ * that do not see them: such keys stand apart. */
+struct key_rows {
+    const float *k;
+    int64_t row, panel; /* floats between rows, and between the columns of a micro-tile and the next */
+    uint64_t apart;
+};
+
+static struct key_rows load_keys(const struct visit *visit, const fv_tiles *t)
 {
     const struct backward *w = visit->w;
     const struct fv_kernels *kernels = w->source.kernels;
+    int64_t D = w->args->k.dims[3], columns = kernels->tile_columns;
     struct memory *m = visit->m;
-    uint64_t bad = 0;
-    int64_t D = w->args->k.dims[3];
-    const float *k = fv_tiles_rows(t, &w->args->k, w->key_width, m->keys, row);
+    struct key_rows keys = {.panel = columns};
 
-    if (!t->whole) bad = kernels->weights->spoiled(t->count, D, k, *row);
-    for (int n = 0; bad && n < t->count; n++) {
+    if (m->pairs)
+        return (struct key_rows){t->panels.values, columns, columns * (FV_KEY_TILE / 2),
+                                 t->whole || t->panels.finite ? 0 : UINT64_MAX};
+    keys.k = fv_tiles_rows(t, &w->args->k, w->key_width, m->keys, &keys.row);
+    if (!t->whole) keys.apart = kernels->weights->spoiled(t->count, D, keys.k, keys.row);
+    if (!keys.apart) return keys;
+    for (int n = 0; n < t->count; n++) {
         float *own = m->keys + n * w->key_width;
-        if (own != k + n * *row) memcpy(own, k + n * *row, (size_t)D * sizeof *own);
-        if (!(bad >> n & 1)) continue;
-        for (int r = 0; r < t->rows; r++)
-            if (t->bits[r % t->tile.rows] >> n & 1)
-                kernels->map(FV_MAP_ADD, D, m->d_q + r * w->key_width, own, 1, m->d_p[r * FV_KEY_TILE + n], 0,
-                             m->d_q + r * w->key_width);
-        memset(own, 0, (size_t)D * sizeof *own);
+        if (keys.apart >> n & 1)
+            memset(own, 0, (size_t)D * sizeof *own);
+        else if (own != keys.k + n * keys.row)
+            memcpy(own, keys.k + n * keys.row, (size_t)D * sizeof *own);
     }
-    if (!bad) return k;
-    *row = w->key_width;
-    return m->keys;
+    keys.k = m->keys;
+    keys.row = w->key_width;
+    return keys;
 }
 
-/* d_q += d_p k where NaN or infinities hide among the pairs of keys. */
-static void add_visible(const struct visit *visit, const fv_tiles *t, int first, int end)
+/* d_q += d_p k for rows first..end-1 that see the key. */
+static void add_key(const struct visit *visit, const fv_tiles *t, int n, int first, int end)
 {
     const struct backward *w = visit->w;
     const fv_tensor *k = &w->args->k;
     struct memory *m = visit->m;
 
-    for (int n = 0; n < t->count; n++) {
-        fv_kernels_load(w->source.kernels, k->dtype, fv_panels_row(k, t->b, t->key_head, t->key[n]), 0, k->dims[3],
-                        m->keys);
-        for (int r = first; r < end; r++) {
-            const float *row = m->d_p + r * FV_KEY_TILE;
-            float weight = fv_bf16_to_f32(((const uint16_t *)row)[n]), *to = m->d_q + r * w->key_width;
-            if (t->bits[r % t->tile.rows] >> n & 1)
-                w->source.kernels->map(FV_MAP_ADD, k->dims[3], to, m->keys, 1, weight, 0, to);
-        }
+    fv_kernels_load(w->source.kernels, k->dtype, fv_panels_row(k, t->b, t->key_head, t->key[n]), 0, k->dims[3],
+                    m->d_rows);
+    for (int r = first; r < end; r++) {
+        const float *row = m->d_p + r * FV_KEY_TILE;
+        float weight = m->pairs ? fv_bf16_to_f32(((const uint16_t *)row)[n]) : row[n], *to = m->d_q + r * w->key_width;
+        if (t->bits[r % t->tile.rows] >> n & 1)
+            w->source.kernels->map(FV_MAP_ADD, k->dims[3], to, m->d_rows, 1, weight, 0, to);
     }
 }
 
 /* d_q += d_p k for rows first..end-1: each micro-tile over the keys that its rows see. */
-static void add_query_rows(const struct visit *visit, const fv_tiles *t, int first, int end)
+static void add_query_rows(const struct visit *visit, const fv_tiles *t, const struct key_rows *keys, int first,
+                           int end)
 {
     const struct backward *w = visit->w;
     struct memory *m = visit->m;
-    int columns = w->source.kernels->tile_columns, together = m->pairs ? 2 : 1;
-    int64_t row = columns, panel = columns * (FV_KEY_TILE / 2);
-    const float *k = t->panels.values;
+    int columns = w->source.kernels->tile_columns, step = w->source.kernels->tile_rows, together = m->pairs ? 2 : 1;
 
-    if (m->pairs && !t->whole && !t->panels.finite) {
-        add_visible(visit, t, first, end);
-        return;
-    }
-    if (!m->pairs) {
-        k = load_keys(visit, t, &row);
-        panel = columns;
-    }
-    for (int r = first; r < end; r += w->source.kernels->tile_rows) {
-        int rows = (int)fv_min(w->source.kernels->tile_rows, end - r), from, to;
+    for (int n = 0; keys->apart && n < t->count; n++)
+        if (keys->apart >> n & 1) add_key(visit, t, n, first, end);
+    if (m->pairs && keys->apart) return;
+    for (int r = first; r < end; r += step) {
+        int rows = (int)fv_min(step, end - r), from, to;
         uint64_t seen = seen_by(t, r, r + rows);
         if (!seen) continue;
         from = __builtin_ctzll(seen) / together;
         to = (64 - __builtin_clzll(seen) + together - 1) / together;
         for (int64_t d = 0; d < w->key_width; d += columns)
             tile_of(visit)(rows, to - from, m->d_p + r * FV_KEY_TILE + from, FV_KEY_TILE, 1,
-                           k + d / columns * panel + from * row, row, m->d_q + r * w->key_width + d, w->key_width,
-                           true);
+                           keys->k + d / columns * keys->panel + from * keys->row, keys->row,
+                           m->d_q + r * w->key_width + d, w->key_width, true);
     }
 }
 
@@ -321,23 +320,25 @@ static bool wants_queries(const fv_attend_grads *g)
     return fv_present(&g->d_q) || fv_present(&g->d_temperature);
 }
 
-/* In pairs a few rows at a time, which stay in the first-level cache. */
+/* A few rows at a time, which stay in the first-level cache. */
 static void add_tile(void *user, fv_tiles *t)
 {
     const struct visit *visit = user;
     const struct backward *w = visit->w;
     struct memory *m = visit->m;
     bool gradients = wants_queries(w->grads) || fv_present(&w->grads->d_k) || wants_biases(w->grads);
-    int together = m->pairs ? 2 * w->source.kernels->tile_rows : t->rows;
+    int together = 2 * w->source.kernels->tile_rows;
+    struct key_rows keys = {0};
     const float *v = gradients ? load_values(visit, t) : NULL;
 
+    if (wants_queries(w->grads)) keys = load_keys(visit, t);
     if (fv_present(&w->args->lse_in_key)) fv_tiles_normalise(t, m->lse, &w->args->lse_in_key);
     for (int r = 0; r < t->rows; r += together) {
         int end = (int)fv_min(r + together, t->rows);
         if (gradients) weight_gradients(visit, t, v, r, end);
         pass_logits(visit, t, r, end, gradients);
         if (m->pairs) pair_up(visit, t, r, end, gradients);
-        if (wants_queries(w->grads)) add_query_rows(visit, t, r, end);
+        if (wants_queries(w->grads)) add_query_rows(visit, t, &keys, r, end);
     }
     if (fv_present(&w->grads->d_v))
         add_key_rows(visit, t, t->logits, m->d_o, w->value_width, visit->d_v, visit->d_v_row, w->args->v.dims[3]);
