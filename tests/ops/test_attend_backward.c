@@ -200,12 +200,13 @@ static void allow(const struct rounded *r, int n, int64_t a, int64_t b, int64_t 
 }
 
 /* What a pair of query and key adds.  Eight significant bits round by up to u = 2^-8; sums in f32 add less than 2^-16
- * of their terms' sizes here.  q (scaled) and k move a logit, which moves its weight by the exponential of that and its
- * slope by at most 0.77 / softcap times as much (the most that 1 - tanh^2 bends), or 2 gain across the kink; d_o and v
- * move d_o.v; and weight and d_x are rounded themselves, as are what they are multiplied with. */
+ * of their terms' sizes here, a coarse exponential 2^-13.  q (scaled) and k move a logit, which moves its weight by the
+ * exponential of that and its slope by at most 0.77 / softcap times as much (the most that 1 - tanh^2 bends), or 2 gain
+ * across the kink; d_o and v move d_o.v; and weight and d_x are rounded themselves, as are what they are multiplied
+ * with. */
 static void allow_pair(const struct rounded *r, int64_t b, int64_t h, int64_t i, int64_t j)
 {
-    const double u = 0x1p-8, f32 = 0x1p-16, both = 2 * u + u * u + f32;
+    const double u = 0x1p-8, f32 = 0x1p-16, both = 2 * u + u * u + f32, coarse = 0x1p-13;
     const struct problem *p = r->p;
     const fv_attend_args *a = &p->args;
     const fv_logits *l = &a->logits;
@@ -234,7 +235,7 @@ static void allow_pair(const struct rounded *r, int64_t b, int64_t h, int64_t i,
 
     double moved = both * x_size, slope = 1 + gain, bent = fabs(x) <= moved ? 2 * gain : 0;
     if (l->softcap > 0) bent += 0.77 / (double)l->softcap * slope * slope * moved;
-    double weight = P * (exp(slope * moved) - 1 + f32), d_s = P * fabs(d_p - delta);
+    double weight = P * (exp(slope * moved) - 1 + coarse), d_s = P * fabs(d_p - delta);
     double d_s_moved = (P + weight) * (both * d_p_size + f32 * delta_size) + weight * fabs(d_p - delta);
     double d_x = (d_s + d_s_moved) * (slope + bent), d_x_moved = d_s_moved * slope + (d_s + d_s_moved) * bent;
 

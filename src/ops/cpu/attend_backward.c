@@ -210,6 +210,7 @@ static void pass_logits(const struct visit *visit, fv_tiles *t, int first, int e
                                   .bits = t->bits,
                                   .lse = fv_present(&w->args->lse_in_key) ? NULL : m->lse,
                                   .s = t->logits,
+                                  .coarse = m->pairs,
                                   .d = gradients ? m->d_p : NULL,
                                   .delta = m->delta,
                                   .slopes = biases ? NULL : t->slopes});

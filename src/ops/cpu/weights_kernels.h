@@ -11,7 +11,8 @@ struct fv_weights_step {
     int first, end, tokens; /* rows */
     const uint64_t *bits;
     const float *lse; /* [rows]; NULL: s are weights already */
-    float *s;         /* logits, then weights exp(s - lse) */
+    float *s;         /* logits, then weights exp(s - lse) ... */
+    bool coarse;      /* ... which become bf16 */
     /* gradients of weights become those of logits: d = weight (d - delta_r), times slopes if given */
     float *d;
     const float *delta, *slopes;

@@ -15,7 +15,7 @@ INLINE vi lanes_of(uint64_t bits, int from)
     return -((splat_i((int32_t)(bits >> from)) >> lane) & 1);
 }
 
-INLINE void gradients_row(const struct fv_weights_step *step, int r, const bool whole, uint64_t seen)
+INLINE void gradients_row(const struct fv_weights_step *step, int r, const bool whole, const bool coarse, uint64_t seen)
 {
     float *s = step->s + r * FV_KEY_TILE, *d = step->d ? step->d + r * FV_KEY_TILE : NULL;
     const float *slope = step->slopes ? step->slopes + r * FV_KEY_TILE : NULL;
@@ -24,7 +24,7 @@ INLINE void gradients_row(const struct fv_weights_step *step, int r, const bool 
     UNROLL
     for (int n = 0; n < N; n++) {
         vf p = load(s + n * W), x;
-        if (step->lse) p = vexp(p - shift);
+        if (step->lse) p = coarse ? exp2_of((p - shift) * splat(LOG2E), true) : vexp(p - shift);
         if (!whole) p = choose(lanes_of(seen, n * W), p, splat(0));
         store(s + n * W, p);
         if (!d) continue;
@@ -42,9 +42,9 @@ static void gradients(const struct fv_weights_step *step)
     for (int r = step->first; r < step->end; r++) {
         uint64_t seen = step->lse && step->lse[r] == -INFINITY ? 0 : step->bits[r % step->tokens];
         if (seen == UINT64_MAX) {
-            gradients_row(step, r, true, seen);
+            step->coarse ? gradients_row(step, r, true, true, seen) : gradients_row(step, r, true, false, seen);
         } else if (seen) {
-            gradients_row(step, r, false, seen);
+            step->coarse ? gradients_row(step, r, false, true, seen) : gradients_row(step, r, false, false, seen);
         } else {
             memset(step->s + r * FV_KEY_TILE, 0, FV_KEY_TILE * sizeof *step->s);
             if (step->d) memset(step->d + r * FV_KEY_TILE, 0, FV_KEY_TILE * sizeof *step->d);
