@@ -391,7 +391,11 @@ static fv_status reductions(struct checkops *c)
         FV_TRY(backward(c, &s));
     s.dim = 128, s.kind = CAUSAL;
     FV_TRY(backward(c, &s));
-    s.op = "attend_stats", s.dim = 64;
+    s.dtype = FV_BF16;
+    for (s.dim = 64; s.dim <= 128; s.dim += 64)
+        for (s.kind = FULL; s.kind <= CAUSAL; s.kind++)
+            FV_TRY(backward(c, &s));
+    s.op = "attend_stats", s.dim = 64, s.dtype = FV_F32;
     for (s.kind = FULL; s.kind <= TILES; s.kind++)
         FV_TRY(stats(c, &s));
     for (int weights = 0; weights < 2; weights++)

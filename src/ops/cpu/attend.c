@@ -357,9 +357,7 @@ static bool is_half(const fv_tensor *t)
     return fv_dtype_block(t->dtype) > 1 || fv_dtype_size(t->dtype) <= 2;
 }
 
-/* Whether products are taken in bf16: on request, or where keys and values are stored in no more than 16 bits (unless
- * the caller wants f32 throughout). */
-static bool takes_pairs(const fv_ctx *ctx, const struct fv_kernels *kernels, const fv_attend_args *args)
+bool fv_attend_takes_pairs(const fv_ctx *ctx, const struct fv_kernels *kernels, const fv_attend_args *args)
 {
     if (!kernels->tile_bf16 || ctx->precision == FV_PRECISION_F32) return false;
     return ctx->precision == FV_PRECISION_BF16 || (is_half(&args->k) && is_half(&args->v));
@@ -479,7 +477,7 @@ fv_status fv_cpu_attend(fv_ctx *ctx, const fv_attend_args *args)
     if (!is_fast(args)) return fv_backend_ref.attend(ctx, args);
     share = fv_tiles_share(args->plan, H, args->k.dims[1], args->key_head, &tile_rows);
     FV_TRY_DONE(fv_plan_open(ctx, args->plan, B, H, share, tile_rows, N, M, &view));
-    fv_panels_open(kernels, &args->k, &args->v, takes_pairs(ctx, kernels, args), &a.panels);
+    fv_panels_open(kernels, &args->k, &args->v, fv_attend_takes_pairs(ctx, kernels, args), &a.panels);
     a.source = (fv_tiles_source){kernels, args->q, args->k, &args->logits, args->key_head, &view, false, &a.panels};
     a.given = fv_present(&args->lse_in) || fv_present(&args->lse_in_key);
     if (fv_present(&args->weights) && !a.given && !fv_present(&a.lse))

@@ -1,4 +1,4 @@
-/* What the two ways of attention on the CPU share: tiles of queries (attend.c) and few rows (few.c). */
+/* What the ways of attention on the CPU share: tiles of queries (attend.c), few rows (few.c), and gradients. */
 #ifndef FV_CPU_ATTEND_H
 #define FV_CPU_ATTEND_H
 
@@ -33,6 +33,10 @@ struct attend {
     int64_t first_item, end_item; /* those whose heads' panels are held now */
     int64_t threads;
 };
+
+/* Whether products are taken in bf16: on request, or where keys and values are stored in no more than 16 bits (unless
+ * the caller wants f32 throughout). */
+bool fv_attend_takes_pairs(const fv_ctx *ctx, const struct fv_kernels *kernels, const fv_attend_args *args);
 
 /* Floats of `few` for a thread. */
 int64_t fv_attend_few_floats(const struct attend *a);

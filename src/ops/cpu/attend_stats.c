@@ -1,6 +1,7 @@
 /* attend_stats on attention's tiles: the probabilities once more, reduced while they are in the first-level cache.
  * Bound by flops: 2 pairs D for the products, and for each pair an exponential and a multiplication per statistic; 55
- * to 64 % of the time of attend, and a quarter of it more with the largest weights of 2048 keys.
+ * to 69 % of the time of attend.  A row's K largest weights are placed one after another, about K (1 + ln(M / 64)) and
+ * what the first tile's lanes let through: K = 13 adds 33 % of attend at 2048 keys, 40 % at 256, K = 4 20 to 30 %.
  *
  * The tiles of a group of heads are dealt to a number of slices that depends on the shape alone; each has column sums
  * of its own, which are added in order, so that results do not depend on the number of threads. */
@@ -106,9 +107,12 @@ static void write_rows(const struct stats *w, const struct memory *m, const fv_p
         put(&args->entropy, tile->b, h, row, m->entropy[r]);
         put(&args->distance, tile->b, h, row, m->distance[r]);
         put(&args->mass, tile->b, h, row, m->mass[r]);
+        if (w->K == 0) continue;
+        int32_t *key = fv_at(&args->top_key, tile->b, h, row, 0);
+        float *weight = fv_at(&args->top_weight, tile->b, h, row, 0);
         for (int64_t n = 0; n < w->K; n++) {
-            *(int32_t *)fv_at(&args->top_key, tile->b, h, row, n) = m->top_key[r * w->places + n];
-            *(float *)fv_at(&args->top_weight, tile->b, h, row, n) = m->top[r * w->places + n];
+            key[n * args->top_key.strides[3]] = m->top_key[r * w->places + n];
+            weight[n * args->top_weight.strides[3]] = m->top[r * w->places + n];
         }
     }
 }

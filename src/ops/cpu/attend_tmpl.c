@@ -2,29 +2,6 @@
  * pairs of bf16. */
 #include "ops/cpu/leaf.h"
 
-/* 2^t for t <= 127: polynomial on the fraction, exponent by the whole part; 0 below -127 (or nearly: denormal numbers),
- * NaN stays.  Minimax for the relative error on [0, 1): degree 5 within 7.5e-8, with rounding 2 ulp; degree 3 within
- * 7.5e-5, a 26th of the half ulp (2^-9) that weights lose when they become bf16. */
-INLINE vf exp2_of(vf t, const bool coarse)
-{
-    vf f = exp2_fraction(t), p;
-
-    if (coarse) {
-        p = splat(7.80245227e-2f);
-        p = p * f + splat(2.26067155e-1f);
-        p = p * f + splat(6.95833541e-1f);
-        p = p * f + splat(9.99925219e-1f);
-    } else {
-        p = splat(1.87757667e-3f);
-        p = p * f + splat(8.98934009e-3f);
-        p = p * f + splat(5.58263181e-2f);
-        p = p * f + splat(2.40153617e-1f);
-        p = p * f + splat(6.93153073e-1f);
-        p = p * f + splat(9.99999925e-1f);
-    }
-    return exp2_scale(p, t);
-}
-
 #if defined(__AVX512BF16__)
 INLINE void store_pairs(float *to, vf low, vf high)
 {
@@ -55,8 +32,6 @@ INLINE vf tanh_quotient(vf x)
     q = q * square + splat(4.89352518554385e-03f);
     return bounded * p * reciprocal(q);
 }
-
-#define LOG2E 1.44269504f
 
 /* cap tanh(t / (2 log2 e)) = cap - 2 cap / (1 + 2^t) of logits whose weights become bf16: 2^t within 5e-6 of itself
  * leaves cap 2.5e-6, at a cap of 50 a 15th of what the weights lose. */

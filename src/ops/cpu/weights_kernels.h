@@ -8,10 +8,11 @@
 /* Rows of FV_KEY_TILE; what bits[r % tokens] hides (or a row whose lse is -infinity) becomes 0, whatever stood there.
  */
 struct fv_weights_step {
-    int rows, tokens;
+    int first, end, tokens; /* rows */
     const uint64_t *bits;
     const float *lse; /* [rows]; NULL: s are weights already */
-    float *s;         /* logits, then weights exp(s - lse) */
+    float *s;         /* logits, then weights exp(s - lse) ... */
+    bool coarse;      /* ... which become bf16 */
     /* gradients of weights become those of logits: d = weight (d - delta_r), times slopes if given */
     float *d;
     const float *delta, *slopes;

@@ -15,7 +15,7 @@ INLINE vi lanes_of(uint64_t bits, int from)
     return -((splat_i((int32_t)(bits >> from)) >> lane) & 1);
 }
 
-INLINE void gradients_row(const struct fv_weights_step *step, int r, const bool whole, uint64_t seen)
+INLINE void gradients_row(const struct fv_weights_step *step, int r, const bool whole, const bool coarse, uint64_t seen)
 {
     float *s = step->s + r * FV_KEY_TILE, *d = step->d ? step->d + r * FV_KEY_TILE : NULL;
     const float *slope = step->slopes ? step->slopes + r * FV_KEY_TILE : NULL;
@@ -24,7 +24,7 @@ INLINE void gradients_row(const struct fv_weights_step *step, int r, const bool 
     UNROLL
     for (int n = 0; n < N; n++) {
         vf p = load(s + n * W), x;
-        if (step->lse) p = vexp(p - shift);
+        if (step->lse) p = coarse ? exp2_of((p - shift) * splat(LOG2E), true) : vexp(p - shift);
         if (!whole) p = choose(lanes_of(seen, n * W), p, splat(0));
         store(s + n * W, p);
         if (!d) continue;
@@ -39,12 +39,12 @@ INLINE void gradients_row(const struct fv_weights_step *step, int r, const bool 
  * the five products around it. */
 static void gradients(const struct fv_weights_step *step)
 {
-    for (int r = 0; r < step->rows; r++) {
+    for (int r = step->first; r < step->end; r++) {
         uint64_t seen = step->lse && step->lse[r] == -INFINITY ? 0 : step->bits[r % step->tokens];
         if (seen == UINT64_MAX) {
-            gradients_row(step, r, true, seen);
+            step->coarse ? gradients_row(step, r, true, true, seen) : gradients_row(step, r, true, false, seen);
         } else if (seen) {
-            gradients_row(step, r, false, seen);
+            step->coarse ? gradients_row(step, r, false, true, seen) : gradients_row(step, r, false, false, seen);
         } else {
             memset(step->s + r * FV_KEY_TILE, 0, FV_KEY_TILE * sizeof *step->s);
             if (step->d) memset(step->d + r * FV_KEY_TILE, 0, FV_KEY_TILE * sizeof *step->d);
@@ -153,22 +153,65 @@ INLINE uint64_t candidates(int64_t K, uint64_t bits, const float *weights)
     return bits & above;
 }
 
-/* Of equal weights the first stays ahead.  Without branches on the weights: these cannot be guessed. */
-static void insert(int64_t K, uint64_t bits, const float *weights, const int64_t *key, float *top, int32_t *top_key)
+/* Places a weight in a vector of the falling row, whose vector before this one is x_before: the first of equal weights
+ * stays ahead. */
+INLINE void place(vf weight, vf own, vf x_before, vf k_before, vf *x, vf *k)
 {
-    int64_t places = (K + W - 1) / W * W;
+    x_before = __builtin_shufflevector(x_before, *x, SHIFTED);
+    k_before = __builtin_shufflevector(k_before, *k, SHIFTED);
+    *k = choose(x_before < weight, k_before, choose(*x < weight, own, *k));
+    *x = vmax(vmin(x_before, weight), *x);
+}
 
-    bits = candidates(K, bits, weights);
+/* With the row in registers, where one weight follows the other in half the time that memory takes. */
+INLINE void insert_in(const int vectors, uint64_t bits, const float *weights, const int64_t *key, float *top,
+                      int32_t *top_key)
+{
+    vf x[4], k[4];
+
+    UNROLL
+    for (int v = 0; v < vectors; v++) {
+        x[v] = load(top + v * W);
+        k[v] = (vf)load_i(top_key + v * W);
+    }
     for (; bits; bits &= bits - 1) {
         int n = __builtin_ctzll(bits);
         vf weight = splat(weights[n]), own = (vf)splat_i((int32_t)key[n]);
-        for (int64_t from = places - W; from >= 0; from -= W) {
-            vf x = load(top + from), k = (vf) * (const vi_unaligned *)(top_key + from);
-            vf x_before = __builtin_shufflevector(splat(from > 0 ? top[from - 1] : INFINITY), x, SHIFTED);
-            vf k_before = __builtin_shufflevector((vf)splat_i(from > 0 ? top_key[from - 1] : -1), k, SHIFTED);
-            vi above = x_before < weight, here = x < weight;
-            store(top + from, choose(above, x_before, choose(here, weight, x)));
-            *(vi_unaligned *)(top_key + from) = (vi)choose(above, k_before, choose(here, own, k));
+        UNROLL
+        for (int v = vectors - 1; v > 0; v--)
+            place(weight, own, x[v - 1], k[v - 1], &x[v], &k[v]);
+        place(weight, own, splat(INFINITY), (vf)splat_i(-1), &x[0], &k[0]);
+    }
+    UNROLL
+    for (int v = 0; v < vectors; v++) {
+        store(top + v * W, x[v]);
+        store_i(top_key + v * W, (vi)k[v]);
+    }
+}
+
+/* Without branches on the weights: these cannot be guessed. */
+static void insert(int64_t K, uint64_t bits, const float *weights, const int64_t *key, float *top, int32_t *top_key)
+{
+    int64_t last = (K - 1) / W * W;
+
+    bits = candidates(K, bits, weights);
+    switch (last / W) {
+    case 0: insert_in(1, bits, weights, key, top, top_key); return;
+    case 1: insert_in(2, bits, weights, key, top, top_key); return;
+    case 2: insert_in(3, bits, weights, key, top, top_key); return;
+    case 3: insert_in(4, bits, weights, key, top, top_key); return;
+    default: break;
+    }
+    for (; bits; bits &= bits - 1) {
+        int n = __builtin_ctzll(bits);
+        vf weight = splat(weights[n]), own = (vf)splat_i((int32_t)key[n]);
+        for (int64_t from = last; from >= 0; from -= W) {
+            vf x = load(top + from), k = (vf)load_i(top_key + from);
+            vf x_before = from > 0 ? load(top + from - W) : splat(INFINITY);
+            vf k_before = (vf)(from > 0 ? load_i(top_key + from - W) : splat_i(-1));
+            place(weight, own, x_before, k_before, &x, &k);
+            store(top + from, x);
+            store_i(top_key + from, (vi)k);
         }
     }
 }
