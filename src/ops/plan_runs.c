@@ -18,7 +18,7 @@ static uint64_t low_bits(int64_t count)
 
 static int64_t floor_div(int64_t a, int64_t b)
 {
-    return a / b - (a % b < 0);
+    return b == 1 ? a : a / b - (a % b < 0);
 }
 
 /* First key with value >= x, for ascending values (NULL: the keys themselves). */

@@ -140,8 +140,8 @@ static void write_rows(const struct attend *a, const fv_plan_tile *tile, const s
 {
     const fv_tensor *o = &a->args->o, *lse = &a->lse, *best = &a->args->row_max, *best_key = &a->args->arg_max;
 
-    for (int64_t r = 0; r < tile->rows * a->view->share; r++) {
-        int64_t h = tile->h + r / tile->rows, row = tile->row[r % tile->rows];
+    for (int64_t r = 0, token = 0, h = tile->h; r < tile->rows * a->view->share; r++) {
+        int64_t row = tile->row[token];
         float total = a->given ? 1 : total_of(a, part, r), scale = total > 0 ? 1 / total : 0;
         a->source.kernels->map(FV_MAP_COPY, o->dims[3], part->o + r * a->width, NULL, 0, scale, 0,
                                fv_at(o, tile->b, h, row, 0));
@@ -149,6 +149,7 @@ static void write_rows(const struct attend *a, const fv_plan_tile *tile, const s
             *(float *)fv_at(lse, tile->b, h, row, 0) = total > 0 ? part->maximum[r] + logf(total) : -INFINITY;
         if (fv_present(best)) *(float *)fv_at(best, tile->b, h, row, 0) = part->best[r];
         if (fv_present(best_key)) *(int32_t *)fv_at(best_key, tile->b, h, row, 0) = (int32_t)part->best_key[r];
+        if (++token == tile->rows) token = 0, h++;
     }
 }
 

@@ -182,11 +182,14 @@ INLINE void softmax_keys(const struct fv_softmax_step *step, const int from, con
         for (int n = from / W; n < to / W; n++)
             high = vmax(x[n], high);
         if (any_above(high, splat(step->maximum[r] + SLACK))) {
-            float top = largest(high), factor = vexp(splat(step->maximum[r] - top))[0];
+            float top = largest(high);
+            if (step->maximum[r] > -INFINITY) { /* else there is nothing yet */
+                float factor = vexp(splat(step->maximum[r] - top))[0];
+                sum *= splat(factor);
+                for (int64_t d = 0; d < step->o_row; d += W)
+                    store(o + d, load(o + d) * splat(factor));
+            }
             step->maximum[r] = top;
-            sum *= splat(factor);
-            for (int64_t d = 0; d < step->o_row; d += W)
-                store(o + d, load(o + d) * splat(factor));
         }
         shift = splat(step->maximum[r] == -INFINITY ? 0 : step->maximum[r] * -LOG2E);
         UNROLL

@@ -30,6 +30,7 @@ fv_status fv_panels_hold(fv_ctx *ctx, fv_panel_store *store, int64_t slots)
                       slots * store->blocks * (store->key_floats + store->value_floats) + FV_MAX_TILE_COLUMNS));
     FV_TRY(FV_SCRATCH(ctx, store->state, slots * store->blocks));
     store->slots = slots;
+    store->beside = fv_ctx_threads(ctx);
     fv_panels_clear(store);
     return FV_OK;
 }
@@ -201,6 +202,18 @@ static int keys_of(const fv_panel_store *store, int64_t block, int64_t key[FV_KE
     return count;
 }
 
+/* The block that the thread is likely to fill after number `at` of all that are held; -1: none is known.  Tiles of
+ * queries go down: where the blocks behind are there, the next tile's is before this one, and others work beside. */
+static int64_t next_block(const fv_panel_store *store, int64_t at)
+{
+    int64_t block = at % store->blocks, down = block - store->beside;
+
+    if (block + 1 < store->blocks &&
+        (store->strips || atomic_load_explicit(&store->state[at + 1], memory_order_relaxed) == EMPTY))
+        return block + 1;
+    return store->strips || down < 0 ? -1 : down;
+}
+
 /* Fills block number `at` of all that are held, unless another thread has begun to; its state then. */
 static unsigned char fill_block(const fv_panel_store *store, int64_t b, int64_t h, int64_t at, float *staging)
 {
@@ -216,10 +229,8 @@ static unsigned char fill_block(const fv_panel_store *store, int64_t b, int64_t 
     state = fv_panels_fill(store, b, h, key, count, staging, keys, store->v.data ? values : NULL) ? FULL
                                                                                                   : FULL_NOT_FINITE;
     atomic_store_explicit(&store->state[at], state, memory_order_release);
-    if (block + 1 < store->blocks) {
-        count = keys_of(store, block + 1, key);
-        fv_panels_ask(store, b, h, key, count);
-    }
+    block = next_block(store, at);
+    if (block >= 0) fv_panels_ask(store, b, h, key, keys_of(store, block, key));
     return state;
 }
 

@@ -27,6 +27,7 @@ typedef struct fv_panel_store {
     int64_t blocks;                   /* of a head */
     const fv_plan_view *strips;       /* whose strips the blocks hold; NULL: keys in their order */
     int64_t slots;                    /* heads held at a time; 0: none, panels are filled for each tile of queries */
+    int64_t beside;                   /* threads that fill blocks */
     int32_t *slot;                    /* [B * Hkv]; -1: not held now */
     float *memory;                    /* [slots, blocks, key_floats + value_floats] */
     atomic_uchar *state;              /* [slots, blocks] */
