@@ -63,6 +63,8 @@ typedef struct fv_plan_view {
     int64_t patches[3];
     int64_t strips;        /* of the grid; 0: none are laid out */
     int64_t *strip_first;  /* [strips + 1] first key block of a strip */
+    int32_t *strip_key;    /* [strip_first[strips], FV_TILE] the keys of blocks */
+    int32_t *strip_keys;   /* [strip_first[strips]] how many */
     bool positions_ascend; /* key positions ascend, so intervals of them are intervals of keys */
     bool segments_ascend;  /* the same for key segments */
     bool by_pair;          /* some part can only be asked key by key */

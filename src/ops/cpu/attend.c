@@ -196,6 +196,29 @@ static int64_t item_at(const struct attend *a, int64_t index)
     return a->end_item - 1 - (first + index % lanes) * along - index / lanes;
 }
 
+static void ask_rows(const struct attend *a, const fv_tensor *t, const fv_plan_tile *tile, const int64_t *row)
+{
+    for (int64_t h = tile->h; h < tile->h + a->view->share; h++)
+        for (int r = 0; r < tile->rows; r++) {
+            const float *at = fv_at(t, tile->b, h, row[r], 0);
+            for (int64_t n = 0; n < t->dims[3]; n += 64 / (int64_t)sizeof *at)
+                __builtin_prefetch(at + n, 0, 2); /* into the second level */
+        }
+}
+
+/* Asks for o and the next tile's q where tiles are patches: their rows lie apart, and few keys leave no time to wait for
+ * them. */
+static void ask_ahead(const struct attend *a, const fv_plan_tile *tile, int64_t index)
+{
+    fv_plan_tile next;
+
+    if (!a->panels.strips) return;
+    ask_rows(a, &a->args->o, tile, tile->row);
+    if (index + a->threads >= a->end_item - a->first_item) return;
+    fv_plan_tile_at(a->view, item_at(a, index + a->threads), &next);
+    ask_rows(a, &a->args->q, &next, next.query);
+}
+
 static void attend_item(void *user, int64_t index, int thread)
 {
     const struct attend *a = user;
@@ -208,6 +231,7 @@ static void attend_item(void *user, int64_t index, int thread)
     fv_plan_tile_at(a->view, item, &tiles->tile);
     begin_part(a, &tiles->tile, &visit.part, piece == 0);
     if (a->given) load_normaliser(a, &tiles->tile, a->normaliser[thread]);
+    ask_ahead(a, &tiles->tile, index);
     if (tiles->tile.rows * a->view->share <= FV_FEW_ROWS)
         fv_attend_few(a, tiles, &visit.part, visit.normaliser, a->few[thread], from, to);
     else

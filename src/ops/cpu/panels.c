@@ -217,11 +217,14 @@ static int64_t next_block(const fv_panel_store *store, int64_t at)
 /* Fills block number `at` of all that are held, unless another thread has begun to; its state then. */
 static unsigned char fill_block(const fv_panel_store *store, int64_t b, int64_t h, int64_t at, float *staging)
 {
-    unsigned char state = EMPTY;
+    unsigned char state;
     float *keys = store->memory + at * (store->key_floats + store->value_floats), *values = keys + store->key_floats;
     int64_t key[FV_KEY_TILE], block = at % store->blocks;
     int count;
 
+    /* most are full: exchanges would take the line from one core to the other */
+    state = atomic_load_explicit(&store->state[at], memory_order_acquire);
+    if (state != EMPTY) return state;
     if (!atomic_compare_exchange_strong_explicit(&store->state[at], &state, BUSY, memory_order_acquire,
                                                  memory_order_acquire))
         return state;
