@@ -264,14 +264,14 @@ int fv_plan_strip_keys(const fv_plan_view *view, int64_t block, int64_t key[FV_T
     return view->strip_keys[block];
 }
 
-/* Bits n of a word for which from <= (first + n) mod period < to. */
+/* Bits n of a word for which from <= (first + n) mod period < to, first < period. */
 static uint64_t recurring(int64_t from, int64_t to, int64_t period, int64_t first)
 {
     uint64_t word = 0;
 
     if (from <= 0 && to >= period) return UINT64_MAX;
-    for (int64_t shift = first / period * period; shift < first + FV_TILE; shift += period)
-        word |= fv_plan_interval(shift + from, shift + to, first, FV_TILE);
+    for (int64_t shift = -first; shift < FV_TILE; shift += period)
+        word |= fv_plan_interval(shift + from, shift + to, 0, FV_TILE);
     return word;
 }
 
@@ -306,9 +306,11 @@ void fv_plan_strip_bits(const fv_plan_strip *strip, int64_t block, uint64_t bits
     uint64_t word[3][FV_TILE];
     int r = 0;
 
-    for (int a = 0; a < 3; a++)
+    for (int a = 0; a < 3; a++) {
+        int64_t first = at % strip->period[a];
         for (int n = 0; n < strip->sides[a]; n++)
-            word[a][n] = recurring(strip->from[a][n], strip->to[a][n], strip->period[a], at);
+            word[a][n] = recurring(strip->from[a][n], strip->to[a][n], strip->period[a], first);
+    }
     for (int x = 0; x < strip->sides[0]; x++)
         for (int y = 0; y < strip->sides[1]; y++)
             for (int z = 0; z < strip->sides[2]; z++)

@@ -206,8 +206,8 @@ static void ask_rows(const struct attend *a, const fv_tensor *t, const fv_plan_t
         }
 }
 
-/* Asks for o and the next tile's q where tiles are patches: their rows lie apart, and few keys leave no time to wait for
- * them. */
+/* Asks for o and the next tile's q where tiles are patches: what lies apart is slow to come, and there is little else
+ * to do. */
 static void ask_ahead(const struct attend *a, const fv_plan_tile *tile, int64_t index)
 {
     fv_plan_tile next;

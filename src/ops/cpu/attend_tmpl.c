@@ -4,7 +4,7 @@
 
 /* 2^t for t <= 127: polynomial on the fraction, exponent by the whole part; 0 below -127 (or nearly: denormal numbers),
  * NaN stays.  Minimax for the relative error on [0, 1): degree 5 within 7.5e-8, with rounding 2 ulp; degree 3 within
- * 7.5e-5, a 26th of the half ulp (2^-9) that weights lose when they become bf16. */
+ * 7.5e-5, a 52nd of the half ulp (up to 2^-8) that weights lose when they become bf16. */
 INLINE vf exp2_of(vf t, const bool coarse)
 {
     vf f = exp2_fraction(t), p;
@@ -59,7 +59,7 @@ INLINE vf tanh_quotient(vf x)
 #define LOG2E 1.44269504f
 
 /* cap tanh(t / (2 log2 e)) = cap - 2 cap / (1 + 2^t) of logits whose weights become bf16: 2^t within 5e-6 of itself
- * leaves cap 2.5e-6, at a cap of 50 a 15th of what the weights lose. */
+ * leaves cap 2.5e-6, at a cap of 50 a 31st of what the weights lose. */
 INLINE vf coarse_cap(vf t, float cap)
 {
     vf bounded = vmin(splat(64), t), f = exp2_fraction(bounded), p;

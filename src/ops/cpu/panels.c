@@ -128,8 +128,8 @@ static void fill_keys(const fv_panel_store *store, int64_t b, int64_t h, const i
             const char *at = rows.first + key[n + r] * rows.bytes;
             row[r] = ready ? (const float *)(const void *)at : stage_key(store, at, staging + r * step);
         }
-        kernels->transpose_rows(row, found, store->depth,
-                                keys + n / columns * columns * store->depth + n % columns, columns);
+        kernels->transpose_rows(row, found, store->depth, keys + n / columns * columns * store->depth + n % columns,
+                                columns);
     }
 }
 
@@ -229,8 +229,8 @@ static unsigned char fill_block(const fv_panel_store *store, int64_t b, int64_t 
                                                  memory_order_acquire))
         return state;
     count = keys_of(store, block, key);
-    state = fv_panels_fill(store, b, h, key, count, staging, keys, store->v.data ? values : NULL) ? FULL
-                                                                                                  : FULL_NOT_FINITE;
+    state =
+        fv_panels_fill(store, b, h, key, count, staging, keys, store->v.data ? values : NULL) ? FULL : FULL_NOT_FINITE;
     atomic_store_explicit(&store->state[at], state, memory_order_release);
     block = next_block(store, at);
     if (block >= 0) fv_panels_ask(store, b, h, key, keys_of(store, block, key));

@@ -76,19 +76,20 @@ static void load_queries(fv_tiles *t)
     const float *in = t->q;
 
     for (int r = 0; r < t->rows; r++) { /* rows of a patch lie apart */
-        const char *q = fv_panels_row(&s->q, t->b, t->tile.h + r / t->tile.rows, t->tile.query[r % t->tile.rows]);
-        for (int64_t n = 0; n < D * (int64_t)sizeof(float); n += 64)
+        const float *q = fv_at(&s->q, t->b, t->tile.h + r / t->tile.rows, t->tile.query[r % t->tile.rows], 0);
+        for (int64_t n = 0; n < D; n += 64 / (int64_t)sizeof *q)
             __builtin_prefetch(q + n);
     }
-    for (int r = 0; r < t->rows; r++) {
-        int64_t h = t->tile.h + r / t->tile.rows, i = t->tile.query[r % t->tile.rows];
-        const float *q = (const float *)fv_panels_row(&s->q, t->b, h, i);
+    for (int64_t r = 0, token = 0, h = t->tile.h; r < t->rows; r++) {
+        int64_t i = t->tile.query[token];
+        const float *q = fv_at(&s->q, t->b, h, i, 0);
         float scale = s->logits->scale, *to = t->q + r * t->q_row;
         if (fv_present(temperature))
             scale *= ((const float *)temperature->data)[t->b * temperature->strides[0] + h * temperature->strides[1] +
                                                         i * temperature->strides[2]];
         s->kernels->map(FV_MAP_COPY, D, q, NULL, 0, scale, 0, to);
         memset(to + D, 0, (size_t)(t->q_row - D) * sizeof *to);
+        if (++token == t->tile.rows) token = 0, h++;
     }
     if (t->rows <= FV_FEW_ROWS) return;
     for (int r = 0; r < t->rows; r += t->step) {
