@@ -63,6 +63,8 @@ typedef struct fv_plan_view {
     int64_t patches[3];
     int64_t strips;        /* of the grid; 0: none are laid out */
     int64_t *strip_first;  /* [strips + 1] first key block of a strip */
+    int32_t *strip_key;    /* [strip_first[strips], FV_TILE] the keys of blocks */
+    int32_t *strip_keys;   /* [strip_first[strips]] how many */
     bool positions_ascend; /* key positions ascend, so intervals of them are intervals of keys */
     bool segments_ascend;  /* the same for key segments */
     bool by_pair;          /* some part can only be asked key by key */
@@ -154,6 +156,7 @@ typedef struct fv_plan_runs {
     float bias[FV_TILE];
     bool has_tiles;
     bool single; /* one group and single keys, about which nothing else is said */
+    bool stored; /* the same of blocks with bit tiles: words of a block are as they are stored */
     /* what the lists, the grid or the whole range of keys propose next */
     bool more;
     int64_t key, key_end;
@@ -169,6 +172,9 @@ bool fv_plan_runs_next(fv_plan_runs *runs, fv_plan_run *run);
 /* A faster way for lists of single keys: takes `count` <= FV_TILE keys at once if the next ones are keys that all rows
  * see and lie in at least `spread` places; how many: `count`, or 0 where only fv_plan_runs_next can say what comes. */
 int fv_plan_runs_keys(fv_plan_runs *runs, int count, int64_t spread, int64_t *key);
+
+/* Of such lists up to `count` keys that come after those taken, to be asked for early; how many. */
+int fv_plan_runs_ahead(const fv_plan_runs *runs, int count, int64_t *key);
 
 /* bits[r] bit j: row r of the tile sees key + j, for j < count <= 64 keys of the current run; 0 for rows the run has
  * not. */

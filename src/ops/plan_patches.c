@@ -128,6 +128,40 @@ static void choose_sides(const fv_plan_view *view, int64_t side[3])
             }
 }
 
+/* Index on the grid of a cell at i steps of the dilation from each residue. */
+static int64_t cell(const fv_grid *grid, const fv_plan_patch *const patch[3], const int64_t i[3])
+{
+    int64_t index = 0;
+
+    for (int a = 0; a < grid->rank; a++)
+        index = index * grid->dims[a] + patch[a]->residue + i[a] * dilation_of(grid, a);
+    return index;
+}
+
+/* Writes the keys of strip n in ascending order. */
+static void lay_strip(const fv_plan_view *view, int64_t n, int32_t *key)
+{
+    const fv_grid *grid = &view->plan->grid;
+    int64_t residues = dilation_of(grid, 0), i[3], step = dilation_of(grid, grid->rank - 1);
+    fv_plan_patch first = {.residue = n % residues, .high = length_of(grid, 0, n % residues)};
+    const fv_plan_patch *patch[3] = {&first, &view->patch[1][n / residues / view->patches[2]],
+                                     &view->patch[2][n / residues % view->patches[2]]};
+    const fv_plan_patch *last = patch[grid->rank - 1];
+    int axis = grid->rank - 1;
+
+    memcpy(i, (int64_t[3]){first.low, patch[1]->low, patch[2]->low}, sizeof i);
+    while (i[0] < first.high) {
+        int64_t index = cell(grid, patch, i);
+        for (int64_t m = last->low; m < last->high; m++, index += step)
+            *key++ = (int32_t)index;
+        i[axis] = last->high;
+        for (int a = axis; a > 0 && i[a] == patch[a]->high; a--) {
+            i[a] = patch[a]->low;
+            i[a - 1]++;
+        }
+    }
+}
+
 /* Strips are laid out if nothing but the grid says who sees whom. */
 static fv_status lay_strips(fv_ctx *ctx, fv_plan_view *view)
 {
@@ -152,7 +186,18 @@ static fv_status lay_strips(fv_ctx *ctx, fv_plan_view *view)
         keys += fv_round_up(count, FV_TILE);
     }
     view->strip_first[strips] = blocks;
-    if (keys <= MOST_COPIES * fv_round_up(view->keys, FV_TILE)) view->strips = strips;
+    if (keys > MOST_COPIES * fv_round_up(view->keys, FV_TILE) || view->keys > INT32_MAX) return FV_OK;
+    view->strips = strips;
+    FV_TRY(FV_SCRATCH(ctx, view->strip_key, keys));
+    FV_TRY(FV_SCRATCH(ctx, view->strip_keys, blocks));
+    for (int64_t n = 0; n < strips; n++) {
+        const fv_plan_patch *y = &view->patch[1][n / residues / view->patches[2]];
+        const fv_plan_patch *z = &view->patch[2][n / residues % view->patches[2]];
+        int64_t left = length_of(grid, 0, n % residues) * (y->high - y->low) * (z->high - z->low);
+        lay_strip(view, n, view->strip_key + view->strip_first[n] * FV_TILE);
+        for (int64_t block = view->strip_first[n]; block < view->strip_first[n + 1]; block++, left -= FV_TILE)
+            view->strip_keys[block] = (int32_t)fv_min(left, FV_TILE);
+    }
     return FV_OK;
 }
 
@@ -180,16 +225,6 @@ fv_status fv_plan_cut_patches(fv_ctx *ctx, fv_plan_view *view)
 }
 
 /* ---- patches --------------------------------------------------------------------------------------------------- */
-
-/* Index on the grid of a cell at i steps of the dilation from each residue. */
-static int64_t cell(const fv_grid *grid, const fv_plan_patch *const patch[3], const int64_t i[3])
-{
-    int64_t index = 0;
-
-    for (int a = 0; a < grid->rank; a++)
-        index = index * grid->dims[a] + patch[a]->residue + i[a] * dilation_of(grid, a);
-    return index;
-}
 
 static void patches_of(const fv_plan_view *view, const int64_t at[3], const fv_plan_patch *patch[3])
 {
@@ -220,59 +255,23 @@ void fv_plan_patch_at(const fv_plan_view *view, int64_t cut, fv_plan_tile *tile)
 
 /* ---- strips ---------------------------------------------------------------------------------------------------- */
 
-/* Patches of a strip on each axis (on the first, one with its residue), and its widths on the others. */
-static void strip_at(const fv_plan_view *view, int64_t strip, fv_plan_patch *first, const fv_plan_patch *patch[3],
-                     int64_t width[3])
-{
-    int64_t residues = dilation_of(&view->plan->grid, 0);
-
-    *first = (fv_plan_patch){.residue = strip % residues};
-    patch[0] = first;
-    patch[1] = &view->patch[1][strip / residues / view->patches[2]];
-    patch[2] = &view->patch[2][strip / residues % view->patches[2]];
-    for (int a = 1; a < 3; a++)
-        width[a] = patch[a]->high - patch[a]->low;
-    width[0] = length_of(&view->plan->grid, 0, first->residue);
-}
-
 int fv_plan_strip_keys(const fv_plan_view *view, int64_t block, int64_t key[FV_TILE])
 {
-    const fv_plan_patch *patch[3];
-    fv_plan_patch first;
-    int64_t low = 0, high = view->strips, width[3], i[3], at, count;
-    int axis = view->plan->grid.rank - 1;
+    const int32_t *from = view->strip_key + block * FV_TILE;
 
-    while (high - low > 1) {
-        int64_t middle = (low + high) / 2;
-        if (view->strip_first[middle] <= block)
-            low = middle;
-        else
-            high = middle;
-    }
-    strip_at(view, low, &first, patch, width);
-    at = (block - view->strip_first[low]) * FV_TILE;
-    count = fv_min(FV_TILE, width[0] * width[1] * width[2] - at);
-    for (int64_t n = 0, length; n < count; n += length) {
-        int64_t place = at + n, index, step = dilation_of(&view->plan->grid, axis);
-        i[2] = patch[2]->low + place % width[2];
-        i[1] = patch[1]->low + place / width[2] % width[1];
-        i[0] = place / width[2] / width[1];
-        length = axis == 0 ? count : fv_min(count - n, (axis == 1 ? patch[1] : patch[2])->high - i[axis]);
-        index = cell(&view->plan->grid, patch, i);
-        for (int64_t m = 0; m < length; m++)
-            key[n + m] = index + m * step;
-    }
-    return (int)count;
+    for (int n = 0; n < FV_TILE; n++)
+        key[n] = from[n];
+    return view->strip_keys[block];
 }
 
-/* Bits n of a word for which from <= (first + n) mod period < to. */
+/* Bits n of a word for which from <= (first + n) mod period < to, first < period. */
 static uint64_t recurring(int64_t from, int64_t to, int64_t period, int64_t first)
 {
     uint64_t word = 0;
 
     if (from <= 0 && to >= period) return UINT64_MAX;
-    for (int64_t shift = first / period * period; shift < first + FV_TILE; shift += period)
-        word |= fv_plan_interval(shift + from, shift + to, first, FV_TILE);
+    for (int64_t shift = -first; shift < FV_TILE; shift += period)
+        word |= fv_plan_interval(shift + from, shift + to, 0, FV_TILE);
     return word;
 }
 
@@ -307,9 +306,11 @@ void fv_plan_strip_bits(const fv_plan_strip *strip, int64_t block, uint64_t bits
     uint64_t word[3][FV_TILE];
     int r = 0;
 
-    for (int a = 0; a < 3; a++)
+    for (int a = 0; a < 3; a++) {
+        int64_t first = at % strip->period[a];
         for (int n = 0; n < strip->sides[a]; n++)
-            word[a][n] = recurring(strip->from[a][n], strip->to[a][n], strip->period[a], at);
+            word[a][n] = recurring(strip->from[a][n], strip->to[a][n], strip->period[a], first);
+    }
     for (int x = 0; x < strip->sides[0]; x++)
         for (int y = 0; y < strip->sides[1]; y++)
             for (int z = 0; z < strip->sides[2]; z++)

@@ -18,7 +18,7 @@ static uint64_t low_bits(int64_t count)
 
 static int64_t floor_div(int64_t a, int64_t b)
 {
-    return a / b - (a % b < 0);
+    return b == 1 ? a : a / b - (a % b < 0);
 }
 
 /* First key with value >= x, for ascending values (NULL: the keys themselves). */
@@ -323,14 +323,13 @@ static void lists_take(fv_plan_runs *runs, uint64_t groups)
         int g = __builtin_ctzll(groups);
         int64_t entry = runs->cursor[g];
         int32_t bit_tile = lists->tile ? lists->tile[entry] : 0;
+        int from = __builtin_ctzll(runs->group_rows[g]), end = from + __builtin_popcountll(runs->group_rows[g]);
         runs->rows |= runs->group_rows[g];
         runs->has_tiles = runs->has_tiles || bit_tile > 0;
-        if (!lists->tile && !lists->entry_bias) continue;
-        for (uint64_t rows = runs->group_rows[g]; rows; rows &= rows - 1) {
-            int r = __builtin_ctzll(rows);
+        for (int r = from; lists->tile && r < end; r++)
             runs->bit_tile[r] = bit_tile;
-            if (lists->entry_bias) runs->bias[r] = lists->entry_bias[entry];
-        }
+        for (int r = from; lists->entry_bias && r < end; r++)
+            runs->bias[r] = lists->entry_bias[entry];
     }
 }
 
@@ -384,14 +383,18 @@ static void lists_next(fv_plan_runs *runs)
     }
 }
 
-/* Lists of keys for one group of rows, with nothing else to ask. */
-static bool are_single(const fv_plan_runs *runs)
+/* What one group of rows that all may see something is told by its lists, unless there is more to ask. */
+static void find_short_ways(fv_plan_runs *runs)
 {
     const fv_plan_view *view = runs->view;
     const fv_lists *lists = &view->plan->lists;
+    bool alone = runs->groups == 1 && !lists->key_start && view->plan->grid.rank == 0 && !view->by_pair &&
+                 runs->live == low_bits(runs->tile->rows);
 
-    return runs->groups == 1 && lists->key_block == 1 && !lists->key_start && !lists->tile && !lists->entry_bias &&
-           view->plan->grid.rank == 0 && !view->by_pair;
+    runs->single = alone && lists->key_block == 1 && !lists->tile && !lists->entry_bias;
+    runs->stored = alone && lists->key_block == FV_TILE && lists->tile;
+    for (int r = 1; runs->stored && r < runs->tile->rows; r++)
+        runs->stored = runs->row_in_group[r] == runs->row_in_group[r - 1] + 1;
 }
 
 int fv_plan_runs_keys(fv_plan_runs *runs, int count, int64_t spread, int64_t *key)
@@ -401,7 +404,7 @@ int fv_plan_runs_keys(fv_plan_runs *runs, int count, int64_t spread, int64_t *ke
     const int32_t *entry;
     int64_t last;
 
-    if (!runs->more || !runs->single || !span->whole || runs->live != low_bits(runs->tile->rows)) return 0;
+    if (!runs->more || !runs->single || !span->whole) return 0;
     if (runs->key < span->from || runs->key_end > span->to) return 0;
     if (pending >= count || runs->end[0] - runs->cursor[0] < count) return 0;
     entry = runs->view->plan->lists.entry + runs->cursor[0];
@@ -413,6 +416,15 @@ int fv_plan_runs_keys(fv_plan_runs *runs, int count, int64_t spread, int64_t *ke
         key[n] = entry[n - pending];
     runs->cursor[0] += count - pending;
     runs->next[0] = runs->cursor[0] < runs->end[0] ? entry[count - pending] : NO_BLOCK;
+    return count;
+}
+
+int fv_plan_runs_ahead(const fv_plan_runs *runs, int count, int64_t *key)
+{
+    if (!runs->single) return 0;
+    count = (int)fv_min(count, runs->end[0] - runs->cursor[0]);
+    for (int n = 0; n < count; n++)
+        key[n] = runs->view->plan->lists.entry[runs->cursor[0] + n];
     return count;
 }
 
@@ -450,10 +462,10 @@ void fv_plan_runs_begin(fv_plan_runs *runs, const fv_plan_view *view, const fv_p
         row_intervals(runs, r, tile->query[r]);
     make_spans(runs);
     if (view->plan->grid.rank > 0 && !view->plan->key_position) grid_begin(runs);
-    runs->single = false;
+    runs->single = runs->stored = false;
     if (view->plan->lists.row_start) {
         lists_begin(runs);
-        runs->single = are_single(runs);
+        find_short_ways(runs);
     }
     if (runs->spans == 0)
         runs->more = false;
@@ -567,6 +579,14 @@ void fv_plan_bits(const fv_plan_runs *runs, const fv_plan_run *run, int64_t key,
 {
     const fv_plan_view *view = runs->view;
 
+    if (runs->stored && runs->has_tiles && count == FV_TILE && key == runs->block_start &&
+        runs->span[runs->at_span].whole) {
+        const fv_lists *lists = &view->plan->lists;
+        const uint64_t *tile = lists->tiles + (runs->bit_tile[0] - 1) * lists->tile_words + runs->row_in_group[0];
+        memcpy(bits, tile, (size_t)runs->tile->rows * sizeof bits[0]);
+        memset(bits + runs->tile->rows, 0, (size_t)(FV_TILE - runs->tile->rows) * sizeof bits[0]);
+        return;
+    }
     memset(bits, 0, FV_TILE * sizeof bits[0]);
     for (uint64_t rows = run->rows; rows; rows &= rows - 1) {
         int r = __builtin_ctzll(rows);

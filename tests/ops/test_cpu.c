@@ -195,16 +195,17 @@ static void load_key(const fv_tensor *t, int64_t b, int64_t h, int64_t n, float 
 }
 
 /* One row by its definition.  In f32 the bound is eps times the length of its sums, on outputs that are means of v.  In
- * bf16 (half an ulp is u = 2^-9 of a number) q and k move a logit by up to 2 u scale sum |q k| (what curves it does not
- * add to that but for gain), which moves weights by as much and o by twice that, as the denominator moves too; v and
- * rounded weights add u each; all of sum p |v|. */
+ * bf16, whose 8 bits round a number by up to u / (1 + u) of itself, u = 2^-8, a product of two rounded numbers is
+ * within 2 u of itself.  So q and k move a logit by up to 2 u scale sum |q k| (what curves it does not add to that but
+ * for gain), which moves weights by as much and o by twice that, as the denominator moves too; rounded weights times
+ * rounded v add 2 u; all of sum p |v|. */
 static void check_attend_row(fv_ctx *ctx, const struct attend_case *c, const fv_attend_args *a, int64_t b, int64_t h,
                              int64_t i)
 {
     bool pairs = ctx->precision == FV_PRECISION_BF16 && fv_kernels_of(ctx)->tile_bf16;
     int64_t hk = h / (c->H / c->Hkv);
     double total = 0, top = -INFINITY, logit[2048], o[300] = {0}, size[300] = {0}, scale = 1 / sqrt((double)c->D);
-    double moved = 0, u = 0x1p-9;
+    double moved = 0, u = 0x1p-8;
     float value[300];
     fv_plan open = {0};
 
@@ -246,7 +247,7 @@ static void check_attend_row(fv_ctx *ctx, const struct attend_case *c, const fv_
     for (int64_t d = 0; d < c->Dv; d++) {
         double expected = total > 0 ? o[d] / total : 0, is = *(float *)fv_at(&a->o, b, h, i, d);
         bound = 2e-5;
-        if (pairs && total > 0) bound += (exp(2 * moved) - 1 + 2 * u + 1e-4) * size[d] / total;
+        if (pairs && total > 0) bound += (exp(2 * moved) * (1 + 2 * u + 1e-4) - 1) * size[d] / total;
         if (!(fabs(is - expected) < bound))
             fail_msg("%s: o[%lld,%lld,%lld,%lld] of %lldx%lldx%lld: expected %.9g, got %.9g (bound %.3g)",
                      fv_ctx_backend(ctx), (long long)b, (long long)h, (long long)i, (long long)d, (long long)c->N,

@@ -188,7 +188,14 @@ static void keys_taken_at_once_are_those_of_the_runs(void **state)
             assert_true(got == 0 || got == want);
             at_once += got;
             count += got;
-            if (got > 0) continue;
+            if (got > 0) {
+                int64_t next[FV_TILE];
+                int ahead = fv_plan_runs_ahead(&runs, want, next);
+                assert_int_equal(ahead, fv_min(want, row_start[1] - count));
+                for (int n = 0; n < ahead; n++)
+                    assert_int_equal(next[n], entry[count + n]);
+                continue;
+            }
             more = fv_plan_runs_next(&runs, &run);
             for (int64_t n = 0; more && n < run.count; n++)
                 taken[count++] = run.key + n;
@@ -199,6 +206,76 @@ static void keys_taken_at_once_are_those_of_the_runs(void **state)
         fv_scratch_release(ctx, mark);
     }
     assert_true(at_once > 1000);
+    fv_ctx_free(ctx);
+}
+
+/* Words of bit tiles that lie as kernels take them, cut by intervals and by the ends of both axes, are what pairs say.
+ */
+static void words_of_bit_tiles_are_those_of_pairs(void **state)
+{
+    enum { BLOCKS = 4, TILES = 3 };
+    fv_random random = fv_random_new(test_seed(), 80);
+    fv_ctx *ctx = test_ctx("ref", 1);
+    int64_t shown = 0;
+    (void)state;
+
+    for (int round = 0; round < 40; round++) {
+        fv_mark mark = fv_scratch_mark(ctx);
+        int64_t N = 1 + fv_random_below(&random, BLOCKS * FV_TILE), M = 1 + fv_random_below(&random, BLOCKS * FV_TILE);
+        int64_t row_start[BLOCKS + 1] = {0}, seen = 0, pairs = 0;
+        int32_t entry[BLOCKS * BLOCKS], tile[BLOCKS * BLOCKS];
+        uint64_t tiles[TILES * FV_TILE];
+        fv_plan plan = {.causal = round % 2, .offset = M - N, .window = {.window = round % 3 ? 0 : 100}};
+        fv_plan_view view;
+        for (int n = 0; n < TILES * FV_TILE; n++)
+            tiles[n] = (uint64_t)fv_random_u32(&random) << 32 | fv_random_u32(&random);
+        for (int32_t g = 0; g < BLOCKS; g++) {
+            int64_t *end = &row_start[g + 1];
+            *end = row_start[g];
+            for (int32_t block = 0; block < BLOCKS; block++) {
+                if (fv_random_below(&random, 4) == 0) continue;
+                entry[*end] = block;
+                tile[(*end)++] = (int32_t)fv_random_below(&random, TILES + 1);
+            }
+        }
+        plan.lists = (fv_lists){.query_block = FV_TILE,
+                                .key_block = FV_TILE,
+                                .groups = BLOCKS,
+                                .key_blocks = BLOCKS,
+                                .row_start = row_start,
+                                .entry = entry,
+                                .tile = tile,
+                                .tiles = tiles,
+                                .tile_words = FV_TILE};
+        assert_ok(fv_plan_check(&plan, 1, 1, N, M, N));
+        assert_ok(fv_plan_open(ctx, &plan, 1, 1, 1, round % 4 ? FV_TILE : 40, N, M, &view));
+        for (int64_t item = 0; item < view.items; item++) {
+            fv_plan_tile rows;
+            fv_plan_runs runs;
+            fv_plan_run run;
+            fv_plan_tile_at(&view, item, &rows);
+            fv_plan_runs_begin(&runs, &view, &rows);
+            while (fv_plan_runs_next(&runs, &run))
+                for (int64_t key = run.key; key < run.key + run.count; key += FV_TILE) {
+                    uint64_t bits[FV_TILE];
+                    int count = (int)fv_min(FV_TILE, run.key + run.count - key);
+                    fv_plan_bits(&runs, &run, key, count, bits);
+                    for (int r = 0; r < FV_TILE; r++) {
+                        seen += __builtin_popcountll(bits[r]);
+                        for (uint64_t word = bits[r]; word; word &= word - 1)
+                            assert_true(r < rows.rows &&
+                                        fv_plan_sees(&plan, 1, 0, 0, rows.row[r], key + __builtin_ctzll(word)));
+                    }
+                }
+        }
+        for (int64_t i = 0; i < N; i++)
+            for (int64_t j = 0; j < M; j++)
+                pairs += fv_plan_sees(&plan, 1, 0, 0, i, j);
+        assert_int_equal(seen, pairs);
+        shown += seen;
+        fv_scratch_release(ctx, mark);
+    }
+    assert_true(shown > 0);
     fv_ctx_free(ctx);
 }
 
@@ -289,6 +366,7 @@ int main(void)
         cmocka_unit_test(random_plans_give_runs_that_agree_with_the_definition),
         cmocka_unit_test(strips_of_a_grid_agree_with_the_definition),
         cmocka_unit_test(keys_taken_at_once_are_those_of_the_runs),
+        cmocka_unit_test(words_of_bit_tiles_are_those_of_pairs),
         cmocka_unit_test(grids_have_the_windows_of_the_paper),
         cmocka_unit_test(long_plans_are_counted_from_their_intervals),
         cmocka_unit_test(bad_plans_are_refused_in_words),

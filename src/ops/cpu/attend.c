@@ -147,8 +147,8 @@ static void write_rows(const struct attend *a, const fv_plan_tile *tile, const s
 {
     const fv_tensor *o = &a->args->o, *lse = &a->lse, *best = &a->args->row_max, *best_key = &a->args->arg_max;
 
-    for (int64_t r = 0; r < tile->rows * a->view->share; r++) {
-        int64_t h = tile->h + r / tile->rows, row = tile->row[r % tile->rows];
+    for (int64_t r = 0, token = 0, h = tile->h; r < tile->rows * a->view->share; r++) {
+        int64_t row = tile->row[token];
         float total = a->given ? 1 : total_of(a, part, r), scale = total > 0 ? 1 / total : 0;
         a->source.kernels->map(FV_MAP_COPY, o->dims[3], part->o + r * a->width, NULL, 0, scale, 0,
                                fv_at(o, tile->b, h, row, 0));
@@ -156,6 +156,7 @@ static void write_rows(const struct attend *a, const fv_plan_tile *tile, const s
             *(float *)fv_at(lse, tile->b, h, row, 0) = total > 0 ? part->maximum[r] + logf(total) : -INFINITY;
         if (fv_present(best)) *(float *)fv_at(best, tile->b, h, row, 0) = part->best[r];
         if (fv_present(best_key)) *(int32_t *)fv_at(best_key, tile->b, h, row, 0) = (int32_t)part->best_key[r];
+        if (++token == tile->rows) token = 0, h++;
     }
 }
 
@@ -185,21 +186,27 @@ static void load_normaliser(const struct attend *a, const fv_plan_tile *tile, fl
         out[r] = *(float *)fv_at(lse, tile->b, tile->h + r / tile->rows, tile->row[r % tile->rows], 0);
 }
 
-/* The item to take index-th.  Tiles of a causal plan grow towards the end: big ones first.  On a grid threads walk down
- * strips side by side, each its own: they do not wait for one another, and a strip stays in a core's cache. */
-static int64_t item_at(const struct attend *a, int64_t index)
+static void ask_rows(const struct attend *a, const fv_tensor *t, const fv_plan_tile *tile, const int64_t *row)
 {
-    int64_t along, lanes, round, strips, first;
+    for (int64_t h = tile->h; h < tile->h + a->view->share; h++)
+        for (int r = 0; r < tile->rows; r++) {
+            const float *at = fv_at(t, tile->b, h, row[r], 0);
+            for (int64_t n = 0; n < t->dims[3]; n += 64 / (int64_t)sizeof *at)
+                __builtin_prefetch(at + n, 0, 2); /* into the second level */
+        }
+}
 
-    if (!a->panels.strips) return a->end_item - 1 - index;
-    along = a->view->patches[0];
-    lanes = a->threads;
-    strips = (a->end_item - a->first_item) / along;
-    round = index / (lanes * along);
-    first = round * lanes;
-    lanes = fv_min(lanes, strips - first);
-    index -= first * along;
-    return a->end_item - 1 - (first + index % lanes) * along - index / lanes;
+/* Asks for o and the next tile's q where tiles are patches: what lies apart is slow to come, and there is little else
+ * to do. */
+static void ask_ahead(const struct attend *a, const fv_plan_tile *tile, int64_t item)
+{
+    fv_plan_tile next;
+
+    if (!a->panels.strips) return;
+    ask_rows(a, &a->args->o, tile, tile->row);
+    if (item == a->first_item) return;
+    fv_plan_tile_at(a->view, item - 1, &next);
+    ask_rows(a, &a->args->q, &next, next.query);
 }
 
 /* Whoever is done with the last piece of an item merges all of them, in their order. */
@@ -233,7 +240,8 @@ static void merge_parts(const struct attend *a, int64_t item, const fv_plan_tile
 static void attend_item(void *user, int64_t index, int thread)
 {
     const struct attend *a = user;
-    int64_t item = item_at(a, index / a->pieces), piece = index % a->pieces;
+    /* tiles of a causal plan grow towards the end: big ones first */
+    int64_t item = a->end_item - 1 - index / a->pieces, piece = index % a->pieces;
     int64_t from = a->pieces > 1 ? a->cut[item * (a->pieces + 1) + piece] : 0;
     int64_t to = a->pieces > 1 ? a->cut[item * (a->pieces + 1) + piece + 1] : a->view->keys;
     struct visit visit = {a, a->part[a->pieces > 1 ? item * a->pieces + piece : thread], a->normaliser[thread]};
@@ -242,6 +250,7 @@ static void attend_item(void *user, int64_t index, int thread)
     fv_plan_tile_at(a->view, item, &tiles->tile);
     begin_part(a, &tiles->tile, &visit.part, piece == 0);
     if (a->given) load_normaliser(a, &tiles->tile, a->normaliser[thread]);
+    ask_ahead(a, &tiles->tile, item);
     if (tiles->tile.rows * a->view->share <= FV_FEW_ROWS)
         fv_attend_few(a, tiles, &visit.part, visit.normaliser, a->few[thread], from, to);
     else
@@ -454,7 +463,6 @@ static void run_items(fv_ctx *ctx, struct attend *a)
 {
     a->first_item = 0;
     a->end_item = a->view->items;
-    a->threads = fv_ctx_threads(ctx);
     if (a->panels.slots == 0) {
         fv_run(ctx, a->view->items * a->pieces, attend_item, a);
         return;

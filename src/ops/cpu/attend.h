@@ -31,7 +31,6 @@ struct attend {
     int64_t *cut;                 /* [items, pieces + 1]: first keys of an item's pieces, if there are several */
     atomic_int *done;             /* [items]: how many of an item's pieces are */
     int64_t first_item, end_item; /* those whose heads' panels are held now */
-    int64_t threads;
 };
 
 /* Whether products are taken in bf16: on request, or where keys and values are stored in no more than 16 bits (unless

@@ -34,7 +34,7 @@ INLINE vf tanh_quotient(vf x)
 }
 
 /* cap tanh(t / (2 log2 e)) = cap - 2 cap / (1 + 2^t) of logits whose weights become bf16: 2^t within 5e-6 of itself
- * leaves cap 2.5e-6, at a cap of 50 a 15th of what the weights lose. */
+ * leaves cap 2.5e-6, at a cap of 50 a 31st of what the weights lose. */
 INLINE vf coarse_cap(vf t, float cap)
 {
     vf bounded = vmin(splat(64), t), f = exp2_fraction(bounded), p;
@@ -157,11 +157,14 @@ INLINE void softmax_keys(const struct fv_softmax_step *step, const int from, con
         for (int n = from / W; n < to / W; n++)
             high = vmax(x[n], high);
         if (any_above(high, splat(step->maximum[r] + SLACK))) {
-            float top = largest(high), factor = vexp(splat(step->maximum[r] - top))[0];
+            float top = largest(high);
+            if (step->maximum[r] > -INFINITY) { /* else there is nothing yet */
+                float factor = vexp(splat(step->maximum[r] - top))[0];
+                sum *= splat(factor);
+                for (int64_t d = 0; d < step->o_row; d += W)
+                    store(o + d, load(o + d) * splat(factor));
+            }
             step->maximum[r] = top;
-            sum *= splat(factor);
-            for (int64_t d = 0; d < step->o_row; d += W)
-                store(o + d, load(o + d) * splat(factor));
         }
         shift = splat(step->maximum[r] == -INFINITY ? 0 : step->maximum[r] * -LOG2E);
         UNROLL
@@ -230,6 +233,26 @@ static void shift_rows(int rows, int count, const float *bias, int64_t bias_row,
     }
 }
 
+static bool panel_rows(int count, int64_t n, const void *const *row, int64_t panel, float *out)
+{
+    const vi infinity = splat_i(0x7f800000);
+    vi bad = splat_i(0);
+
+    for (int r = 0; r < count; r++) {
+        const float *from = row[r];
+        float *to = out + r * TILE_COLUMNS;
+        for (int64_t c = 0; c < n; c += TILE_COLUMNS, to += panel) {
+            UNROLL
+            for (int v = 0; v < TILE_COLUMNS; v += W) {
+                vf x = load(from + c + v);
+                bad |= ((vi)x & infinity) == infinity;
+                store(to + v, x);
+            }
+        }
+    }
+    return !any_above((vf)(bad & splat_i(1 << 23)), splat(0));
+}
+
 #if defined(__AVX512BF16__)
 /* out[i] = the pair (even[i], odd[i]), n a multiple of W */
 static void pack_pairs(int64_t n, const float *even, const float *odd, float *out)
@@ -248,6 +271,34 @@ static void join_pairs(int64_t n, const float *x, float *out)
     for (int64_t i = 0; i < n; i += 2 * W)
         store_pairs(out + i / 2, load(x + i), load(x + i + W));
 }
+
+static bool panel_pairs(int count, int64_t n, const void *const *row, int64_t panel, float *out)
+{
+    const __m512i exponent = _mm512_set1_epi16(0x7f80), one = _mm512_set1_epi16(0x80);
+    __m512i low, high, bad = _mm512_setzero_si512();
+    uint16_t place[2][2 * W];
+
+    for (int i = 0; i < 2 * W; i++) {
+        place[0][i] = (uint16_t)(i / 2 + i % 2 * 2 * W);
+        place[1][i] = (uint16_t)(place[0][i] + W);
+    }
+    low = _mm512_loadu_si512(place[0]);
+    high = _mm512_loadu_si512(place[1]);
+    for (int r = 0; r < count; r += 2) {
+        const uint16_t *even = row[r], *odd = r + 1 < count ? row[r + 1] : NULL;
+        float *to = out + r / 2 * TILE_COLUMNS;
+        for (int64_t c = 0; c < n; c += TILE_COLUMNS, to += panel) {
+            __m512i x = _mm512_loadu_si512(even + c);
+            __m512i y = odd ? _mm512_loadu_si512(odd + c) : _mm512_setzero_si512();
+            /* an exponent of all ones carries into the sign */
+            bad = _mm512_or_si512(bad, _mm512_add_epi16(_mm512_and_si512(x, exponent), one));
+            bad = _mm512_or_si512(bad, _mm512_add_epi16(_mm512_and_si512(y, exponent), one));
+            _mm512_storeu_si512(to, _mm512_permutex2var_epi16(x, low, y));
+            _mm512_storeu_si512(to + W, _mm512_permutex2var_epi16(x, high, y));
+        }
+    }
+    return _mm512_movepi16_mask(bad) == 0;
+}
 #endif
 
 void LEAF(fill_attend)(struct fv_kernels *kernels)
@@ -256,8 +307,10 @@ void LEAF(fill_attend)(struct fv_kernels *kernels)
     kernels->curve = curve;
     kernels->add_rows = add_rows;
     kernels->shift_rows = shift_rows;
+    kernels->panel_rows = panel_rows;
 #if defined(__AVX512BF16__)
     kernels->pack_pairs = pack_pairs;
     kernels->join_pairs = join_pairs;
+    kernels->panel_pairs = panel_pairs;
 #endif
 }

@@ -85,6 +85,7 @@ struct fv_kernels {
     /* out[p * out_row + r] = in[r * in_row + p], r < rows <= width, p < count.  May write width - rows floats past a
      * row of out, so rows of out are written in ascending order and the buffer has FV_MAX_TILE_COLUMNS to spare. */
     void (*transpose)(const float *in, int64_t in_row, int rows, int64_t count, float *out, int64_t out_row);
+    void (*transpose_rows)(const float *const *in, int rows, int64_t count, float *out, int64_t out_row); /* in[r][p] */
     void (*to_bf16)(const float *in, int64_t count, uint16_t *out); /* to nearest even */
     void (*to_f16)(const float *in, int64_t count, uint16_t *out);
     fv_load_fn *const *load; /* [FV_DTYPE_COUNT], NULL where there is none */
@@ -138,6 +139,10 @@ struct fv_kernels {
      * x[2i + 1]), out may be x. */
     void (*pack_pairs)(int64_t n, const float *even, const float *odd, float *out);
     void (*join_pairs)(int64_t n, const float *x, float *out);
+    /* Rows of n floats, or of n bf16 (NULL where tile_bf16 is), in panels of tile_columns columns, `panel` floats
+     * apart; two rows of bf16 become one of pairs, a last odd one with 0.  Whether none is NaN or infinite. */
+    bool (*panel_rows)(int count, int64_t n, const void *const *row, int64_t panel, float *out);
+    bool (*panel_pairs)(int count, int64_t n, const void *const *row, int64_t panel, float *out);
     /* The places of the k largest of the x that exceed `above`, ascending, of equal ones the first; their keys, which
      * order as the scores do.  Both have FV_SELECT_ROOM(k).  Returns how many there are. */
     int64_t (*select)(int64_t n, const float *x, int64_t k, float above, int32_t *keys, int32_t *index);

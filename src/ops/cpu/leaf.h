@@ -131,7 +131,7 @@ INLINE vf vexp(vf x)
 
 /* 2^t for t <= 127: polynomial on the fraction, exponent by the whole part; 0 below -127 (or nearly: denormal numbers),
  * NaN stays.  Minimax for the relative error on [0, 1): degree 5 within 7.5e-8, with rounding 2 ulp; degree 3 within
- * 7.5e-5, a 26th of the half ulp (2^-9) that weights lose when they become bf16. */
+ * 7.5e-5, a 52nd of the half ulp (up to 2^-8) that weights lose when they become bf16. */
 INLINE vf exp2_of(vf t, const bool coarse)
 {
     vf f = exp2_fraction(t), p;

@@ -1,5 +1,4 @@
 #include "ops/cpu/panels.h"
-#include "ops/cpu/weights_kernels.h"
 
 enum { EMPTY, BUSY, FULL, FULL_NOT_FINITE };
 
@@ -31,6 +30,7 @@ fv_status fv_panels_hold(fv_ctx *ctx, fv_panel_store *store, int64_t slots)
                       slots * store->blocks * (store->key_floats + store->value_floats) + FV_MAX_TILE_COLUMNS));
     FV_TRY(FV_SCRATCH(ctx, store->state, slots * store->blocks));
     store->slots = slots;
+    store->beside = fv_ctx_threads(ctx);
     fv_panels_clear(store);
     return FV_OK;
 }
@@ -50,6 +50,18 @@ const char *fv_panels_row(const fv_tensor *t, int64_t b, int64_t h, int64_t n)
     return (const char *)t->data + offset / fv_dtype_block(t->dtype) * (int64_t)fv_dtype_block_bytes(t->dtype);
 }
 
+/* Where the rows of a head lie. */
+struct rows {
+    const char *first;
+    int64_t bytes; /* from one to the next */
+};
+
+static struct rows rows_of(const fv_tensor *t, int64_t b, int64_t h)
+{
+    return (struct rows){fv_panels_row(t, b, h, 0),
+                         t->strides[2] / fv_dtype_block(t->dtype) * (int64_t)fv_dtype_block_bytes(t->dtype)};
+}
+
 /* Floats between staged rows: whole vectors of pairs. */
 static int64_t staged_row(int64_t columns)
 {
@@ -61,14 +73,13 @@ int64_t fv_panels_staging(const fv_panel_store *store)
     return FV_KEY_TILE * staged_row(fv_max(store->k.dims[3], store->width));
 }
 
-/* Row n as floats: in place where nothing has to be converted or padded to `padded`. */
-static const float *row_of(const fv_panel_store *store, const fv_tensor *t, int64_t b, int64_t h, int64_t n,
-                           int64_t padded, float *staging)
+/* A row as floats: in place where nothing has to be converted or padded to `padded`. */
+static const float *row_of(const fv_panel_store *store, const fv_tensor *t, const char *row, int64_t padded,
+                           float *staging)
 {
-    const char *row = fv_panels_row(t, b, h, n);
     int64_t columns = t->dims[3];
 
-    if (t->dtype == FV_F32 && columns == padded) return (const float *)row;
+    if (t->dtype == FV_F32 && columns == padded) return (const float *)(const void *)row;
     fv_kernels_load(store->kernels, t->dtype, row, 0, columns, staging);
     memset(staging + columns, 0, (size_t)(padded - columns) * sizeof *staging);
     return staging;
@@ -83,7 +94,7 @@ static bool lies_ready(const fv_tensor *t, bool pairs)
 }
 
 /* A row of keys brought to floats or pairs. */
-static void stage_key(const fv_panel_store *store, int64_t b, int64_t h, int64_t key, float *to)
+static const float *stage_key(const fv_panel_store *store, const char *from, float *to)
 {
     const struct fv_kernels *kernels = store->kernels;
     const fv_tensor *k = &store->k;
@@ -91,102 +102,34 @@ static void stage_key(const fv_panel_store *store, int64_t b, int64_t h, int64_t
 
     if (k->dtype == FV_BF16 && store->pairs) { /* pairs already */
         memset(to + D / 2, 0, sizeof *to);
-        memcpy(to, fv_panels_row(k, b, h, key), (size_t)D * 2);
-        return;
+        memcpy(to, from, (size_t)D * 2);
+        return to;
     }
-    const float *row = row_of(store, k, b, h, key, padded, to);
-    if (store->pairs)
-        kernels->join_pairs(padded, row, to);
-    else if (row != to)
-        memcpy(to, row, (size_t)D * sizeof *to);
+    const float *row = row_of(store, k, from, padded, to);
+    if (!store->pairs) return row;
+    kernels->join_pairs(padded, row, to);
+    return to;
 }
 
-/* Keys are transposed a vector's width of rows at a time: from where they lie if they follow each other. */
+/* Keys are transposed a vector's width of rows at a time, from where they lie if they are floats or pairs there. */
 static void fill_keys(const fv_panel_store *store, int64_t b, int64_t h, const int64_t *key, int count, float *staging,
                       float *keys)
 {
     const struct fv_kernels *kernels = store->kernels;
     const fv_tensor *k = &store->k;
+    struct rows rows = rows_of(k, b, h);
     int64_t step = staged_row(k->dims[3]), columns = kernels->tile_columns;
     bool ready = lies_ready(k, store->pairs);
 
     for (int n = 0; n < fv_round_up(count, columns); n += kernels->width) {
-        int rows = (int)fv_clamp(count - n, 0, kernels->width);
-        const float *in = staging;
-        int64_t in_row = step;
-        if (ready && rows > 0 && key[n + rows - 1] - key[n] == rows - 1) {
-            in = (const float *)(const void *)fv_panels_row(k, b, h, key[n]);
-            in_row = k->strides[2] / (store->pairs ? 2 : 1);
-        } else {
-            for (int r = 0; r < rows; r++)
-                stage_key(store, b, h, key[n + r], staging + r * step);
+        const float *row[FV_MAX_TILE_COLUMNS] = {NULL};
+        int found = (int)fv_clamp(count - n, 0, kernels->width);
+        for (int r = 0; r < found; r++) {
+            const char *at = rows.first + key[n + r] * rows.bytes;
+            row[r] = ready ? (const float *)(const void *)at : stage_key(store, at, staging + r * step);
         }
-        kernels->transpose(in, in_row, rows, store->depth, keys + n / columns * columns * store->depth + n % columns,
-                           columns);
-    }
-}
-
-/* Two rows of bf16 become a row of pairs; compilers make whole vectors of it. */
-static void interleave(int64_t n, const uint16_t *restrict even, const uint16_t *restrict odd, uint32_t *restrict out)
-{
-    for (int64_t i = 0; i < n; i++)
-        out[i] = even[i] | (uint32_t)odd[i] << 16;
-}
-
-static void fill_values(const fv_panel_store *store, int64_t b, int64_t h, const int64_t *key, int count,
-                        float *staging, float *values)
-{
-    const struct fv_kernels *kernels = store->kernels;
-    const fv_tensor *v = &store->v;
-    int64_t step = staged_row(store->width), columns = kernels->tile_columns, lines = store->pairs ? 2 : 1;
-    bool as_stored = store->pairs && v->dtype == FV_BF16 && v->dims[3] == store->width;
-
-    for (int n = 0; n < count; n += (int)lines) {
-        bool single = n + 1 == count;
-        float *to = values + n / lines * columns;
-        int64_t panel = columns * (FV_KEY_TILE / lines);
-        const float *row[2] = {staging, staging + step};
-        if (lines == 2 && single) memset(staging + step, 0, (size_t)store->width * sizeof *staging);
-        if (as_stored) {
-            const uint16_t *even = (const void *)fv_panels_row(v, b, h, key[n]);
-            const uint16_t *odd = single ? (const void *)row[1] : (const void *)fv_panels_row(v, b, h, key[n + 1]);
-            for (int64_t c = 0; c < store->width; c += columns, to += panel)
-                interleave(columns, even + c, odd + c, (uint32_t *)(void *)to);
-            continue;
-        }
-        for (int side = 0; side < lines && n + side < count; side++)
-            row[side] = row_of(store, v, b, h, key[n + side], store->width, staging + side * step);
-        for (int64_t c = 0; c < store->width; c += columns, to += panel) {
-            if (store->pairs)
-                kernels->pack_pairs(columns, row[0] + c, row[1] + c, to);
-            else
-                memcpy(to, row[0] + c, (size_t)columns * sizeof *to);
-        }
-    }
-}
-
-void fv_panels_fill(const fv_panel_store *store, int64_t b, int64_t h, const int64_t *key, int count, float *staging,
-                    float *keys, float *values)
-{
-    fill_keys(store, b, h, key, count, staging, keys);
-    if (values) fill_values(store, b, h, key, count, staging, values);
-}
-
-static void ask(const fv_tensor *t, int64_t b, int64_t h, int64_t n)
-{
-    const char *row = fv_panels_row(t, b, h, n);
-    int64_t bytes = t->dims[3] / fv_dtype_block(t->dtype) * (int64_t)fv_dtype_block_bytes(t->dtype);
-
-    for (int64_t i = 0; i < bytes; i += 64)
-        __builtin_prefetch(row + i, 0, 2); /* into the second level */
-}
-
-/* Asks for rows that are going to be filled in: memory does not see a pattern in those of a strip. */
-static void ask_rows(const fv_panel_store *store, int64_t b, int64_t h, const int64_t *key, int count)
-{
-    for (int n = 0; n < count; n++) {
-        ask(&store->k, b, h, key[n]);
-        if (store->v.data) ask(&store->v, b, h, key[n]);
+        kernels->transpose_rows(row, found, store->depth, keys + n / columns * columns * store->depth + n % columns,
+                                columns);
     }
 }
 
@@ -200,43 +143,97 @@ static bool finite_pairs(int64_t n, const uint32_t *pair)
     return !(bad & 0x80008000u);
 }
 
-bool fv_panels_finite(const fv_panel_store *store, const float *values, int count)
+static bool fill_values(const fv_panel_store *store, int64_t b, int64_t h, const int64_t *key, int count,
+                        float *staging, float *values)
 {
-    int64_t columns = store->kernels->tile_columns, lines = store->pairs ? 2 : 1;
-    int64_t panel = columns * (FV_KEY_TILE / lines), filled = columns * fv_ceil_div(count, lines);
+    const struct fv_kernels *kernels = store->kernels;
+    const fv_tensor *v = &store->v;
+    struct rows rows = rows_of(v, b, h);
+    int64_t step = staged_row(store->width), columns = kernels->tile_columns, panel = FV_KEY_TILE * columns;
+    bool as_stored = store->pairs && v->dtype == FV_BF16 && v->dims[3] == store->width, finite = true;
+    const void *row[FV_KEY_TILE];
 
-    for (int64_t c = 0; c < store->width; c += columns, values += panel) {
-        if (store->pairs ? !finite_pairs(filled, (const uint32_t *)(const void *)values)
-                         : store->kernels->weights->spoiled(1, filled, values, 0) != 0)
-            return false;
+    for (int n = 0; n < count; n++) {
+        const char *at = rows.first + key[n] * rows.bytes;
+        row[n] = as_stored ? (const void *)at : row_of(store, v, at, store->width, staging + n * step);
     }
-    return true;
+    if (!store->pairs) return kernels->panel_rows(count, store->width, row, panel, values);
+    if (as_stored) return kernels->panel_pairs(count, store->width, row, panel / 2, values);
+    for (int n = 0; n < count; n += 2) {
+        const float *even = row[n], *odd = n + 1 < count ? row[n + 1] : staging + (n + 1) * step;
+        float *to = values + n / 2 * columns;
+        if (n + 1 == count) memset(staging + (n + 1) * step, 0, (size_t)store->width * sizeof *staging);
+        for (int64_t c = 0; c < store->width; c += columns, to += panel / 2) {
+            kernels->pack_pairs(columns, even + c, odd + c, to);
+            finite = finite_pairs(columns, (const uint32_t *)(const void *)to) && finite;
+        }
+    }
+    return finite;
+}
+
+bool fv_panels_fill(const fv_panel_store *store, int64_t b, int64_t h, const int64_t *key, int count, float *staging,
+                    float *keys, float *values)
+{
+    fill_keys(store, b, h, key, count, staging, keys);
+    return !values || fill_values(store, b, h, key, count, staging, values);
+}
+
+void fv_panels_ask(const fv_panel_store *store, int64_t b, int64_t h, const int64_t *key, int count)
+{
+    for (int side = 0; side < (store->v.data ? 2 : 1); side++) {
+        const fv_tensor *t = side ? &store->v : &store->k;
+        struct rows rows = rows_of(t, b, h);
+        int64_t bytes = t->dims[3] / fv_dtype_block(t->dtype) * (int64_t)fv_dtype_block_bytes(t->dtype);
+        for (int n = 0; n < count; n++)
+            for (int64_t i = 0; i < bytes; i += 64)
+                __builtin_prefetch(rows.first + key[n] * rows.bytes + i, 0, 2); /* into the second level */
+    }
+}
+
+/* The keys of a block; how many. */
+static int keys_of(const fv_panel_store *store, int64_t block, int64_t key[FV_KEY_TILE])
+{
+    int64_t from = block * FV_KEY_TILE;
+    int count = (int)fv_min(FV_KEY_TILE, store->k.dims[2] - from);
+
+    if (store->strips) return fv_plan_strip_keys(store->strips, block, key);
+    for (int n = 0; n < count; n++)
+        key[n] = from + n;
+    return count;
+}
+
+/* The block that the thread is likely to fill after number `at` of all that are held; -1: none is known.  Tiles of
+ * queries go down: where the blocks behind are there, the next tile's is before this one, and others work beside. */
+static int64_t next_block(const fv_panel_store *store, int64_t at)
+{
+    int64_t block = at % store->blocks, down = block - store->beside;
+
+    if (block + 1 < store->blocks &&
+        (store->strips || atomic_load_explicit(&store->state[at + 1], memory_order_relaxed) == EMPTY))
+        return block + 1;
+    return store->strips || down < 0 ? -1 : down;
 }
 
 /* Fills block number `at` of all that are held, unless another thread has begun to; its state then. */
 static unsigned char fill_block(const fv_panel_store *store, int64_t b, int64_t h, int64_t at, float *staging)
 {
-    unsigned char state = EMPTY;
+    unsigned char state;
     float *keys = store->memory + at * (store->key_floats + store->value_floats), *values = keys + store->key_floats;
-    int64_t key[FV_KEY_TILE], from = at % store->blocks * FV_KEY_TILE;
-    int count = (int)fv_min(FV_KEY_TILE, store->k.dims[2] - from);
+    int64_t key[FV_KEY_TILE], block = at % store->blocks;
+    int count;
 
+    /* most are full: exchanges would take the line from one core to the other */
+    state = atomic_load_explicit(&store->state[at], memory_order_acquire);
+    if (state != EMPTY) return state;
     if (!atomic_compare_exchange_strong_explicit(&store->state[at], &state, BUSY, memory_order_acquire,
                                                  memory_order_acquire))
         return state;
-    if (store->strips) {
-        count = fv_plan_strip_keys(store->strips, at % store->blocks, key);
-    } else {
-        for (int n = 0; n < count; n++)
-            key[n] = from + n;
-    }
-    fv_panels_fill(store, b, h, key, count, staging, keys, store->v.data ? values : NULL);
-    state = !store->v.data || fv_panels_finite(store, values, count) ? FULL : FULL_NOT_FINITE;
+    count = keys_of(store, block, key);
+    state =
+        fv_panels_fill(store, b, h, key, count, staging, keys, store->v.data ? values : NULL) ? FULL : FULL_NOT_FINITE;
     atomic_store_explicit(&store->state[at], state, memory_order_release);
-    if (store->strips && at % store->blocks + 1 < store->blocks) {
-        count = fv_plan_strip_keys(store->strips, at % store->blocks + 1, key);
-        ask_rows(store, b, h, key, count);
-    }
+    block = next_block(store, at);
+    if (block >= 0) fv_panels_ask(store, b, h, key, keys_of(store, block, key));
     return state;
 }
 

@@ -172,21 +172,20 @@ INLINE void transpose_square(vf x[W])
 #endif
 }
 
-static void transpose(const float *in, int64_t in_row, int rows, int64_t count, float *out, int64_t out_row)
+static void transpose_rows(const float *const *in, int rows, int64_t count, float *out, int64_t out_row)
 {
     vf x[W];
 
     for (int64_t p = 0; p < count; p += W) {
         int64_t part = count - p;
-        if (rows == W && part >= W) {
+        if (part >= W) {
             UNROLL
             for (int r = 0; r < W; r++)
-                x[r] = load(in + r * in_row + p);
+                x[r] = r < rows ? load(in[r] + p) : splat(0);
         } else {
+            UNROLL
             for (int r = 0; r < W; r++)
-                x[r] = r >= rows   ? splat(0)
-                       : part >= W ? load(in + r * in_row + p)
-                                   : load_part(in + r * in_row + p, part, 0);
+                x[r] = r < rows ? load_part(in[r] + p, part, 0) : splat(0);
         }
         transpose_square(x);
         if (part >= W) {
@@ -200,6 +199,15 @@ static void transpose(const float *in, int64_t in_row, int rows, int64_t count, 
     }
 }
 
+static void transpose(const float *in, int64_t in_row, int rows, int64_t count, float *out, int64_t out_row)
+{
+    const float *row[W];
+
+    for (int r = 0; r < W; r++)
+        row[r] = in + (r < rows ? r : 0) * in_row;
+    transpose_rows(row, rows, count, out, out_row);
+}
+
 void LEAF(fill_tile)(struct fv_kernels *kernels)
 {
     kernels->tile_rows = TILE_ROWS;
@@ -209,4 +217,5 @@ void LEAF(fill_tile)(struct fv_kernels *kernels)
     kernels->tile_bf16 = tile_pairs;
 #endif
     kernels->transpose = transpose;
+    kernels->transpose_rows = transpose_rows;
 }

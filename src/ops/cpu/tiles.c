@@ -76,19 +76,20 @@ static void load_queries(fv_tiles *t)
     const float *in = t->q;
 
     for (int r = 0; r < t->rows; r++) { /* rows of a patch lie apart */
-        const char *q = fv_panels_row(&s->q, t->b, t->tile.h + r / t->tile.rows, t->tile.query[r % t->tile.rows]);
-        for (int64_t n = 0; n < D * (int64_t)sizeof(float); n += 64)
+        const float *q = fv_at(&s->q, t->b, t->tile.h + r / t->tile.rows, t->tile.query[r % t->tile.rows], 0);
+        for (int64_t n = 0; n < D; n += 64 / (int64_t)sizeof *q)
             __builtin_prefetch(q + n);
     }
-    for (int r = 0; r < t->rows; r++) {
-        int64_t h = t->tile.h + r / t->tile.rows, i = t->tile.query[r % t->tile.rows];
-        const float *q = (const float *)fv_panels_row(&s->q, t->b, h, i);
+    for (int64_t r = 0, token = 0, h = t->tile.h; r < t->rows; r++) {
+        int64_t i = t->tile.query[token];
+        const float *q = fv_at(&s->q, t->b, h, i, 0);
         float scale = s->logits->scale, *to = t->q + r * t->q_row;
         if (fv_present(temperature))
             scale *= ((const float *)temperature->data)[t->b * temperature->strides[0] + h * temperature->strides[1] +
                                                         i * temperature->strides[2]];
         s->kernels->map(FV_MAP_COPY, D, q, NULL, 0, scale, 0, to);
         memset(to + D, 0, (size_t)(t->q_row - D) * sizeof *to);
+        if (++token == t->tile.rows) token = 0, h++;
     }
     if (t->rows <= FV_FEW_ROWS) return;
     for (int r = 0; r < t->rows; r += t->step) {
@@ -359,18 +360,25 @@ static void clear(fv_tiles *t)
 
 static void note_seen(fv_tiles *t)
 {
+    int tokens = t->tile.rows;
+
     t->whole = t->common == first_bits(t->count);
     t->seen = t->common;
-    for (int r = 0; r < t->tile.rows; r++) {
-        t->bits[r] |= t->common;
-        t->seen |= t->bits[r];
+    for (int from = 0, at = 0; from < tokens; from += t->step, at++) {
+        uint64_t seen = t->common;
+        for (int r = from, end = (int)fv_min(from + t->step, tokens); r < end; r++) {
+            t->bits[r] |= t->common;
+            seen |= t->bits[r];
+        }
+        t->part_seen[at] = seen;
+        t->seen |= seen;
     }
-    if (t->whole) return;
+    if (t->whole || t->rows == tokens) return;
     for (int r = 0, token = 0, at = 0; r < t->rows; at++) {
         uint64_t seen = 0;
         for (int end = (int)fv_min(r + t->step, t->rows); r < end; r++) {
             seen |= t->bits[token];
-            token = token + 1 < t->tile.rows ? token + 1 : 0;
+            token = token + 1 < tokens ? token + 1 : 0;
         }
         t->part_seen[at] = seen;
     }
@@ -390,10 +398,9 @@ static void finish(fv_tiles *t, int64_t block, fv_tiles_fn *visit, void *user)
             if (block >= 0) {
                 t->panels = fv_panels_block(&t->own, t->b, t->key_head, block, t->staging);
             } else {
-                fv_panels_fill(&t->own, t->b, t->key_head, t->key, t->count, t->staging, t->keys,
-                               valued ? t->values : NULL);
                 t->panels = (fv_panels){t->keys, t->values, true};
-                if (valued && !t->whole) t->panels.finite = fv_panels_finite(&t->own, t->values, t->count);
+                t->panels.finite = fv_panels_fill(&t->own, t->b, t->key_head, t->key, t->count, t->staging, t->keys,
+                                                  valued ? t->values : NULL);
             }
             products(t);
         }
@@ -510,6 +517,14 @@ static void take(fv_tiles *t, const fv_plan_run *run, int64_t key, int count)
         t->open.common |= all;
         return;
     }
+    if (!run->whole && !t->open.mixed && from == 0) { /* the first words, and mostly the only ones */
+        fv_plan_bits(&t->runs, run, key, count, t->open.bits);
+        t->open.mixed = true;
+        for (int r = 0; r < t->tile.rows; r++)
+            seen |= t->open.bits[r];
+        t->open.keys |= seen;
+        return;
+    }
     if (!t->open.mixed) memset(t->open.bits, 0, sizeof t->open.bits);
     t->open.mixed = true;
     if (!run->whole) fv_plan_bits(&t->runs, run, key, count, bits);
@@ -571,11 +586,14 @@ static void walk_strip(fv_tiles *t, fv_tiles_fn *visit, void *user)
 /* The next tile's worth of single keys, if every row sees them and they lie too far apart for tiles of blocks. */
 static bool take_keys(fv_tiles *t, fv_tiles_fn *visit, void *user)
 {
+    int64_t ahead[FV_KEY_TILE];
     int count = FV_KEY_TILE - t->count;
 
     if (fv_plan_runs_keys(&t->runs, count, FV_KEY_TILE * count / LEAST_KEYS, t->key + t->count) == 0) return false;
     t->common |= first_bits(count) << t->count;
     t->count += count;
+    count = fv_plan_runs_ahead(&t->runs, FV_KEY_TILE, ahead);
+    if (t->rows > FV_FEW_ROWS) fv_panels_ask(&t->own, t->b, t->key_head, ahead, count);
     finish(t, -1, visit, user);
     return true;
 }
