@@ -35,7 +35,7 @@ static struct weight new_weight(fv_ctx *ctx, fv_dtype dtype, int64_t rows, int64
 }
 
 /* x_i . w_r + bias, and how far off it may be.  Few rows: x is held to half of max|x| / 32767 of its 32 columns; many
- * rows with bf16: x and w to 2^-9 of themselves each (2^-8 where ties go away from zero and are rounded once more).
+ * rows with bf16: x and w to 2^-8 of themselves each at most.
  * Sums in f32: a rounding of 2^-24 for each part, of about k / 8 partial sums. */
 static double dot(const struct weight *w, const float *x, int64_t r, int64_t k, bool words, bool pairs, double *bound)
 {
