@@ -6,5 +6,5 @@ add_executable(fovea-checkops ${checkops_sources} src/app/json.c src/app/measure
 target_link_libraries(fovea-checkops PRIVATE fovea_static)
 
 # fovea-activations: KL of each choice of activations from f32, with the library's products replaced; not installed either.
-add_executable(fovea-activations bench/activations/main.c src/app/json.c)
+add_executable(fovea-activations bench/activations/main.c src/app/json.c src/app/scores.c)
 target_link_libraries(fovea-activations PRIVATE fovea_static)

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "app/app.h"
+#include "app/scores.h"
 #include "base/context.h"
 #include "base/memory.h"
 #include "base/npy.h"
@@ -114,26 +115,6 @@ struct comparison {
     json_t *rows;
 };
 
-static double log_sum(const float *logits, int64_t count)
-{
-    double top = -INFINITY, sum = 0;
-
-    for (int64_t i = 0; i < count; i++)
-        top = fmax(top, logits[i]);
-    for (int64_t i = 0; i < count; i++)
-        sum += exp(logits[i] - top);
-    return top + log(sum);
-}
-
-static int64_t likeliest(const float *logits, int64_t count)
-{
-    int64_t best = 0;
-
-    for (int64_t i = 1; i < count; i++)
-        if (logits[i] > logits[best]) best = i;
-    return best;
-}
-
 struct distance {
     const struct comparison *c;
     double kl;
@@ -147,12 +128,12 @@ static fv_status add_rows(void *user, int64_t first_row, int64_t rows, const flo
 
     for (int64_t r = first_row; r < first_row + rows; r++, logits += vocabulary) {
         const float *reference = d->c->reference + r * vocabulary;
-        const double total = log_sum(logits, vocabulary);
+        const double total = app_log_sum_exp(logits, vocabulary);
         for (int64_t i = 0; i < vocabulary; i++) {
             double log_p = reference[i] - d->c->total[r];
             d->kl += exp(log_p) * (log_p - (logits[i] - total));
         }
-        d->same += likeliest(reference, vocabulary) == likeliest(logits, vocabulary);
+        d->same += app_likeliest(reference, vocabulary) == app_likeliest(logits, vocabulary);
     }
     return FV_OK;
 }
@@ -217,7 +198,7 @@ static fv_status make_reference(struct comparison *c, const char *path)
     fv_session_free(session);
     FV_TRY(status);
     for (int64_t r = 0; r < c->tokens; r++)
-        c->total[r] = log_sum(c->reference + r * c->vocabulary, c->vocabulary);
+        c->total[r] = app_log_sum_exp(c->reference + r * c->vocabulary, c->vocabulary);
     if (!path) return FV_OK;
     FV_TRY(fv_tensor_wrap(&logits, c->reference, FV_F32, FV_DIMS(c->tokens, c->vocabulary)));
     return fv_npy_write(path, &logits);

@@ -7,6 +7,7 @@
 
 #include "app/flags.h"
 #include "app/compare.h"
+#include "app/scores.h"
 #include "app/verbs.h"
 #include "base/file.h"
 #include "base/memory.h"
@@ -192,26 +193,6 @@ static void close_session(struct job *job)
 
 /* ---- one run --------------------------------------------------------------------------------------------------- */
 
-static double log_sum_exp(const float *logits, int64_t count)
-{
-    double top = -INFINITY, sum = 0;
-
-    for (int64_t i = 0; i < count; i++)
-        top = fmax(top, logits[i]);
-    for (int64_t i = 0; i < count; i++)
-        sum += exp(logits[i] - top);
-    return top + log(sum);
-}
-
-static int64_t arg_max(const float *logits, int64_t count)
-{
-    int64_t best = 0;
-
-    for (int64_t i = 1; i < count; i++)
-        if (logits[i] > logits[best]) best = i;
-    return best;
-}
-
 /* The next row of dense's logits: written in its own run, read in the others, which are scored against it. */
 static fv_status score_step(struct job *job, compare_run *run)
 {
@@ -226,13 +207,13 @@ static fv_status score_step(struct job *job, compare_run *run)
     }
     if (fread(job->reference, sizeof *job->reference, count, job->dense) != count)
         return fv_fail(FV_E_IO, "temporary file: cannot be read: %s", strerror(errno));
-    own = log_sum_exp(job->logits, vocabulary);
-    reference = log_sum_exp(job->reference, vocabulary);
+    own = app_log_sum_exp(job->logits, vocabulary);
+    reference = app_log_sum_exp(job->reference, vocabulary);
     for (int64_t i = 0; i < vocabulary; i++) {
         double p = job->reference[i] - reference;
         if (p > -80) run->kl += exp(p) * (p - (job->logits[i] - own));
     }
-    run->top1 += arg_max(job->logits, vocabulary) == arg_max(job->reference, vocabulary);
+    run->top1 += app_likeliest(job->logits, vocabulary) == app_likeliest(job->reference, vocabulary);
     return FV_OK;
 }
 
@@ -254,7 +235,7 @@ static fv_status score(struct job *job, compare_run *run, double *seconds)
     snprintf(what, sizeof what, "scoring %.40s", run->spec);
     for (int64_t s = 0; s < scored; s++) {
         const int32_t *id = &job->prompt.ids[job->prefill + s];
-        nll += log_sum_exp(job->logits, vocabulary) - job->logits[*id];
+        nll += app_log_sum_exp(job->logits, vocabulary) - job->logits[*id];
         job->looking = run->reads.weight && s % fv_max(scored / LOOKS, 1) == scored % fv_max(scored / LOOKS, 1);
         double looked = run->reads.seconds, start = app_seconds();
         FV_TRY(fv_session_feed(job->session, id, 1, job->logits, 1));

@@ -1,6 +1,6 @@
 /* Attention of a few rows (decode): keys and values are read once, as they are stored, and each is used for all rows
- * while it is in registers; in f32.  Bound by the bytes of keys and values up to about four rows, by multiplications
- * beyond. */
+ * while it is in registers; in f32.  Bound by the bytes of keys and values up to about four rows (f32 beyond
+ * the caches 69 to 82 % of the reading speed), by multiplications beyond. */
 #include "ops/cpu/few_read.h"
 
 #define STORED_TYPE(type, line, bytes)                                                                                 \
