@@ -4,17 +4,6 @@ need_model "$smollm"
 activations=$(dirname "$fovea")/fovea-activations
 printf 'The licenses for most software are designed to take away your freedom.' > text
 
-# works NAME STATUS WORDS COMMAND...: the exit status, and words on either output.
-works() {
-    local name=$1 status=$2 words=$3 got
-    shift 3
-    "$@" > out 2> err
-    got=$?
-    [ "$got" -eq "$status" ] || fail "$name" "expected exit status $status, got $got: $(cat err)"
-    grep -q -- "$words" out err || fail "$name" "expected '$words' in: $(cat out err)"
-    echo "ok $name"
-}
-
 works measured 0 mean_kl "$activations" -m "$smollm" -f text --logits f32.npy
 holds choices '[(r["activations"], r["path"]) for r in j["rows"]] == [(a, p) for a in ("shipped", "bf16", "int8") for p in ("prompt", "steps")]'
 # Rounding to more bits costs less: 15 bits of the largest of 32 values, 8 of each, 7 of the largest of 32.

@@ -2,17 +2,6 @@
 . "$(dirname "$(realpath "$0")")/common.bash"
 checkops=$(dirname "$fovea")/fovea-checkops
 
-# works NAME STATUS WORDS COMMAND...: the exit status, and words on either output.
-works() {
-    local name=$1 status=$2 words=$3 got
-    shift 3
-    "$@" > out 2> err
-    got=$?
-    [ "$got" -eq "$status" ] || fail "$name" "expected exit status $status, got $got: $(cat err)"
-    grep -q -- "$words" out err || fail "$name" "expected '$words' in: $(cat out err)"
-    echo "ok $name"
-}
-
 works check 0 ' 0 failed' "$checkops" --check
 grep -q 'seed: --seed [0-9]' err || fail seed "$(cat err)"
 works rows 0 'seed' "$checkops" --check --json --filter gemm --threads 1 --seed 7

@@ -32,6 +32,17 @@ expect() {
     echo "ok $name"
 }
 
+# works NAME STATUS WORDS COMMAND...: the exit status, and words on either output, of a laboratory program.
+works() {
+    local name=$1 status=$2 words=$3 got
+    shift 3
+    "$@" > out 2> err
+    got=$?
+    [ "$got" -eq "$status" ] || fail "$name" "expected exit status $status, got $got: $(cat err)"
+    grep -q -- "$words" out err || fail "$name" "expected '$words' in: $(cat out err)"
+    echo "ok $name"
+}
+
 # holds NAME PYTHON: an expression over `j`, the JSON on standard output of the last command.
 holds() {
     python3 - "$2" > why 2>&1 << 'PYTHON' || fail "$1" "$2: $(tail -n 1 why); got $(head -c 300 out)"
