@@ -42,9 +42,9 @@ INLINE vf pairs_bf16(const char *row, int64_t index, int64_t count)
 {
     uint16_t part[PAIRS] = {0};
 
-    if (count >= PAIRS) return load((const float *)((const uint16_t *)row + index));
+    if (count >= PAIRS) return (vf)_mm512_loadu_si512((const uint16_t *)row + index);
     memcpy(part, (const uint16_t *)row + index, (size_t)count * sizeof *part);
-    return load((const float *)part);
+    return (vf)_mm512_loadu_si512(part);
 }
 
 INLINE vf multiply_pairs(vf a, vf b, vf sum)
