@@ -9,6 +9,8 @@
 #include "ops/blocks.h"
 #include "ops/cpu/kernels.h"
 
+enum { MOST_KEYS = 7168 }; /* of a case of attention */
+
 /* ---- stored types ---------------------------------------------------------------------------------------------- */
 
 static void check_load(fv_ctx *ctx)
@@ -204,7 +206,7 @@ static void check_attend_row(fv_ctx *ctx, const struct attend_case *c, const fv_
 {
     bool pairs = ctx->precision == FV_PRECISION_BF16 && fv_kernels_of(ctx)->tile_bf16;
     int64_t hk = h / (c->H / c->Hkv);
-    double total = 0, top = -INFINITY, logit[2048], o[300] = {0}, size[300] = {0}, scale = 1 / sqrt((double)c->D);
+    double total = 0, top = -INFINITY, logit[MOST_KEYS], o[300] = {0}, size[300] = {0}, scale = 1 / sqrt((double)c->D);
     double moved = 0, u = 0x1p-8;
     float value[300];
     fv_plan open = {0};
@@ -294,7 +296,7 @@ static void check_attend_by_products(fv_ctx *ctx, const fv_attend_args *given, c
     int64_t B = given->q.dims[0], H = given->q.dims[1], N = given->q.dims[2], M = given->k.dims[2];
     fv_tensor o[2], top[2], weights[2], sums[2], entropy[2], distance[2], mass[2], by_row[2], by_key[2];
     fv_tensor key_lse = test_random(ctx, 1, FV_DIMS(B, H, M));
-    static uint8_t set[2048];
+    static uint8_t set[MOST_KEYS];
     float highest = 0;
     const struct {
         fv_tensor *t;
@@ -429,6 +431,11 @@ static void check_attend(fv_ctx *ctx)
          false,
          false},
         {1, 7, 1, 1, 650, 24, 40, FV_F16, FV_F16, {0}, 9, 0, false, false},
+        /* few rows whose keys are cut into pieces */
+        {2, 6, 2, 1, 3001, 64, 64, FV_F32, FV_F32, {.causal = true, .offset = 3000}, 0, 0, false, true},
+        {2, 4, 2, 1, 4100, 64, 64, FV_F16, FV_F16, {.causal = true, .offset = 4090}, 0, 0, true, false},
+        {1, 8, 1, 1, 2000, 128, 128, FV_BF16, FV_BF16, {.causal = true, .offset = 1999}, 30, 0, false, false},
+        {1, 3, 1, 1, 7001, 64, 64, FV_Q8_0, FV_Q8_0, {.causal = true, .offset = 7000}, 0, 0, false, false},
         {1, 2, 1, 41, 90, 16, 16, FV_F16, FV_F32, {.causal = true, .offset = 30, .lists = lists}, 0, 0, false, true},
         {1,
          4,

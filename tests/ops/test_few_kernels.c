@@ -35,18 +35,25 @@ static double rounding(const struct few_case *c, int64_t terms)
     return (c->shortened ? 2.02 * 0x1p-8 : 0) + (double)(terms + 4) * 0x1p-24;
 }
 
+static void dots_of(const struct few_case *c, const float *q, float *out)
+{
+    static float taken[ROWS * MOST_COLUMNS];
+
+    for (int r = 0; c->few->query && r < c->rows; r++)
+        c->few->query(fv_round_up(c->d, 32), q + r * MOST_COLUMNS, taken + r * MOST_COLUMNS);
+    c->few->dots(c->rows, c->d, c->few->query ? taken : q, MOST_COLUMNS, c->stored, c->row_bytes, c->keys, out, STRIDE);
+}
+
 static void check_dots(const struct few_case *c, fv_random *random)
 {
-    static float q[ROWS * MOST_COLUMNS], taken[ROWS * MOST_COLUMNS], out[ROWS * STRIDE];
+    static float q[ROWS * MOST_COLUMNS], out[ROWS * STRIDE];
     bool integers = c->shortened && c->dtype == FV_Q8_0;
 
     memset(q, 0, sizeof q);
     for (int r = 0; r < ROWS; r++)
         for (int64_t n = 0; n < c->d; n++)
             q[r * MOST_COLUMNS + n] = (float)fv_random_normal(random);
-    for (int r = 0; c->few->query && r < c->rows; r++)
-        c->few->query(fv_round_up(c->d, 32), q + r * MOST_COLUMNS, taken + r * MOST_COLUMNS);
-    c->few->dots(c->rows, c->d, c->few->query ? taken : q, MOST_COLUMNS, c->stored, c->row_bytes, c->keys, out, STRIDE);
+    dots_of(c, q, out);
     for (int r = 0; r < c->rows; r++) {
         const float *row = q + r * MOST_COLUMNS;
         double largest = 0;
@@ -94,6 +101,40 @@ static void check_add(const struct few_case *c, fv_random *random)
         }
 }
 
+/* NaN in a row of q, or in a key, is seen in its own logits, and moves no bit of the others. */
+static void check_spoilt(const struct few_case *c, fv_random *random)
+{
+    static float q[ROWS * MOST_COLUMNS], before[ROWS * STRIDE], after[ROWS * STRIDE];
+    int64_t key = fv_random_below(random, c->keys), n = fv_random_below(random, c->d), bytes = c->row_bytes;
+    int row = (int)fv_random_below(random, c->rows);
+    char *at = (char *)(uintptr_t)c->stored + key * bytes, kept[MOST_COLUMNS * sizeof(float)];
+
+    memset(q, 0, sizeof q);
+    for (int r = 0; r < c->rows; r++)
+        for (int64_t i = 0; i < c->d; i++)
+            q[r * MOST_COLUMNS + i] = (float)fv_random_normal(random);
+    dots_of(c, q, before);
+    memcpy(kept, at, (size_t)bytes);
+    if (c->dtype == FV_Q8_0)
+        memcpy(at + n / 32 * 34, &(uint16_t){0x7e00}, 2); /* a block's scale */
+    else
+        fv_store(c->dtype, at, n, NAN);
+    dots_of(c, q, after);
+    memcpy(at, kept, (size_t)bytes);
+    for (int r = 0; r < c->rows; r++)
+        for (int64_t i = 0; i < c->keys; i++)
+            if (i == key ? !isnan(after[r * STRIDE + i])
+                         : memcmp(&after[r * STRIDE + i], &before[r * STRIDE + i], sizeof *after) != 0)
+                check(c, "dots beside a key of NaN", r, i, after[r * STRIDE + i], before[r * STRIDE + i], -1);
+    q[row * MOST_COLUMNS + n] = NAN;
+    dots_of(c, q, after);
+    for (int r = 0; r < c->rows; r++)
+        for (int64_t i = 0; i < c->keys; i++)
+            if (r == row ? !isnan(after[r * STRIDE + i])
+                         : memcmp(&after[r * STRIDE + i], &before[r * STRIDE + i], sizeof *after) != 0)
+                check(c, "dots beside a query of NaN", r, i, after[r * STRIDE + i], before[r * STRIDE + i], -1);
+}
+
 static void check_kernels(fv_ctx *ctx, bool shortened)
 {
     const struct fv_kernels *kernels = fv_kernels_of(ctx);
@@ -126,6 +167,7 @@ static void check_kernels(fv_ctx *ctx, bool shortened)
                 }
                 check_dots(&c, &random);
                 check_add(&c, &random);
+                check_spoilt(&c, &random);
             }
 }
 

@@ -122,8 +122,7 @@ static void merge_parts(const struct merge *m, int64_t b, int64_t h, int64_t fir
     }
 }
 
-/* ---- slots, and few rows: a row has any number of terms
- * ---------------------------------------------------------------------- */
+/* ---- slots, and few rows: any number of terms ------------------------------------------------------------------ */
 
 /* o and (if it is wanted) lse, as attention does it: relative to the largest lse so far. */
 static void merge_slots(const struct merge *m, const struct place *at)

@@ -87,6 +87,12 @@ static bool lends(const fv_tensor *t, int64_t count, int64_t rows)
     return count == rows && t->strides[2] >= 0 && t->strides[2] <= 2 * t->dims[3];
 }
 
+static void lend(const fv_tensor *t, int64_t b, int64_t kv, int64_t from, float **rows, int64_t *row)
+{
+    *rows = fv_scan_row(t, b, kv, from);
+    *row = t->strides[2];
+}
+
 static void load_values(const struct fv_scan *s, struct fv_scan_memory *m, int64_t b, int64_t h, int64_t kv,
                         int64_t from, int64_t count, int64_t rows)
 {
@@ -96,13 +102,12 @@ static void load_values(const struct fv_scan *s, struct fv_scan_memory *m, int64
 
     for (int64_t t = 0; t < rows && fv_present(&a->beta); t++)
         m->beta[t] = t < count ? fv_scan_beta(a, b, h, from + t) : 0;
-    m->values = m->u;
-    m->values_row = s->width;
     if (s->lend_values && lends(v, count, rows)) {
-        m->values = fv_scan_row(v, b, kv, from);
-        m->values_row = v->strides[2];
+        lend(v, b, kv, from, &m->values, &m->values_row);
         return;
     }
+    m->values = m->u;
+    m->values_row = s->width;
     s->leaves->gather(count, s->Dv, fv_scan_row(v, b, kv, from), v->strides[2], plain ? NULL : m->beta, rows, s->width,
                       a->delta ? m->v : m->u, s->width);
     for (int64_t t = 0; t < count && a->normalise; t++)
@@ -114,13 +119,12 @@ static void load_keys(const struct fv_scan *s, struct fv_scan_memory *m, int64_t
 {
     const fv_tensor *k = &s->args->k;
 
-    m->keys = m->k;
-    m->keys_row = s->depth;
     if (s->lend_keys && lends(k, count, rows)) {
-        m->keys = fv_scan_row(k, b, kv, from);
-        m->keys_row = k->strides[2];
+        lend(k, b, kv, from, &m->keys, &m->keys_row);
         return;
     }
+    m->keys = m->k;
+    m->keys_row = s->depth;
     s->leaves->gather(count, s->D, fv_scan_row(k, b, kv, from), k->strides[2], NULL, rows, s->depth, m->k, s->depth);
 }
 
