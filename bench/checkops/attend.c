@@ -14,38 +14,15 @@ static const char *const kind_names[KINDS] = {"full",  "causal",        "window"
 /* Lists that show a quarter of the key blocks, by chance. */
 static fv_status make_lists(struct checkops *c, enum kind kind, int64_t queries, int64_t keys, fv_lists *lists)
 {
-    int64_t query_block = 64, key_block = kind == KEYS ? 1 : 64, groups = (queries + 63) / 64;
-    int64_t blocks = (keys + key_block - 1) / key_block, count = 0, *start, words = 64;
     fv_random random = fv_random_new(c->seed, ++c->stream);
-    int32_t *entry, *tile;
-    uint64_t *tiles;
 
-    FV_TRY(FV_SCRATCH(c->reference, start, groups + 1));
-    FV_TRY(FV_SCRATCH(c->reference, entry, groups * blocks));
-    FV_TRY(FV_SCRATCH(c->reference, tile, groups * blocks));
-    FV_TRY(FV_SCRATCH(c->reference, tiles, 2 * words));
-    for (int64_t g = 0; g < groups; g++) {
-        start[g] = count;
-        for (int64_t b = 0; b < blocks; b++) {
-            if (fv_random_below(&random, 4) != 0) continue;
-            entry[count] = (int32_t)b;
-            tile[count++] = (int32_t)fv_random_below(&random, 3);
-        }
-    }
-    start[groups] = count;
-    for (int64_t w = 0; w < 2 * words; w++)
-        tiles[w] = (uint64_t)fv_random_u32(&random) << 32 | fv_random_u32(&random);
-    *lists = (fv_lists){.query_block = query_block,
-                        .key_block = key_block,
-                        .groups = groups,
-                        .key_blocks = blocks,
-                        .heads = 1,
-                        .row_start = start,
-                        .entry = entry,
-                        .tile = kind == TILES ? tile : NULL,
-                        .tiles = kind == TILES ? tiles : NULL,
-                        .tile_words = words};
-    return FV_OK;
+    return app_random_lists(c->reference, &random,
+                            &(app_lists){.queries = queries,
+                                         .keys = keys,
+                                         .key_block = kind == KEYS ? 1 : 64,
+                                         .density = 0.25,
+                                         .tiles = kind == TILES ? 2 : 0},
+                            lists);
 }
 
 /* Three texts in one batch. */

@@ -1,5 +1,7 @@
 #include "app/noise.h"
 
+#include <math.h>
+
 /* SplitMix64 (Steele, Lea, Flood 2014): one multiply-xor chain a draw. */
 static uint64_t draw(uint64_t *state)
 {
@@ -115,4 +117,43 @@ int app_block_types(const fv_dtype **types)
 
     *types = all;
     return (int)(sizeof all / sizeof *all);
+}
+
+fv_status app_random_lists(fv_ctx *ctx, fv_random *random, const app_lists *shape, fv_lists *lists)
+{
+    enum { QUERY_BLOCK = 64 };
+    int64_t groups = fv_ceil_div(shape->queries, QUERY_BLOCK), blocks = fv_ceil_div(shape->keys, shape->key_block);
+    int64_t wanted = (int64_t)fmax(1, round(shape->density * (double)blocks)), count = 0, *start;
+    int64_t words = fv_ceil_div(QUERY_BLOCK * shape->key_block, 64), all = shape->tiles * words;
+    int32_t *entry, *tile;
+    uint64_t *tiles;
+
+    FV_TRY(FV_SCRATCH(ctx, start, groups + 1));
+    FV_TRY(FV_SCRATCH(ctx, entry, groups * wanted));
+    FV_TRY(FV_SCRATCH(ctx, tile, groups * wanted));
+    FV_TRY(FV_SCRATCH(ctx, tiles, all));
+    for (int64_t g = 0; g < groups; g++) {
+        int64_t left = wanted;
+        start[g] = count;
+        for (int64_t n = 0; n < blocks; n++) {
+            if (fv_random_below(random, blocks - n) >= left) continue;
+            left--;
+            tile[count] = (int32_t)(shape->first + fv_random_below(random, shape->tiles + 1 - shape->first));
+            entry[count++] = (int32_t)n;
+        }
+    }
+    start[groups] = count;
+    for (int64_t w = 0; w < all; w++)
+        tiles[w] = (uint64_t)fv_random_u32(random) << 32 | fv_random_u32(random);
+    *lists = (fv_lists){.query_block = QUERY_BLOCK,
+                        .key_block = shape->key_block,
+                        .groups = groups,
+                        .key_blocks = blocks,
+                        .heads = 1,
+                        .row_start = start,
+                        .entry = entry,
+                        .tile = shape->tiles ? tile : NULL,
+                        .tiles = shape->tiles ? tiles : NULL,
+                        .tile_words = words};
+    return FV_OK;
 }

@@ -15,14 +15,21 @@ fail() { # NAME WHY
     exit 1
 }
 
+# attempt NAME STATUS COMMAND...: runs it, its output in out and err.
+attempt() {
+    local name=$1 status=$2 got
+    shift 2
+    "$@" > out 2> err
+    got=$?
+    [ "$got" -eq "$status" ] || fail "$name" "expected exit status $status, got $got: $(tail -n 3 err)"
+}
+
 # expect NAME STATUS WORDS COMMAND...: the exit status, and words on standard error (a grep pattern; '' is anything).
 # Failures say one sentence: the last line of standard error starts with "fovea: ".
 expect() {
-    local name=$1 status=$2 words=$3 got
+    local name=$1 status=$2 words=$3
     shift 3
-    "$@" > out 2> err
-    got=$?
-    [ "$got" -eq "$status" ] || fail "$name" "expected exit status $status, got $got: $(tail -n 1 err)"
+    attempt "$name" "$status" "$@"
     if [ -n "$words" ] && ! grep -q -- "$words" err; then
         fail "$name" "expected '$words' in: $(tail -n 1 err)"
     fi
@@ -34,11 +41,9 @@ expect() {
 
 # works NAME STATUS WORDS COMMAND...: the exit status, and words on either output, of a laboratory program.
 works() {
-    local name=$1 status=$2 words=$3 got
+    local name=$1 status=$2 words=$3
     shift 3
-    "$@" > out 2> err
-    got=$?
-    [ "$got" -eq "$status" ] || fail "$name" "expected exit status $status, got $got: $(cat err)"
+    attempt "$name" "$status" "$@"
     grep -q -- "$words" out err || fail "$name" "expected '$words' in: $(cat out err)"
     echo "ok $name"
 }

@@ -10,6 +10,7 @@ holds keys '[abs(r["share"] - d) < 0.004 for r, d in zip(j[4::5], [.5, .2, .1, .
 works bf16 0 'window of' "$plans" --tokens 128 --bf16 --seconds 0 --filter window --threads 2
 works filter 0 'soft-cap' "$plans" --tokens 128 --seconds 0 --filter soft
 ! grep -q 'window' out || fail filter "$(cat out)"
+works nothing 1 "contains 'no such'" "$plans" --tokens 64 --seconds 0 --filter 'no such'
 works help 0 'usage: fovea-plans' "$plans" --help
 works bad_tokens 2 'a multiple of 64' "$plans" --tokens 100
 works bad_number 2 "got 'x'" "$plans" --dim x
