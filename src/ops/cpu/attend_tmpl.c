@@ -184,8 +184,8 @@ INLINE void softmax_keys(const struct fv_softmax_step *step, const int from, con
 }
 
 /* Bound: 11 vector operations for W logits (13 for f32), a sixth of the dot instructions of both products at D = 64 in
- * pairs.  A cap adds 7 (9), or 15 (21) where logits come near it: 11 and 9 % of a call at D = 64, or 28 and 17 %.  A
- * bias of every pair adds 2 and its bytes: 37 and 21 %. */
+ * pairs.  A cap adds 7 (9), or 15 (21) where logits come near it: 12 and 9 % of a call at D = 64, or 24 and 17 %.  A
+ * bias of every pair adds 2 and its bytes: 17 to 26 and 9 to 20 %. */
 static void softmax(const struct fv_softmax_step *step)
 {
     enum { HALF = FV_KEY_TILE / 2 };
