@@ -1,7 +1,7 @@
 # One cmocka program per tests/FLOOR/test_*.c; what it shares lies in tests/support and tests/sheets.
 pkg_check_modules(CMOCKA REQUIRED IMPORTED_TARGET cmocka)
 
-file(GLOB support_sources CONFIGURE_DEPENDS tests/support/*.c tests/sheets/*.c)
+file(GLOB support_sources CONFIGURE_DEPENDS tests/support/*.c tests/sheets/*.c tests/policies/*.c)
 add_library(fovea_test_support OBJECT ${support_sources})
 target_link_libraries(fovea_test_support PUBLIC fovea_static PkgConfig::CMOCKA)
 target_include_directories(fovea_test_support PUBLIC ${PROJECT_SOURCE_DIR}/tests)

@@ -73,8 +73,7 @@ typedef struct fv_session_options {
                                everything; a layer with a window of its own keeps it unless a layer plan names it */
     fv_precision precision; /* AUTO or F32 */
     int64_t chunk;          /* tokens in a prefill step; 0: chosen */
-    fv_dtype cache_dtype;   /* FV_F32 (0) means f16, the default; FV_F32 rows: set cache_f32 */
-    bool cache_f32;
+    const char *cache;      /* SPEC or layer plan of cache policies; NULL: full, rows of f16 */
 } fv_session_options;
 
 /* FV_E_USAGE for a bad SPEC or one a causal language model cannot use; FV_E_MEMORY. */
@@ -82,25 +81,45 @@ FV_API fv_status fv_session_new(fv_ctx *ctx, const fv_model *model, const fv_ses
                                 fv_session **session);
 FV_API void fv_session_free(fv_session *session);
 
-/* Appends tokens.  With logits: f32 rows of the vocabulary, of the last `rows` tokens, written to logits[rows][vocab].
- * Prefill in any pieces, down to single tokens, gives the same numbers.  FV_E_ARGUMENT for an id outside the
+/* Appends tokens, as steps.  With logits: f32 rows of the vocabulary, of the last `rows` tokens, written to
+ * logits[rows][vocab].  Any pieces, down to single tokens, give the same numbers.  FV_E_ARGUMENT for an id outside the
  * vocabulary, FV_E_SHAPE past the context (says how many fit), FV_E_INTERRUPTED (the session keeps whole chunks only).
  */
 FV_API fv_status fv_session_feed(fv_session *session, const int32_t *ids, int64_t count, float *logits, int64_t rows);
 
-/* As fv_session_feed, giving every row's logits to `sink` piece by piece, in bounded memory. */
+/* As fv_session_feed, for a whole prompt: cache policies that judge one act at its end, and its logits come before. */
+FV_API fv_status fv_session_prompt(fv_session *session, const int32_t *ids, int64_t count, float *logits, int64_t rows);
+
+/* As fv_session_prompt, giving every row's logits to `sink` piece by piece, in bounded memory. */
 typedef fv_status fv_logits_fn(void *user, int64_t first_row, int64_t rows, const float *logits);
 FV_API fv_status fv_session_stream(fv_session *session, const int32_t *ids, int64_t count, fv_logits_fn *sink,
                                    void *user);
 
+/* Whether what follows a prompt must be fed one token at a time for a cache policy to act as it does when text is
+ * written. */
+FV_API bool fv_session_in_steps(const fv_session *session);
+
 FV_API int64_t fv_session_length(const fv_session *session);
-FV_API void fv_session_clear(fv_session *session); /* forgets all tokens */
+FV_API int64_t fv_session_tokens(const fv_session *session); /* fed, also those a policy left out of the prompt */
+FV_API void fv_session_clear(fv_session *session);           /* forgets all tokens */
 
 typedef struct fv_session_stats {
-    size_t cache_bytes, peak_cache_bytes; /* of keys, values and states now held */
-    double pairs, dense_pairs;            /* query-key pairs attended so far, and those dense would have */
+    size_t cache_bytes, peak_cache_bytes;   /* of keys, values and states now held, and at most so far */
+    size_t committed_bytes, reserved_bytes; /* of pages behind them, and of their address space */
+    size_t host_bytes;                      /* of rows that lie in a file for now */
+    size_t policy_bytes;                    /* what a cache policy remembers */
+    double pairs, dense_pairs;              /* query-key pairs attended so far, and those dense would have */
 } fv_session_stats;
 FV_API void fv_session_measure(const fv_session *session, fv_session_stats *stats);
+
+/* Positions of the rows that a layer's key-value head holds, ascending; valid until the session changes. */
+FV_API const int32_t *fv_session_positions(const fv_session *session, int64_t layer, int64_t head, int64_t *count);
+/* Whether positions are counted among the tokens a policy kept of the prompt, not those of the prompt itself; those of
+ * fv_session_positions are the prompt's all the same. */
+FV_API bool fv_session_renumbers(const fv_session *session);
+/* Whether a policy reads some of the rows held, and the positions the last step read of a head (NULL: all of them). */
+FV_API bool fv_session_selects(const fv_session *session);
+FV_API const int32_t *fv_session_selected(const fv_session *session, int64_t layer, int64_t head, int64_t *count);
 
 /* ---- sampling -------------------------------------------------------------------------------------------------- */
 
@@ -129,6 +148,7 @@ typedef struct fv_generate_options {
     int stops;
     const char *const *stop; /* texts that end the answer; they are not part of it */
     fv_text_fn *text;
+    fv_logits_fn *row; /* receives the logits that each token of the answer was chosen from, or NULL */
     void *user;
 } fv_generate_options;
 

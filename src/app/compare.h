@@ -8,6 +8,7 @@
 typedef struct compare_run {
     const char *spec;      /* as given; "dense" */
     const char *attention; /* NULL: as the model is */
+    const char *cache;     /* NULL: full */
     double prefill_rate, decode_rate;
     double kv_bytes, density, kl, top1, perplexity;
     fv_generation answer;

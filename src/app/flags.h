@@ -18,7 +18,7 @@
      .help = "mechanism in the layers that see everything, or a layer plan RANGE/SPEC;...;rest/SPEC"}
 #define FLAG_CACHE(at)                                                                                                 \
     {.name = "cache", .kind = CLI_TEXT, .offset = (at), .argument = "SPEC",                                           \
-     .help = "cache policy (none is registered in this version)"}
+     .help = "cache policy, or a layer plan of them ('fovea list policy')"}
 #define FLAG_PRECISION(at)                                                                                             \
     {.name = "precision", .kind = CLI_CHOICE, .offset = (at), .argument = "TYPE", .initial = "auto",                  \
      .choices = (const char *const[]){"auto", "f32", NULL}, .help = "f32 computes everything in f32 from the weights as stored"}

@@ -1,9 +1,12 @@
 #include "app/prompt.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "base/file.h"
+#include "attention/mechanism.h"
 #include "base/memory.h"
+#include "cache/policy.h"
 
 fv_status app_model_open(const char *path, fv_model **model, fv_model_info *info)
 {
@@ -157,9 +160,13 @@ double app_decode_rate(const fv_generation *answer, int64_t more, double seconds
     return fed > 0 && seconds > 0 ? (double)fed / seconds : 0;
 }
 
-fv_status app_refuse_cache(const char *spec)
+bool app_names_cache(const char *spec)
 {
-    return spec ? fv_fail(FV_E_USAGE, "unknown cache policy '%s': none is registered in this version", spec) : FV_OK;
+    const char *name = strrchr(spec, '/') ? strrchr(spec, '/') + 1 : spec; /* the last part of a layer plan */
+    char word[64];
+
+    snprintf(word, sizeof word, "%.*s", (int)strcspn(name, ":"), name);
+    return fv_policy_find(word) && !fv_mechanism_find(word);
 }
 
 fv_status app_refuse_steer(const char *spec)

@@ -39,8 +39,9 @@ fv_status app_prompt_fit(const app_prompt *prompt, const fv_model_info *info, in
  * its limit was never fed. */
 double app_decode_rate(const fv_generation *answer, int64_t more, double seconds);
 
-/* --cache and --steer: none is registered yet.  FV_E_USAGE for any. */
-fv_status app_refuse_cache(const char *spec);
+/* Whether a bare SPEC names a cache policy (and no attention). */
+bool app_names_cache(const char *spec);
+/* --steer: none is registered yet.  FV_E_USAGE for any. */
 fv_status app_refuse_steer(const char *spec);
 
 #endif

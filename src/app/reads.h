@@ -2,8 +2,7 @@
 #ifndef APP_READS_H
 #define APP_READS_H
 
-#include "attention/mechanism.h"
-#include "fovea/model.h"
+#include "models/session.h"
 
 enum { APP_READS_BINS = 128 };
 
@@ -20,7 +19,6 @@ fv_status app_reads_new(app_reads *reads, int64_t layers, int64_t heads, int64_t
 void app_reads_free(app_reads *reads);
 
 /* Looks at one attention call of a decode step (what a session's watcher is given). */
-fv_status app_reads_look(app_reads *reads, fv_ctx *ctx, int64_t layer, const fv_attention *attention,
-                         const fv_call *call, const fv_logits *extra);
+fv_status app_reads_look(app_reads *reads, fv_ctx *ctx, const fv_session_look *look);
 
 #endif

@@ -131,13 +131,18 @@ static fv_status read_with(char *text, compare_run *run)
     char *rest = NULL;
 
     for (char *word = strtok_r(text, " ", &rest); word; word = strtok_r(NULL, " ", &rest)) {
-        if (strncmp(word, cache, sizeof cache - 1) == 0) FV_TRY(app_refuse_cache(word + sizeof cache - 1));
+        bool is_cache = strncmp(word, cache, sizeof cache - 1) == 0;
+        bool is_attention = strncmp(word, attention, sizeof attention - 1) == 0;
         if (strncmp(word, steer, sizeof steer - 1) == 0) FV_TRY(app_refuse_steer(word + sizeof steer - 1));
-        if (strncmp(word, attention, sizeof attention - 1) == 0) word += sizeof attention - 1;
-        if (run->attention) return fv_fail(FV_E_USAGE, "--with '%s': names two attentions", run->spec);
-        run->attention = word;
+        if (is_cache) word += sizeof cache - 1;
+        if (is_attention) word += sizeof attention - 1;
+        is_cache = is_cache || (!is_attention && app_names_cache(word));
+        const char **place = is_cache ? &run->cache : &run->attention;
+        if (*place)
+            return fv_fail(FV_E_USAGE, "--with '%s': names two %s", run->spec, is_cache ? "caches" : "attentions");
+        *place = word;
     }
-    if (!run->attention) return fv_fail(FV_E_USAGE, "--with: expected a SPEC, got '%s'", run->spec);
+    if (!run->attention && !run->cache) return fv_fail(FV_E_USAGE, "--with: expected a SPEC, got '%s'", run->spec);
     return FV_OK;
 }
 
@@ -179,6 +184,7 @@ static fv_status open_session(struct job *job, const compare_run *run)
     fv_session_options options = {
         .context = job->context,
         .attention = run->attention,
+        .cache = run->cache,
         .precision = job->values->precision == 1 ? FV_PRECISION_F32 : FV_PRECISION_AUTO,
     };
 
@@ -217,12 +223,11 @@ static fv_status score_step(struct job *job, compare_run *run)
     return FV_OK;
 }
 
-static fv_status watch(void *user, int64_t layer, const fv_attention *attention, const fv_call *call,
-                       const fv_logits *extra)
+static fv_status watch(void *user, const fv_session_look *look)
 {
     struct job *job = user;
 
-    return job->looking ? app_reads_look(&job->current->reads, job->app->ctx, layer, attention, call, extra) : FV_OK;
+    return job->looking ? app_reads_look(&job->current->reads, job->app->ctx, look) : FV_OK;
 }
 
 /* The scored tokens, one at a time; the row before each gives its own probability. */
@@ -279,7 +284,7 @@ static fv_status measure(struct job *job, compare_run *run)
     }
     job->current = run;
     rewind(job->dense);
-    FV_TRY(fv_session_feed(job->session, job->prompt.ids, job->prefill, job->logits, 1));
+    FV_TRY(fv_session_prompt(job->session, job->prompt.ids, job->prefill, job->logits, 1));
     prefill = app_seconds() - start;
     FV_TRY(score(job, run, &decode));
     FV_TRY(answer(job, run));

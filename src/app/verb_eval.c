@@ -104,6 +104,7 @@ static fv_status job_begin(struct job *job, int64_t context)
     fv_session_options options = {
         .context = context,
         .attention = values->attention,
+        .cache = values->cache,
         .precision = values->precision == 1 ? FV_PRECISION_F32 : FV_PRECISION_AUTO,
     };
 
@@ -141,6 +142,21 @@ static fv_status score_rows(void *user, int64_t first_row, int64_t rows, const f
     return app_check();
 }
 
+/* Where a cache policy acts: what it kept of the first half is read by steps. */
+static fv_status score_steps(struct job *job, const int32_t *ids, struct scores *scores)
+{
+    float *logits;
+    fv_status status = FV_OK;
+
+    FV_TRY(FV_ALLOC(logits, job->info.vocabulary));
+    for (int64_t i = 0; i < scores->rows && status == FV_OK; i++) {
+        status = fv_session_feed(job->session, ids + i, 1, logits, 1);
+        if (status == FV_OK) status = score_rows(scores, i, 1, logits);
+    }
+    fv_free(logits);
+    return status;
+}
+
 /* One chunk on its own: the second half is predicted, the last prediction left out. */
 static fv_status score_chunk(struct job *job, int32_t *ids, struct scores *scores)
 {
@@ -148,9 +164,10 @@ static fv_status score_chunk(struct job *job, int32_t *ids, struct scores *score
 
     if (fv_model_adds_begin(job->model)) ids[0] = fv_model_begin_token(job->model);
     fv_session_clear(job->session);
-    FV_TRY(fv_session_feed(job->session, ids, half, NULL, 0));
+    FV_TRY(fv_session_prompt(job->session, ids, half, NULL, 0));
     scores->targets = ids + half + 1;
     scores->rows = context - half - 1;
+    if (fv_session_in_steps(job->session)) return score_steps(job, ids + half, scores);
     return fv_session_stream(job->session, ids + half, scores->rows, score_rows, scores);
 }
 
@@ -315,7 +332,7 @@ static fv_status answer(struct job *job, const app_prompt *prompt, const struct 
 
     fv_session_clear(job->session);
     FV_TRY(FV_ALLOC(logits, job->info.vocabulary));
-    FV_TRY_DONE(fv_session_feed(job->session, prompt->ids, prompt->count, logits, 1));
+    FV_TRY_DONE(fv_session_prompt(job->session, prompt->ids, prompt->count, logits, 1));
     FV_TRY_DONE(fv_sampler_new(&(fv_sampler_options){0}, job->info.vocabulary, &options.sampler));
     status = fv_generate(job->session, logits, &options, generation);
 done:
@@ -407,7 +424,6 @@ static fv_status run(struct app *app, const struct values *values, fv_status (*w
     struct job job = {.app = app, .values = values};
     fv_status status;
 
-    FV_TRY(app_refuse_cache(values->cache));
     FV_TRY(app_begin(app, values->precision == 1 ? FV_PRECISION_F32 : FV_PRECISION_AUTO));
     status = app_model_open(values->model, &job.model, &job.info);
     if (status == FV_OK) status = work(&job);

@@ -6,13 +6,14 @@
 
 #include "app/flags.h"
 #include "app/prompt.h"
+#include "app/record.h"
 #include "app/verbs.h"
 #include "base/memory.h"
 #include "base/npy.h"
 
 struct values {
     cli_common common;
-    const char *model, *file, *text, *attention, *cache, *logits;
+    const char *model, *file, *text, *attention, *cache, *logits, *kept, *step_logits;
     cli_texts steers, stops;
     int64_t tokens, context, top_k;
     double temperature, top_p, min_p, repeat_penalty;
@@ -106,6 +107,16 @@ static const cli_flag flags[] = {
      .argument = "FILE",
      .group = "Output",
      .help = ".npy, f32 [T, vocabulary]: the scores behind every token of the prompt"},
+    {.name = "step-logits",
+     .kind = CLI_FILE,
+     .offset = AT(step_logits),
+     .argument = "FILE",
+     .help = ".npy, f32 [tokens written, vocabulary]: the scores each was chosen from"},
+    {.name = "kept",
+     .kind = CLI_FILE,
+     .offset = AT(kept),
+     .argument = "FILE",
+     .help = "JSON: the positions that each layer and head holds, after the prompt and at the end"},
     CLI_END,
 };
 
@@ -119,10 +130,12 @@ struct job {
     fv_sampler *sampler;
     float *logits; /* [vocabulary], of the last token fed */
     double prefill_seconds;
+    app_record record;
 };
 
 static void job_end(struct job *job)
 {
+    app_record_end(&job->record);
     fv_free(job->logits);
     fv_sampler_free(job->sampler);
     fv_session_free(job->session);
@@ -143,11 +156,13 @@ static fv_status job_begin(struct job *job, int64_t context)
     fv_session_options options = {
         .context = context,
         .attention = values->attention,
+        .cache = values->cache,
         .precision = values->precision == 1 ? FV_PRECISION_F32 : FV_PRECISION_AUTO,
     };
 
     FV_TRY(fv_session_new(job->app->ctx, job->model, &options, &job->session));
     FV_TRY(fv_sampler_new(&sampling, job->info.vocabulary, &job->sampler));
+    FV_TRY(app_record_begin(&job->record, job->info.vocabulary));
     return FV_ALLOC(job->logits, job->info.vocabulary);
 }
 
@@ -193,7 +208,7 @@ static fv_status feed(struct job *job, const int32_t *ids, int64_t count)
     if (job->values->logits)
         FV_TRY(feed_with_logits(job, ids, count));
     else
-        FV_TRY(fv_session_feed(job->session, ids, count, job->logits, 1));
+        FV_TRY(fv_session_prompt(job->session, ids, count, job->logits, 1));
     job->prefill_seconds = app_seconds() - start;
     app_progress_end();
     for (int64_t i = count > 64 ? count - 64 : 0; i < count; i++)
@@ -220,6 +235,8 @@ static fv_status answer(struct job *job, fv_generation *generation)
         .stops = values->stops.count,
         .stop = values->stops.items,
         .text = values->common.json ? NULL : stream_text,
+        .row = app_record_row,
+        .user = &job->record,
     };
 
     return fv_generate(job->session, job->logits, &options, generation);
@@ -244,7 +261,7 @@ static fv_status tell(const struct job *job, const app_prompt *prompt, const fv_
     app_put(root, "model", json_string(job->values->model));
     app_put(root, "architecture", json_string(job->info.architecture));
     app_put(root, "attention", json_string(job->values->attention ? job->values->attention : "dense"));
-    app_put(root, "cache", json_string("full"));
+    app_put(root, "cache", json_string(job->values->cache ? job->values->cache : "full"));
     app_put(root, "prompt_tokens", json_integer(prompt->count));
     app_put(root, "tokens", app_ids(generation->ids, generation->count));
     app_put(root, "text", app_text(generation->text ? generation->text : "", generation->length));
@@ -254,7 +271,16 @@ static fv_status tell(const struct job *job, const app_prompt *prompt, const fv_
     app_put(root, "decode_tokens_per_second", app_number(decode));
     app_put(root, "kv_bytes", json_integer((json_int_t)stats.cache_bytes));
     app_put(root, "peak_kv_bytes", json_integer((json_int_t)stats.peak_cache_bytes));
+    app_put(root, "kv_committed_bytes", json_integer((json_int_t)stats.committed_bytes));
+    app_put(root, "kv_host_bytes", json_integer((json_int_t)stats.host_bytes));
+    app_put(root, "policy_bytes", json_integer((json_int_t)stats.policy_bytes));
     return app_json_print(root);
+}
+
+/* Tokens of the answer that were fed: the last of one that ended at its limit was not. */
+static int64_t fed_tokens(const struct job *job, const app_prompt *prompt, const fv_generation *generation)
+{
+    return fv_min(generation->count, fv_session_tokens(job->session) - prompt->count);
 }
 
 static fv_status run_once(struct job *job)
@@ -270,7 +296,10 @@ static fv_status run_once(struct job *job)
     FV_TRY_DONE(app_prompt_fit(&prompt, &job->info, values->context, 0, &context));
     FV_TRY_DONE(job_begin(job, context));
     FV_TRY_DONE(feed(job, prompt.ids, prompt.count));
+    FV_TRY_DONE(app_record_prompt(&job->record, job->session, &job->info));
     FV_TRY_DONE(answer(job, &generation));
+    FV_TRY_DONE(app_record_write(&job->record, job->session, &job->info, values->model, values->cache, prompt.ids,
+                                 prompt.count, generation.ids, fed_tokens(job, &prompt, &generation)));
     status = tell(job, &prompt, &generation);
 done:
     fv_generation_free(&generation);
@@ -350,15 +379,15 @@ static fv_status run(struct app *app, const void *data)
 {
     const struct values *values = data;
     bool conversation = !values->text && !values->file;
-    struct job job = {.app = app, .values = values};
+    struct job job = {
+        .app = app, .values = values, .record = {.kept_path = values->kept, .logits_path = values->step_logits}};
     fv_status status;
 
-    FV_TRY(app_refuse_cache(values->cache));
     FV_TRY(app_refuse_steer(values->steers.count ? values->steers.items[0] : NULL));
     if (conversation && !isatty(STDIN_FILENO))
         return cli_missing("-p TEXT or -f FILE", "there is nothing to read (on a terminal this would be a chat)");
-    if (conversation && (values->raw || values->common.json || values->logits))
-        return cli_missing("-p TEXT or -f FILE", "--raw, --json and --logits need it");
+    if (conversation && (values->raw || values->common.json || values->logits || values->kept || values->step_logits))
+        return cli_missing("-p TEXT or -f FILE", "--raw, --json, --logits, --step-logits and --kept need it");
     FV_TRY(app_begin(app, values->precision == 1 ? FV_PRECISION_F32 : FV_PRECISION_AUTO));
     status = app_model_open(values->model, &job.model, &job.info);
     if (status == FV_OK) status = conversation ? chat(&job) : run_once(&job);

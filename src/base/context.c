@@ -1,5 +1,7 @@
 #include "base/context.h"
 
+#include <stdio.h>
+
 fv_status fv_ctx_begin(const fv_ctx_options *options, fv_ctx **ctx)
 {
     static const fv_ctx_options defaults;
@@ -28,6 +30,9 @@ done:
 void fv_ctx_end(fv_ctx *ctx)
 {
     if (!ctx) return;
+    for (int t = 0; ctx->child && t < fv_ctx_threads(ctx); t++)
+        fv_ctx_end(ctx->child[t]);
+    fv_free(ctx->child);
     fv_pool_free(ctx->pool);
     fv_arena_free(ctx->arena);
     fv_free(ctx);
@@ -67,4 +72,69 @@ fv_mark fv_scratch_mark(fv_ctx *ctx)
 void fv_scratch_release(fv_ctx *ctx, fv_mark mark)
 {
     if (!ctx->recording) fv_arena_release(ctx->arena, mark);
+}
+
+/* ---- calls side by side ----------------------------------------------------------------------------------------- */
+
+struct apart {
+    fv_ctx *ctx;
+    fv_apart_fn *item;
+    void *user;
+    struct failure {
+        int64_t index;
+        fv_status status;
+        char text[512];
+    } * failure; /* [threads] the first of a thread's */
+};
+
+static void apart_item(void *user, int64_t index, int thread)
+{
+    const struct apart *a = user;
+    fv_ctx *child = a->ctx->child[thread];
+    struct failure *failure = &a->failure[thread];
+    fv_mark mark = fv_arena_mark(child->arena);
+    fv_status status = a->item(child, a->user, index);
+
+    fv_arena_release(child->arena, mark);
+    if (status == FV_OK || (failure->status != FV_OK && failure->index < index)) return;
+    failure->index = index;
+    failure->status = status;
+    snprintf(failure->text, sizeof failure->text, "%s", fv_error());
+}
+
+static fv_status make_children(fv_ctx *ctx)
+{
+    int threads = fv_ctx_threads(ctx);
+
+    if (!ctx->child) FV_TRY(FV_ZALLOC(ctx->child, threads));
+    for (int t = 0; t < threads; t++) {
+        if (!ctx->child[t]) FV_TRY(fv_ctx_begin(&(fv_ctx_options){.threads = 1}, &ctx->child[t]));
+        ctx->child[t]->backend = ctx->backend;
+        ctx->child[t]->cpu = ctx->cpu;
+        ctx->child[t]->isa = ctx->isa;
+        ctx->child[t]->precision = ctx->precision;
+        ctx->child[t]->seed = ctx->seed;
+    }
+    return FV_OK;
+}
+
+fv_status fv_run_apart(fv_ctx *ctx, int64_t count, fv_apart_fn *item, void *user)
+{
+    struct apart apart = {ctx, item, user, NULL};
+    const struct failure *first = NULL;
+    fv_mark mark = fv_arena_mark(ctx->arena);
+    fv_status status = FV_OK;
+
+    FV_TRY(make_children(ctx));
+    FV_TRY(FV_SCRATCH(ctx, apart.failure, fv_ctx_threads(ctx)));
+    for (int t = 0; t < fv_ctx_threads(ctx); t++)
+        apart.failure[t].status = FV_OK;
+    fv_run(ctx, count, apart_item, &apart);
+    for (int t = 0; t < fv_ctx_threads(ctx); t++) {
+        const struct failure *f = &apart.failure[t];
+        if (f->status != FV_OK && (!first || f->index < first->index)) first = f;
+    }
+    if (first) status = fv_fail(first->status, "%s", first->text);
+    fv_arena_release(ctx->arena, mark);
+    return status;
 }

@@ -24,6 +24,7 @@ struct fv_ctx {
     atomic_bool interrupted;
     fv_progress_fn *progress;
     void *progress_user;
+    struct fv_ctx **child; /* [threads] of fv_run_apart; NULL: not made yet */
 };
 
 /* fv_ctx_new without the choice of a backend, which is made a floor above (ops/backend.c). */
@@ -43,5 +44,10 @@ static inline void fv_run(fv_ctx *ctx, int64_t count, fv_item_fn *item, void *us
 {
     fv_pool_run(ctx->pool, count, item, user);
 }
+
+/* Whole calls side by side: item i runs on a context of one thread, with scratch memory of its own, so that it may call
+ * any primitive.  Returns the first failing item's status, with its sentence.  No tape records. */
+typedef fv_status fv_apart_fn(fv_ctx *ctx, void *user, int64_t index);
+fv_status fv_run_apart(fv_ctx *ctx, int64_t count, fv_apart_fn *item, void *user);
 
 #endif

@@ -144,6 +144,7 @@ static fv_status loop(struct run *run, float *logits, fv_stop *stop)
         int32_t id = fv_sampler_pick(run->options->sampler, logits);
         *stop = FV_STOP_END;
         if (fv_model_is_end(model, id)) return FV_OK;
+        if (run->options->row) FV_TRY(run->options->row(run->options->user, run->count, 1, logits));
         FV_TRY(take(run, id, &over, stop));
         if (over) return FV_OK;
         *stop = FV_STOP_CONTEXT;

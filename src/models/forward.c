@@ -5,13 +5,16 @@
 enum { MANY_TOKENS = 64 };
 
 struct pass {
-    fv_session *session;
+    const fv_session *session; /* the first of all */
     fv_ctx *ctx;
     const fv_sizes *sizes;
-    int64_t count;        /* tokens */
-    fv_tensor x, h;       /* [count, width]: the residual stream, and what goes into a part */
-    fv_tensor q, k, v, o; /* [count, heads * dim] */
-    fv_tensor hidden;     /* [count, hidden] */
+    const fv_forward_part *parts; /* [count] */
+    int64_t count, tokens;
+    const int64_t *first;    /* [count] row of a part's first token */
+    const int32_t *position; /* [tokens]; NULL: those of the only part */
+    fv_tensor x, h;          /* [tokens, width]: the residual stream, and what goes into a part */
+    fv_tensor q, k, v, o;    /* [tokens, heads * dim] */
+    fv_tensor hidden;        /* [tokens, hidden] */
 };
 
 /* [count, heads * dim] as [1, heads, count, dim]. */
@@ -53,94 +56,276 @@ static fv_status add_part(const struct pass *p, const fv_tensor *a, const fv_wei
     return fv_map_apply(p->ctx, &(fv_map_args){.op = FV_MAP_ADD, .x = p->x, .y = p->h, .out = p->x});
 }
 
+/* How a layer rotates, but for what and where. */
+static fv_rope_args rope_of(const struct pass *p, const fv_layer *layer)
+{
+    return (fv_rope_args){.rotary = p->sizes->rotary,
+                          .frequency = layer->rope->frequency,
+                          .magnitude = layer->rope->magnitude,
+                          .interleaved = (p->session->model->architecture->parts & FV_INTERLEAVED) != 0};
+}
+
 /* Norms and turns the heads of q or k, in place. */
 static fv_status turn(const struct pass *p, const fv_layer *layer, const fv_tensor *norm, const fv_tensor *t,
                       int64_t heads)
 {
-    const fv_model *model = p->session->model;
-    fv_tensor view = by_heads(t, heads, p->sizes->key_dim);
+    fv_rope_args rope = rope_of(p, layer);
 
     if (fv_present(norm)) {
-        fv_tensor rows = fv_reshaped(t, FV_DIMS(p->count * heads, p->sizes->key_dim));
+        fv_tensor rows = fv_reshaped(t, FV_DIMS(p->tokens * heads, p->sizes->key_dim));
         FV_TRY(rms_norm(p, &rows, norm, &rows));
     }
-    return fv_rope(p->ctx, &(fv_rope_args){.x = view,
-                                           .out = view,
-                                           .offset = p->session->length,
-                                           .rotary = p->sizes->rotary,
-                                           .frequency = layer->rope->frequency,
-                                           .magnitude = layer->rope->magnitude,
-                                           .interleaved = (model->architecture->parts & FV_INTERLEAVED) != 0});
-}
-
-static fv_status store(const struct pass *p, const fv_tensor *rows, fv_tensor *cache)
-{
-    fv_tensor place = fv_slice(cache, 2, p->session->length, p->count);
-
-    FV_TRY(fv_map_apply(p->ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = *rows, .out = place}));
-    *cache = fv_slice(cache, 2, 0, p->session->length + p->count);
-    return FV_OK;
+    rope.x = rope.out = by_heads(t, heads, p->sizes->key_dim);
+    rope.offset = p->session->length;
+    rope.position = p->position;
+    return fv_rope(p->ctx, &rope);
 }
 
 /* Pairs the layer would have as the model is. */
-static double dense_pairs(const struct pass *p, const fv_layer *layer)
+static double dense_pairs(const fv_sizes *sizes, const fv_forward_part *part, int64_t own_window)
 {
-    double first = (double)p->session->length + 1, last = first + (double)p->count - 1, window = (double)layer->window;
-    double sum = (double)p->count * (first + last) / 2;
+    double count = (double)part->count, window = (double)own_window;
+    double first = (double)part->session->length + 1, last = first + count - 1, sum = count * (first + last) / 2;
 
     if (window > 0 && last > window) {
         double from = first > window ? first : window + 1; /* queries whose window is full */
         sum -= (last - from + 1) * ((from - window) + (last - window)) / 2;
     }
-    return sum * (double)p->sizes->query_heads;
+    return sum * (double)sizes->query_heads;
 }
 
-static fv_status attend(const struct pass *p, int64_t l)
+/* ---- attention over the rows of a stream ------------------------------------------------------------------------- */
+
+/* One layer of one stream, for the tokens of a part. */
+struct reading {
+    const struct pass *pass;
+    const fv_forward_part *part;
+    fv_session_layer *own;
+    int64_t layer;
+    fv_tensor k, v; /* [1,Hkv,count,..] of the part */
+    fv_policy_call call;
+    int64_t heads; /* key-value heads taken together: 1, or all */
+    double *pairs; /* [calls] */
+};
+
+static size_t row_bytes(const fv_rows *rows)
 {
-    const fv_layer *layer = &p->session->model->layers[l];
-    fv_session_layer *own = &p->session->layers[l];
-    const fv_sizes *s = p->sizes;
-    fv_tensor k = by_heads(&p->k, s->key_heads, s->key_dim), v = by_heads(&p->v, s->key_heads, s->value_dim);
+    fv_rows_bytes bytes;
+
+    fv_rows_measure(rows, &bytes);
+    return bytes.used;
+}
+
+static fv_status look_at(const struct reading *r, int64_t head, const fv_attend_args *args)
+{
+    const fv_session *session = r->part->session;
+    const fv_plan *plan = args->plan;
+    const fv_call call = {.q = args->q,
+                          .k = args->k,
+                          .v = args->v,
+                          .o = args->o,
+                          .batch = 1,
+                          .query_heads = args->q.dims[1],
+                          .key_heads = args->k.dims[1],
+                          .queries = args->q.dims[2],
+                          .keys = args->k.dims[2],
+                          .head_dim = args->q.dims[3],
+                          .value_dim = args->v.dims[3],
+                          .offset = plan->offset,
+                          .causal = true,
+                          .scale = args->logits.scale,
+                          .softcap = args->logits.softcap};
+
+    return session->watch(session->watch_user, &(fv_session_look){.layer = r->layer,
+                                                                  .head = head,
+                                                                  .attention = r->own->attention,
+                                                                  .call = &call,
+                                                                  .plan = plan,
+                                                                  .extra = &args->logits});
+}
+
+/* Attends to the rows of `heads` key-value heads, the index-th of those there are. */
+static fv_status read_heads(fv_ctx *ctx, void *user, int64_t index)
+{
+    struct reading *r = user;
+    const fv_sizes *s = r->pass->sizes;
+    const fv_rows *rows = &r->own->rows;
+    fv_policy_layer *policy = r->own->policy;
+    const fv_policy *acts = policy ? policy->use->policy : NULL;
+    int64_t g = index * r->heads, group = s->query_heads / s->key_heads, h = g * group, count = r->heads * group;
+    fv_plan plan = {.causal = true, .offset = r->call.offset};
+    fv_attend_args args = {.q = fv_slice(&r->call.q, 1, h, count),
+                           .o = fv_slice(&r->call.o, 1, h, count),
+                           .plan = &plan,
+                           .logits = r->call.logits};
+    int64_t pairs = 0;
+
+    if (fv_present(&r->call.lse)) args.lse = fv_slice(&r->call.lse, 1, h, count);
+    fv_rows_view(rows, g, r->heads, &args.k, &args.v);
+    if (!fv_rows_complete(rows, g)) plan.key_position = fv_rows_positions(rows, g);
+    if (r->own->window > 0) plan.window.window = r->own->window;
+    if (acts && acts->plan)
+        FV_TRY(acts->plan(ctx, policy, &r->call, r->heads == 1 && s->key_heads > 1 ? g : -1, &plan));
+    FV_TRY(fv_plan_pairs(ctx, &plan, 1, count, r->call.queries, args.k.dims[2], &pairs));
+    r->pairs[index] = (double)pairs;
+    if (r->part->session->watch) FV_TRY(look_at(r, h, &args));
+    return acts && acts->read ? acts->read(ctx, policy, &r->call, &args) : fv_attend(ctx, &args);
+}
+
+/* Heads that hold different rows are read one by one: side by side where each is little work. */
+static fv_status read_rows(fv_ctx *ctx, struct reading *r)
+{
+    const fv_policy_layer *policy = r->own->policy;
+    bool apart = policy && policy->use->policy->traits & FV_POLICY_PER_HEAD;
+    int64_t heads = r->pass->sizes->key_heads, calls;
+    fv_status status = FV_OK;
+
+    r->heads = !apart && fv_rows_alike(&r->own->rows) ? heads : 1;
+    calls = heads / r->heads;
+    FV_TRY(FV_SCRATCH(ctx, r->pairs, calls));
+    if (calls > 1 && fv_ctx_threads(ctx) > 1 && r->part->count < MANY_TOKENS && !r->part->session->watch) {
+        FV_TRY(fv_run_apart(ctx, calls, read_heads, r));
+    } else {
+        for (int64_t c = 0; c < calls && status == FV_OK; c++) {
+            fv_mark mark = fv_scratch_mark(ctx);
+            status = read_heads(ctx, r, c);
+            fv_scratch_release(ctx, mark);
+        }
+        FV_TRY(status);
+    }
+    for (int64_t c = 0; c < calls; c++)
+        r->part->session->pairs += r->pairs[c];
+    return FV_OK;
+}
+
+/* Rows that nobody's window reaches any more. */
+static void leave_window(fv_session_layer *own, int64_t last)
+{
+    for (int64_t g = 0; own->window > 0 && g < own->rows.options.heads; g++)
+        fv_rows_erase(&own->rows, g, 0, fv_rows_below(&own->rows, g, last - own->window + 1));
+}
+
+static fv_status attend_rows(fv_ctx *ctx, struct reading *r)
+{
+    fv_session *session = r->part->session;
+    fv_session_layer *own = r->own;
+    const fv_policy *policy = own->policy ? own->policy->use->policy : NULL;
+    size_t before = row_bytes(&own->rows);
+
+    FV_TRY(fv_rows_append(ctx, &own->rows, &r->k, &r->v, session->length));
+    session->row_bytes += row_bytes(&own->rows) - before;
+    if (session->row_bytes + session->state_bytes > session->peak_bytes)
+        session->peak_bytes = session->row_bytes + session->state_bytes;
+    if (policy && policy->traits & FV_POLICY_LSE) FV_TRY(fv_tensor_new(ctx, &r->call.lse, FV_F32, 3, r->call.q.dims));
+    FV_TRY(read_rows(ctx, r));
+    before = row_bytes(&own->rows);
+    if (policy && policy->after) FV_TRY(policy->after(ctx, own->policy, &r->call));
+    leave_window(own, session->length + r->part->count - 1);
+    session->row_bytes -= before - row_bytes(&own->rows);
+    return FV_OK;
+}
+
+/* ---- attention by a mechanism ------------------------------------------------------------------------------------ */
+
+static fv_status attend_by_mechanism(fv_ctx *ctx, struct reading *r)
+{
+    const fv_sizes *s = r->pass->sizes;
+    fv_session *session = r->part->session;
+    fv_session_layer *own = r->own;
     const float scale = (float)s->scale;
     fv_attend_args extra = {.logits = {.softcap = (float)s->attention_cap}};
+    fv_attention_args args = {
+        .q = r->call.q, .k = r->k, .v = r->v, .o = r->call.o, .causal = true, .scale = own->no_scale ? NULL : &scale};
     fv_call call;
 
-    if (own->cache.memory) {
-        fv_tensor keys = own->cache.keys, values = own->cache.values;
-        FV_TRY(store(p, &k, &keys));
-        FV_TRY(store(p, &v, &values));
-        k = keys;
-        v = values;
+    if (own->rows.head) {
+        size_t before = row_bytes(&own->rows);
+        FV_TRY(fv_rows_append(ctx, &own->rows, &r->k, &r->v, session->length));
+        session->row_bytes += row_bytes(&own->rows) - before;
+        fv_rows_view(&own->rows, 0, s->key_heads, &args.k, &args.v);
     }
-    fv_attention_args args = {.q = by_heads(&p->q, s->query_heads, s->key_dim),
-                              .k = k,
-                              .v = v,
-                              .o = by_heads(&p->o, s->query_heads, s->value_dim),
-                              .causal = true,
-                              .scale = own->no_scale ? NULL : &scale};
     FV_TRY(fv_call_chunk(own->attention, &args, &call));
-    call.pairs = &p->session->pairs;
-    p->session->dense_pairs += dense_pairs(p, layer);
-    if (p->session->watch) FV_TRY(p->session->watch(p->session->watch_user, l, own->attention, &call, &extra.logits));
-    return fv_attention_chunk(p->ctx, own->attention, &call, &own->state, s->attention_cap > 0 ? &extra : NULL);
+    call.pairs = &session->pairs;
+    if (session->watch)
+        FV_TRY(session->watch(
+            session->watch_user,
+            &(fv_session_look){.layer = r->layer, .attention = own->attention, .call = &call, .extra = &extra.logits}));
+    return fv_attention_chunk(ctx, own->attention, &call, &own->state, s->attention_cap > 0 ? &extra : NULL);
 }
 
-/* h holds the normed x, and holds it for the next layer afterwards. */
-static fv_status run_layer(const struct pass *p, int64_t l)
-{
-    static const fv_tensor none;
-    const fv_layer *layer = &p->session->model->layers[l];
-    const fv_sizes *s = p->sizes;
-    bool gelu = (p->session->model->architecture->parts & FV_GELU) != 0;
-    const fv_tensor *next = l + 1 < s->layers ? &layer[1].attention_norm : &none;
+/* ---- a layer ----------------------------------------------------------------------------------------------------- */
 
+struct layer_work {
+    const struct pass *pass;
+    int64_t layer;
+};
+
+static fv_status attend_part(fv_ctx *ctx, void *user, int64_t index)
+{
+    const struct layer_work *work = user;
+    const struct pass *p = work->pass;
+    const fv_sizes *s = p->sizes;
+    const fv_forward_part *part = &p->parts[index];
+    fv_session *session = part->session;
+    fv_session_layer *own = &session->layers[work->layer];
+    fv_tensor q = fv_slice(&p->q, 0, p->first[index], part->count),
+              o = fv_slice(&p->o, 0, p->first[index], part->count);
+    fv_tensor k = fv_slice(&p->k, 0, p->first[index], part->count),
+              v = fv_slice(&p->v, 0, p->first[index], part->count);
+    fv_rope_args rope = rope_of(p, &p->session->model->layers[work->layer]);
+    struct reading r = {.pass = p,
+                        .part = part,
+                        .own = own,
+                        .layer = work->layer,
+                        .k = by_heads(&k, s->key_heads, s->key_dim),
+                        .v = by_heads(&v, s->key_heads, s->value_dim),
+                        .call = {.q = by_heads(&q, s->query_heads, s->key_dim),
+                                 .o = by_heads(&o, s->query_heads, s->value_dim),
+                                 .input = fv_slice(&p->h, 0, p->first[index], part->count),
+                                 .residual = fv_slice(&p->x, 0, p->first[index], part->count),
+                                 .offset = session->length,
+                                 .queries = part->count,
+                                 .prompt = part->prompt,
+                                 .logits = {.scale = (float)s->scale, .softcap = (float)s->attention_cap},
+                                 .rope = &rope}};
+
+    session->dense_pairs += dense_pairs(s, part, session->model->layers[work->layer].window);
+    return own->dense ? attend_rows(ctx, &r) : attend_by_mechanism(ctx, &r);
+}
+
+/* Streams side by side where each brings little. */
+static fv_status attend(const struct pass *p, int64_t l)
+{
+    struct layer_work work = {p, l};
+    fv_status status = FV_OK;
+
+    if (p->count > 1 && p->tokens < MANY_TOKENS * p->count) return fv_run_apart(p->ctx, p->count, attend_part, &work);
+    for (int64_t i = 0; i < p->count && status == FV_OK; i++) {
+        fv_mark mark = fv_scratch_mark(p->ctx);
+        status = attend_part(p->ctx, &work, i);
+        fv_scratch_release(p->ctx, mark);
+    }
+    return status;
+}
+
+static fv_status project(const struct pass *p, const fv_layer *layer)
+{
     FV_TRY(fv_linear(p->ctx, &(fv_linear_args){.x = p->h,
                                                .parts = 3,
                                                .part = {part(&layer->q, &layer->q_bias, &p->q),
                                                         part(&layer->k, &layer->k_bias, &p->k),
                                                         part(&layer->v, &layer->v_bias, &p->v)}}));
-    FV_TRY(turn(p, layer, &layer->q_norm, &p->q, s->query_heads));
-    FV_TRY(turn(p, layer, &layer->k_norm, &p->k, s->key_heads));
+    FV_TRY(turn(p, layer, &layer->q_norm, &p->q, p->sizes->query_heads));
+    return turn(p, layer, &layer->k_norm, &p->k, p->sizes->key_heads);
+}
+
+/* h holds the normed x, and holds it for the next layer afterwards, if `next` is its norm. */
+static fv_status run_layer(const struct pass *p, int64_t l, const fv_tensor *next)
+{
+    const fv_layer *layer = &p->session->model->layers[l];
+    bool gelu = (p->session->model->architecture->parts & FV_GELU) != 0;
+
+    FV_TRY(project(p, layer));
     FV_TRY(attend(p, l));
     FV_TRY(add_part(p, &p->o, &layer->o, &layer->o_bias, &layer->post_attention_norm, &layer->mlp_norm));
 
@@ -152,6 +337,7 @@ static fv_status run_layer(const struct pass *p, int64_t l)
     return add_part(p, &p->hidden, &layer->down, &layer->down_bias, &layer->post_mlp_norm, next);
 }
 
+/* Buffers for the tokens of all parts; x is its own where it is not given. */
 static fv_status make_buffers(struct pass *p)
 {
     const fv_sizes *s = p->sizes;
@@ -167,31 +353,174 @@ static fv_status make_buffers(struct pass *p)
                    {&p->hidden, s->hidden}};
 
     for (size_t b = 0; b < sizeof buffers / sizeof *buffers; b++)
-        FV_TRY(fv_tensor_new(p->ctx, buffers[b].tensor, FV_F32, FV_DIMS(p->count, buffers[b].columns)));
+        if (!fv_present(buffers[b].tensor))
+            FV_TRY(fv_tensor_new(p->ctx, buffers[b].tensor, FV_F32, FV_DIMS(p->tokens, buffers[b].columns)));
     return FV_OK;
 }
 
-fv_status fv_forward_chunk(fv_session *session, const int32_t *ids, int64_t count, fv_tensor *x)
+/* Rows of the embedding for ids, scaled, into x. */
+static fv_status embed(fv_ctx *ctx, const fv_model *model, const int32_t *ids, const fv_tensor *x)
 {
-    const fv_model *model = session->model;
-    fv_ctx *ctx = session->ctx;
-    struct pass pass = {.session = session, .ctx = ctx, .sizes = &model->sizes, .count = count};
+    FV_TRY(fv_dequantize_rows(ctx, &(fv_dequantize_args){.x = model->embedding, .out = *x, .index = ids}));
+    if (x->dims[0] >= MANY_TOKENS) fv_model_give_back_embedding(model);
+    if (model->sizes.embedding_scale == 1) return FV_OK;
+    return fv_map_apply(
+        ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = *x, .out = *x, .alpha = (float)model->sizes.embedding_scale});
+}
 
+static fv_status begin(fv_ctx *ctx, const fv_forward_part *parts, int64_t count, struct pass *p)
+{
+    const fv_model *model = parts[0].session->model;
+    int64_t *first, tokens = 0;
+    int32_t *position;
+
+    *p = (struct pass){.session = parts[0].session, .ctx = ctx, .sizes = &model->sizes, .parts = parts, .count = count};
+    FV_TRY(FV_SCRATCH(ctx, first, count));
+    for (int64_t i = 0; i < count; i++) {
+        first[i] = tokens;
+        tokens += parts[i].count;
+    }
+    p->first = first;
+    p->tokens = tokens;
+    if (count == 1) return FV_OK;
+    FV_TRY(FV_SCRATCH(ctx, position, tokens));
+    for (int64_t i = 0; i < count; i++)
+        for (int64_t t = 0; t < parts[i].count; t++)
+            position[first[i] + t] = (int32_t)(parts[i].session->length + t);
+    p->position = position;
+    return FV_OK;
+}
+
+fv_status fv_forward(fv_ctx *ctx, const fv_forward_part *parts, int64_t count, fv_tensor *x)
+{
+    static const fv_tensor none;
+    const fv_model *model = parts[0].session->model;
+    const fv_layer *layers = model->layers;
+    struct pass pass;
+    bool recurrent = false;
+
+    FV_TRY(begin(ctx, parts, count, &pass));
     FV_TRY(make_buffers(&pass));
-    FV_TRY(fv_dequantize_rows(ctx, &(fv_dequantize_args){.x = model->embedding, .out = pass.x, .index = ids}));
-    if (count >= MANY_TOKENS) fv_model_give_back_embedding(model);
-    if (model->sizes.embedding_scale != 1)
-        FV_TRY(fv_map_apply(
-            ctx, &(fv_map_args){
-                     .op = FV_MAP_COPY, .x = pass.x, .out = pass.x, .alpha = (float)model->sizes.embedding_scale}));
-    FV_TRY(rms_norm(&pass, &pass.x, &model->layers[0].attention_norm, &pass.h));
+    for (int64_t i = 0; i < count; i++) {
+        fv_tensor rows = fv_slice(&pass.x, 0, pass.first[i], parts[i].count);
+        FV_TRY(embed(ctx, model, parts[i].ids, &rows));
+        recurrent = recurrent || parts[i].session->recurrent;
+    }
+    FV_TRY(rms_norm(&pass, &pass.x, &layers[0].attention_norm, &pass.h));
     for (int64_t l = 0; l < model->sizes.layers; l++) {
-        if (!session->recurrent || l == 0) FV_TRY(fv_ctx_check(ctx)); /* states cannot be taken back */
-        FV_TRY(run_layer(&pass, l));
+        if (!recurrent || l == 0) FV_TRY(fv_ctx_check(ctx)); /* states cannot be taken back */
+        FV_TRY(run_layer(&pass, l, l + 1 < model->sizes.layers ? &layers[l + 1].attention_norm : &none));
     }
     *x = pass.x;
     return FV_OK;
 }
+
+/* ---- layer by layer ---------------------------------------------------------------------------------------------- */
+
+/* Chunk by chunk through one layer.  The session's length moves with the chunks, and back. */
+static fv_status run_layer_alone(fv_session *session, struct pass *buffers, const fv_tensor *x, int64_t l)
+{
+    static const fv_tensor none;
+    const fv_layer *layer = &session->model->layers[l];
+    int64_t before = session->length, tokens = x->dims[0], chunk = buffers->tokens;
+    fv_status status = FV_OK;
+
+    for (int64_t at = 0; at < tokens && status == FV_OK; at += chunk) {
+        int64_t count = fv_min(chunk, tokens - at), first = 0;
+        fv_forward_part part = {.session = session, .count = count, .prompt = true};
+        fv_mark mark = fv_scratch_mark(session->ctx);
+        struct pass p = *buffers;
+        p.parts = &part;
+        p.first = &first;
+        p.count = 1;
+        p.tokens = count;
+        p.x = fv_slice(x, 0, at, count);
+        fv_tensor *own[] = {&p.h, &p.q, &p.k, &p.v, &p.o, &p.hidden};
+        for (size_t b = 0; b < sizeof own / sizeof *own; b++)
+            *own[b] = fv_slice(own[b], 0, 0, count);
+        status = rms_norm(&p, &p.x, &layer->attention_norm, &p.h);
+        if (status == FV_OK) status = run_layer(&p, l, &none);
+        fv_scratch_release(session->ctx, mark);
+        session->length += count;
+        fv_ctx_report(session->ctx, "tokens",
+                      (double)(l * tokens + at + count) / (double)(session->model->sizes.layers * tokens));
+    }
+    session->length = before;
+    return status;
+}
+
+/* Embeds the tokens and makes buffers for a chunk of them. */
+static fv_status begin_layers(fv_session *session, const int32_t *ids, int64_t count, struct pass *buffers,
+                              fv_tensor *x)
+{
+    const fv_forward_part part = {session, ids, fv_min(session->chunk, count), true};
+    fv_ctx *ctx = session->ctx;
+
+    FV_TRY(fv_tensor_new(ctx, x, FV_F32, FV_DIMS(count, session->model->sizes.width)));
+    FV_TRY(embed(ctx, session->model, ids, x));
+    FV_TRY(begin(ctx, &part, 1, buffers));
+    buffers->parts = NULL;
+    buffers->x = *x;
+    return make_buffers(buffers);
+}
+
+fv_status fv_forward_layers(fv_session *session, const int32_t *ids, int64_t count, fv_tensor *x)
+{
+    struct pass buffers;
+
+    FV_TRY(begin_layers(session, ids, count, &buffers, x));
+    for (int64_t l = 0; l < session->model->sizes.layers; l++) {
+        if (!session->recurrent || l == 0) FV_TRY(fv_ctx_check(session->ctx));
+        FV_TRY(run_layer_alone(session, &buffers, x, l));
+        FV_TRY(fv_session_act(session, l, session->length + count));
+    }
+    return FV_OK;
+}
+
+fv_status fv_forward_filter(fv_session *session, const int32_t *ids, int64_t count, int64_t layer, fv_tensor *q,
+                            fv_tensor *k)
+{
+    const fv_sizes *s = &session->model->sizes;
+    struct pass buffers, p;
+    fv_tensor x, keys, last;
+    int64_t first = 0;
+
+    FV_TRY(begin_layers(session, ids, count, &buffers, &x));
+    FV_TRY(fv_tensor_new(session->ctx, &keys, FV_F32, FV_DIMS(count, s->key_heads * s->key_dim)));
+    FV_TRY(fv_tensor_new(session->ctx, &last, FV_F32, FV_DIMS(1, s->query_heads * s->key_dim)));
+    for (int64_t l = 0; l < layer; l++) {
+        FV_TRY(fv_ctx_check(session->ctx));
+        FV_TRY(run_layer_alone(session, &buffers, &x, l));
+        fv_session_clear_layer(session, l);
+    }
+    for (int64_t at = 0; at < count; at += buffers.tokens) {
+        int64_t n = fv_min(buffers.tokens, count - at);
+        fv_forward_part part = {.session = session, .count = n, .prompt = true};
+        p = buffers;
+        p.parts = &part;
+        p.first = &first;
+        p.count = 1;
+        p.tokens = n;
+        p.x = fv_slice(&x, 0, at, n);
+        p.h = fv_slice(&p.h, 0, 0, n);
+        p.q = fv_slice(&p.q, 0, 0, n);
+        p.k = fv_slice(&keys, 0, at, n);
+        p.v = fv_slice(&p.v, 0, 0, n);
+        FV_TRY(rms_norm(&p, &p.x, &session->model->layers[layer].attention_norm, &p.h));
+        session->length = at;
+        fv_status status = project(&p, &session->model->layers[layer]);
+        session->length = 0;
+        FV_TRY(status);
+        if (at + n < count) continue;
+        fv_tensor row = fv_slice(&p.q, 0, n - 1, 1);
+        FV_TRY(fv_map_apply(session->ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = row, .out = last}));
+    }
+    *q = by_heads(&last, s->query_heads, s->key_dim);
+    *k = by_heads(&keys, s->key_heads, s->key_dim);
+    return FV_OK;
+}
+
+/* ---- logits ------------------------------------------------------------------------------------------------------ */
 
 fv_status fv_forward_logits(fv_session *session, const fv_tensor *x, float *logits)
 {

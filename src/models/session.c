@@ -2,6 +2,7 @@
 #include "models/session.h"
 
 #include <stdio.h>
+#include <string.h>
 
 enum { CHUNK = 512, LOGITS_AT_ONCE = 1 << 23 /* floats of a piece of fv_session_stream: 32 MB */ };
 
@@ -57,44 +58,135 @@ static fv_status make_kept(const fv_session *session, fv_session_layer *layer)
     return FV_OK;
 }
 
-static fv_status make_layer(fv_session *session, int64_t l, const fv_layer_plan *plan, fv_dtype dtype)
+/* Whether a SPEC is dense attention as the model's own is, but for windows. */
+static bool is_dense(const fv_spec *spec)
+{
+    return strcmp(fv_spec_name(spec), "dense") == 0 && spec->count == 0;
+}
+
+static fv_status make_attention(fv_session *session, int64_t l, const fv_layer_plan *plan)
 {
     const fv_layer *layer = &session->model->layers[l];
-    const fv_sizes *s = &session->model->sizes;
     fv_session_layer *own = &session->layers[l];
     const fv_spec *spec = plan ? fv_layer_plan_at(plan, (int)l) : NULL;
 
     if (spec && plan->bare && layer->window) spec = NULL; /* it keeps its own window */
-    if (spec) {
-        FV_TRY(fv_attention_from(spec, &own->attention));
-        FV_TRY(check_mechanism(own->attention));
-    } else {
-        FV_TRY(own_attention(layer, &own->attention));
-    }
+    own->dense = !spec || is_dense(spec);
+    own->window = spec ? 0 : layer->window;
+    if (!spec) return own_attention(layer, &own->attention);
+    FV_TRY(fv_attention_from(spec, &own->attention));
     own->no_scale = (fv_attention_mechanism(own->attention)->traits & FV_NO_SCALE) != 0;
+    return check_mechanism(own->attention);
+}
+
+/* Most rows that a layer may have to hold. */
+static int64_t capacity(const fv_session *session, int64_t l)
+{
+    const fv_session_layer *own = &session->layers[l];
+    const fv_policy_use *use = own->policy ? own->policy->use : NULL;
+    int64_t bound = INT64_MAX;
+
+    if (own->window > 0) bound = own->window;
+    if (use && use->policy->bound) bound = use->policy->bound(use, own->policy->place);
+    return bound >= session->context ? session->context : fv_min(bound + session->chunk, session->context);
+}
+
+static fv_status make_rows(fv_session *session, int64_t l)
+{
+    const fv_sizes *s = &session->model->sizes;
+    const fv_policy_common *common = fv_cache_plan_types(&session->cache, l);
+    fv_session_layer *own = &session->layers[l];
+    fv_rows_options options = {.heads = s->key_heads,
+                               .key_dim = s->key_dim,
+                               .value_dim = s->value_dim,
+                               .capacity = capacity(session, l),
+                               .key_type = fv_policy_type(common->k),
+                               .value_type = fv_policy_type(common->v),
+                               .page = common->page};
     int64_t width = fv_attention_state_width(own->attention, s->key_dim);
+
+    if (own->policy && !own->dense)
+        return fv_fail(FV_E_USAGE, "layer %lld: the cache policy '%s' acts on the model's own attention, not on '%s'",
+                       (long long)l, own->policy->use->policy->name, fv_attention_mechanism(own->attention)->name);
     if (width == 0) FV_TRY(make_kept(session, own));
-    if (width == 0) return fv_cache_new(&own->cache, dtype, s->key_heads, session->context, s->key_dim, s->value_dim);
+    if (width == 0) return fv_rows_new(&own->rows, &options);
     session->recurrent = true;
     return make_state(session, own, width);
+}
+
+/* Places, and room for state, where policies act. */
+static fv_status make_policies(fv_session *session)
+{
+    const fv_cache_plan *plan = &session->cache;
+    int64_t layers = 0, at = 0;
+    size_t bytes = 0;
+
+    for (int u = 0; u < plan->uses; u++) {
+        layers += plan->use[u].layers;
+        bytes +=
+            (size_t)plan->use[u].layers * ((plan->use[u].policy->layer_bytes + FV_ALIGN - 1) / FV_ALIGN * FV_ALIGN);
+    }
+    FV_TRY(FV_ZALLOC(session->policies, layers));
+    FV_TRY(fv_zalloc(&session->policy_state, (int64_t)bytes, 1));
+    bytes = 0;
+    for (int u = 0; u < plan->uses; u++) {
+        fv_policy_layer *all = &session->policies[at];
+        for (int64_t n = 0; n < plan->use[u].layers; n++, at++) {
+            int64_t l = plan->use[u].layer[n];
+            session->policies[at] = (fv_policy_layer){.use = &plan->use[u],
+                                                      .layer = l,
+                                                      .place = n,
+                                                      .rows = &session->layers[l].rows,
+                                                      .state = (char *)session->policy_state + bytes,
+                                                      .all = all};
+            session->layers[l].policy = &session->policies[at];
+            bytes += (plan->use[u].policy->layer_bytes + FV_ALIGN - 1) / FV_ALIGN * FV_ALIGN;
+        }
+    }
+    return FV_OK;
+}
+
+static fv_status make_cache(fv_session *session, const char *spec)
+{
+    const fv_sizes *s = &session->model->sizes;
+    fv_cache_model model = {.layers = s->layers,
+                            .query_heads = s->query_heads,
+                            .key_heads = s->key_heads,
+                            .key_dim = s->key_dim,
+                            .value_dim = s->value_dim,
+                            .context = session->context};
+    fv_mark mark = fv_scratch_mark(session->ctx);
+    int64_t *window;
+    fv_status status;
+
+    FV_TRY(FV_SCRATCH(session->ctx, window, s->layers));
+    for (int64_t l = 0; l < s->layers; l++)
+        window[l] = session->layers[l].window;
+    model.window = window;
+    status = fv_cache_plan_new(spec, &model, &session->cache);
+    fv_scratch_release(session->ctx, mark);
+    FV_TRY(status);
+    if (fv_cache_plan_traits(&session->cache) & FV_POLICY_BOUNDED)
+        session->chunk = fv_min(session->chunk, FV_POLICY_CHUNK);
+    return make_policies(session);
 }
 
 static fv_status make_layers(fv_session *session, const fv_session_options *options)
 {
     int64_t layers = session->model->sizes.layers;
-    fv_dtype dtype = options->cache_dtype;
     fv_layer_plan plan;
     fv_status status = FV_OK;
 
-    if (dtype == FV_F32 && !options->cache_f32) dtype = FV_F16;
-    if (dtype != FV_F32 && dtype != FV_F16 && dtype != FV_BF16)
-        return fv_fail(FV_E_DTYPE, "cache rows: expected f32, f16 or bf16, got %s", fv_dtype_name(dtype));
     FV_TRY(FV_ZALLOC(session->layers, layers));
     if (options->attention) FV_TRY(fv_layer_plan_parse(&plan, options->attention, (int)layers));
     for (int64_t l = 0; l < layers && status == FV_OK; l++)
-        status = make_layer(session, l, options->attention ? &plan : NULL, dtype);
+        status = make_attention(session, l, options->attention ? &plan : NULL);
     if (options->attention) fv_layer_plan_free(&plan);
-    return status;
+    FV_TRY(status);
+    FV_TRY(make_cache(session, options->cache));
+    for (int64_t l = 0; l < layers; l++)
+        FV_TRY(make_rows(session, l));
+    return FV_OK;
 }
 
 /* ---- making ----------------------------------------------------------------------------------------------------- */
@@ -127,30 +219,62 @@ fv_status fv_session_new(fv_ctx *ctx, const fv_model *model, const fv_session_op
     return status;
 }
 
+static size_t row_bytes(const fv_session_layer *layer)
+{
+    fv_rows_bytes bytes;
+
+    fv_rows_measure(&layer->rows, &bytes);
+    return bytes.used;
+}
+
+/* What policies remember goes. */
+static void drop_policies(fv_session *session)
+{
+    for (int64_t l = 0; session->layers && l < session->model->sizes.layers; l++) {
+        fv_policy_layer *policy = session->layers[l].policy;
+        if (!policy) continue;
+        if (policy->use->policy->drop) policy->use->policy->drop(policy);
+        memset(policy->state, 0, policy->use->policy->layer_bytes);
+    }
+}
+
 void fv_session_free(fv_session *session)
 {
     if (!session) return;
+    drop_policies(session);
     for (int64_t l = 0; session->layers && l < session->model->sizes.layers; l++) {
-        fv_cache_free(&session->layers[l].cache);
+        fv_rows_free(&session->layers[l].rows);
         fv_free(session->layers[l].memory);
         for (int kind = 0; kind < FV_KEPT; kind++)
             fv_free(session->layers[l].kept[kind]);
         fv_attention_free(session->layers[l].attention);
     }
     fv_free(session->layers);
+    fv_free(session->policies);
+    fv_free(session->policy_state);
+    fv_cache_plan_free(&session->cache);
     fv_free(session);
+}
+
+void fv_session_clear_layer(fv_session *session, int64_t l)
+{
+    fv_session_layer *layer = &session->layers[l];
+
+    fv_rows_clear(&layer->rows);
+    if (layer->memory) memset(layer->memory, 0, layer->state_bytes);
+    for (int kind = 0; kind < FV_KEPT; kind++)
+        layer->state.kept[kind].count = 0;
+    session->row_bytes = 0;
+    for (int64_t other = 0; other < session->model->sizes.layers; other++)
+        session->row_bytes += row_bytes(&session->layers[other]);
 }
 
 void fv_session_clear(fv_session *session)
 {
-    for (int64_t l = 0; l < session->model->sizes.layers; l++) {
-        fv_session_layer *layer = &session->layers[l];
-        fv_cache_clear(&layer->cache);
-        if (layer->memory) memset(layer->memory, 0, layer->state_bytes);
-        for (int kind = 0; kind < FV_KEPT; kind++)
-            layer->state.kept[kind].count = 0;
-    }
-    session->length = 0;
+    drop_policies(session);
+    for (int64_t l = 0; l < session->model->sizes.layers; l++)
+        fv_session_clear_layer(session, l);
+    session->length = session->left_out = 0;
     session->broken = false;
     session->pairs = session->dense_pairs = 0;
 }
@@ -160,13 +284,19 @@ int64_t fv_session_length(const fv_session *session)
     return session->length;
 }
 
-static size_t bytes_held(const fv_session *session)
+int64_t fv_session_tokens(const fv_session *session)
+{
+    return session->length + session->left_out;
+}
+
+/* Of recurrent states, and of rows that mechanisms keep. */
+static size_t state_bytes(const fv_session *session)
 {
     size_t bytes = 0;
 
     for (int64_t l = 0; l < session->model->sizes.layers; l++) {
         const fv_session_layer *layer = &session->layers[l];
-        bytes += fv_cache_bytes(&layer->cache, session->length) + layer->state_bytes;
+        bytes += layer->state_bytes;
         for (int kind = 0; kind < FV_KEPT; kind++) {
             const fv_kept_rows *kept = &layer->state.kept[kind];
             bytes += (size_t)(kept->count * kept->rows.dims[1] * kept->rows.dims[3]) * sizeof(float);
@@ -177,10 +307,49 @@ static size_t bytes_held(const fv_session *session)
 
 void fv_session_measure(const fv_session *session, fv_session_stats *stats)
 {
-    *stats = (fv_session_stats){.cache_bytes = bytes_held(session),
+    size_t states = state_bytes(session);
+
+    *stats = (fv_session_stats){.cache_bytes = session->row_bytes + states,
+                                .committed_bytes = states,
                                 .peak_cache_bytes = session->peak_bytes,
                                 .pairs = session->pairs,
                                 .dense_pairs = session->dense_pairs};
+    for (int64_t l = 0; l < session->model->sizes.layers; l++) {
+        const fv_session_layer *layer = &session->layers[l];
+        const fv_policy *policy = layer->policy ? layer->policy->use->policy : NULL;
+        fv_rows_bytes bytes;
+        fv_rows_measure(&layer->rows, &bytes);
+        stats->committed_bytes += bytes.committed;
+        stats->reserved_bytes += bytes.reserved;
+        if (policy) stats->policy_bytes += policy->layer_bytes;
+        if (policy && policy->state_bytes) stats->policy_bytes += policy->state_bytes(layer->policy);
+    }
+}
+
+const int32_t *fv_session_positions(const fv_session *session, int64_t layer, int64_t head, int64_t *count)
+{
+    const fv_rows *rows = &session->layers[layer].rows;
+
+    *count = rows->head ? fv_rows_count(rows, head) : 0;
+    return rows->head ? fv_rows_positions(rows, head) : NULL;
+}
+
+const int32_t *fv_session_selected(const fv_session *session, int64_t layer, int64_t head, int64_t *count)
+{
+    const fv_policy_layer *policy = session->layers[layer].policy;
+
+    *count = 0;
+    return policy && policy->use->policy->selected ? policy->use->policy->selected(policy, head, count) : NULL;
+}
+
+bool fv_session_renumbers(const fv_session *session)
+{
+    return fv_cache_plan_filter(&session->cache) != NULL;
+}
+
+bool fv_session_selects(const fv_session *session)
+{
+    return (fv_cache_plan_traits(&session->cache) & FV_POLICY_SELECTS) != 0;
 }
 
 /* ---- feeding ---------------------------------------------------------------------------------------------------- */
@@ -231,59 +400,148 @@ struct wanted {
     void *user;
 };
 
-/* One chunk: tokens at .. at+count-1 of `total`. */
-static fv_status feed_chunk(fv_session *session, const int32_t *ids, int64_t at, int64_t count, int64_t total,
-                            const struct wanted *wanted)
+/* Logits of hidden rows x of tokens at .. of `total`, where they are wanted. */
+static fv_status give(fv_session *session, const fv_tensor *x, int64_t at, int64_t total, const struct wanted *wanted)
 {
-    int64_t from = fv_max(total - wanted->rows - at, 0); /* first row of the chunk whose logits are wanted */
-    double pairs = session->pairs, dense_pairs = session->dense_pairs;
-    fv_status status;
-    fv_tensor x, rows;
+    int64_t count = x->dims[0], from = fv_max(total - wanted->rows - at, 0); /* first row of x that is wanted */
+    fv_tensor rows;
 
-    status = fv_forward_chunk(session, ids + at, count, &x);
-    if (status != FV_OK) { /* rows past the length are of no account */
-        session->broken = session->recurrent;
-        session->pairs = pairs;
-        session->dense_pairs = dense_pairs;
-        return status;
-    }
-    session->length += count;
-    size_t bytes = bytes_held(session);
-    if (bytes > session->peak_bytes) session->peak_bytes = bytes;
-    if (wanted->sink) return give_logits(session, &x, at, wanted->sink, wanted->user);
+    if (wanted->sink) return give_logits(session, x, at, wanted->sink, wanted->user);
     if (from >= count) return FV_OK;
-    rows = fv_slice(&x, 0, from, count - from);
+    rows = fv_slice(x, 0, from, count - from);
     return fv_forward_logits(session, &rows,
                              wanted->logits + (at + from - (total - wanted->rows)) * session->model->sizes.vocabulary);
 }
 
-static fv_status feed(fv_session *session, const int32_t *ids, int64_t count, const struct wanted *wanted)
+/* Rows of tokens that were begun and not finished are forgotten; where they have moved others, nothing can help. */
+static void undo(fv_session *session)
+{
+    session->broken = session->recurrent;
+    for (int64_t l = 0; l < session->model->sizes.layers && !session->broken; l++) {
+        fv_rows *rows = &session->layers[l].rows;
+        int64_t count = rows->head ? fv_rows_count(rows, 0) : 0;
+        if (count == 0 || fv_rows_positions(rows, 0)[count - 1] < session->length) continue;
+        session->broken = session->layers[l].policy ||
+                          fv_rows_truncate(rows, session->length, session->layers[l].window, NULL, NULL) != FV_OK;
+    }
+    session->row_bytes = 0;
+    for (int64_t l = 0; l < session->model->sizes.layers; l++)
+        session->row_bytes += row_bytes(&session->layers[l]);
+}
+
+static void note_peak(fv_session *session)
+{
+    session->state_bytes = state_bytes(session);
+    if (session->row_bytes + session->state_bytes > session->peak_bytes)
+        session->peak_bytes = session->row_bytes + session->state_bytes;
+}
+
+/* Tokens at .. at+count-1 of `total`; with `layers` one layer after the other. */
+static fv_status feed_chunk(fv_session *session, const int32_t *ids, int64_t at, int64_t count, int64_t total,
+                            bool prompt, bool layers, const struct wanted *wanted)
+{
+    double pairs = session->pairs, dense_pairs = session->dense_pairs;
+    const fv_forward_part part = {session, ids + at, count, prompt};
+    fv_status status;
+    fv_tensor x;
+
+    status = layers ? fv_forward_layers(session, ids + at, count, &x) : fv_forward(session->ctx, &part, 1, &x);
+    if (status != FV_OK) {
+        char text[512];
+        snprintf(text, sizeof text, "%s", fv_error());
+        undo(session);
+        session->pairs = pairs;
+        session->dense_pairs = dense_pairs;
+        return fv_fail(status, "%s", text);
+    }
+    session->length += count;
+    note_peak(session);
+    return give(session, &x, at, total, wanted);
+}
+
+/* `chunk` tokens at a time. */
+static fv_status feed_chunks(fv_session *session, const int32_t *ids, int64_t count, int64_t chunk, bool prompt,
+                             bool layers, const struct wanted *wanted)
 {
     fv_ctx *ctx = session->ctx;
     fv_precision before = ctx->precision;
     fv_status status = check_ids(session, ids, count);
 
     ctx->precision = session->precision;
-    for (int64_t at = 0; at < count && status == FV_OK; at += session->chunk) {
+    for (int64_t at = 0; at < count && status == FV_OK; at += chunk) {
         fv_mark mark = fv_scratch_mark(ctx);
         status = fv_ctx_check(ctx);
-        if (status == FV_OK) status = feed_chunk(session, ids, at, fv_min(session->chunk, count - at), count, wanted);
+        if (status == FV_OK)
+            status = feed_chunk(session, ids, at, fv_min(chunk, count - at), count, prompt, layers, wanted);
         fv_scratch_release(ctx, mark);
-        if (count > 1) fv_ctx_report(ctx, "tokens", (double)fv_min(at + session->chunk, count) / (double)count);
+        if (count > 1) fv_ctx_report(ctx, "tokens", (double)fv_min(at + chunk, count) / (double)count);
     }
     ctx->precision = before;
     return status;
 }
 
-fv_status fv_session_feed(fv_session *session, const int32_t *ids, int64_t count, float *logits, int64_t rows)
+bool fv_session_in_steps(const fv_session *session)
+{
+    for (int u = 0; u < session->cache.uses; u++) {
+        const fv_policy_use *use = &session->cache.use[u];
+        if (use->layers > 0 && !(use->policy->traits & FV_POLICY_CHUNKS)) return true;
+    }
+    return false;
+}
+
+static fv_status feed_steps(fv_session *session, const int32_t *ids, int64_t count, const struct wanted *wanted)
+{
+    int64_t chunk = fv_session_in_steps(session) ? 1 : session->chunk;
+
+    return feed_chunks(session, ids, count, chunk, false, false, wanted);
+}
+
+fv_status fv_session_act(fv_session *session, int64_t l, int64_t prompt)
+{
+    fv_session_layer *layer = &session->layers[l];
+    fv_status status = FV_OK;
+
+    if (!layer->policy || !layer->policy->use->policy->act) return FV_OK;
+    size_t before = row_bytes(layer);
+    fv_mark mark = fv_scratch_mark(session->ctx);
+    status = layer->policy->use->policy->act(session->ctx, layer->policy, prompt);
+    fv_scratch_release(session->ctx, mark);
+    session->row_bytes -= before - row_bytes(layer);
+    return status;
+}
+
+static fv_status feed_prompt(fv_session *session, const int32_t *ids, int64_t count, const struct wanted *wanted)
+{
+    bool once = (fv_cache_plan_traits(&session->cache) & FV_POLICY_ONCE) != 0;
+
+    if (count == 0) return FV_OK;
+    FV_TRY(feed_chunks(session, ids, count, once ? count : session->chunk, true, once, wanted));
+    for (int64_t l = 0; l < session->model->sizes.layers && !once; l++)
+        FV_TRY(fv_session_act(session, l, session->length));
+    return FV_OK;
+}
+
+static fv_status check_rows(const float *logits, int64_t rows, int64_t count)
 {
     if (rows < 0 || rows > fv_max(count, 0) || (rows > 0 && !logits))
         return fv_fail(FV_E_ARGUMENT, "logits: expected memory for 0 to %lld rows, got %lld", (long long)count,
                        (long long)rows);
-    return feed(session, ids, count, &(struct wanted){.logits = logits, .rows = logits ? rows : 0});
+    return FV_OK;
+}
+
+fv_status fv_session_feed(fv_session *session, const int32_t *ids, int64_t count, float *logits, int64_t rows)
+{
+    FV_TRY(check_rows(logits, rows, count));
+    return feed_steps(session, ids, count, &(struct wanted){.logits = logits, .rows = logits ? rows : 0});
+}
+
+fv_status fv_session_prompt(fv_session *session, const int32_t *ids, int64_t count, float *logits, int64_t rows)
+{
+    FV_TRY(check_rows(logits, rows, count));
+    return feed_prompt(session, ids, count, &(struct wanted){.logits = logits, .rows = logits ? rows : 0});
 }
 
 fv_status fv_session_stream(fv_session *session, const int32_t *ids, int64_t count, fv_logits_fn *sink, void *user)
 {
-    return feed(session, ids, count, &(struct wanted){.sink = sink, .user = user});
+    return feed_prompt(session, ids, count, &(struct wanted){.sink = sink, .user = user});
 }

@@ -3,39 +3,75 @@
 #define FV_SESSION_H
 
 #include "attention/mechanism.h"
-#include "models/cache.h"
+#include "cache/policy.h"
 #include "models/model.h"
 
 typedef struct fv_session_layer {
     fv_attention *attention;
-    bool no_scale;  /* the mechanism has none */
-    fv_cache cache; /* of keys and values, unless the mechanism is recurrent */
+    bool no_scale;           /* the mechanism has none */
+    bool dense;              /* the model's own attention over the rows held; a policy may act */
+    int64_t window;          /* of its own, 0: none */
+    fv_rows rows;            /* unless the mechanism is recurrent */
+    fv_policy_layer *policy; /* NULL: every row is kept and read */
     fv_attention_state state;
     void *memory, *kept[FV_KEPT]; /* of the state: recurrent, or kept rows */
     size_t state_bytes;
 } fv_session_layer;
 
-/* Sees every attention call of a session before it runs; `extra` holds the layer's own soft-cap. */
-typedef fv_status fv_watch_fn(void *user, int64_t layer, const fv_attention *attention, const fv_call *call,
-                              const fv_logits *extra);
+/* An attention call of a session as it runs: queries of `call` over its keys.  With `plan` it is dense attention over
+ * the rows held, the plan says who sees whom and where keys stand; without, the pairs are the mechanism's. */
+typedef struct fv_session_look {
+    int64_t layer, head; /* head: the first query head of the call */
+    const fv_attention *attention;
+    const fv_call *call;
+    const fv_plan *plan;
+    const fv_logits *extra; /* the layer's own soft-cap */
+} fv_session_look;
+typedef fv_status fv_watch_fn(void *user, const fv_session_look *look);
 
 struct fv_session {
     fv_ctx *ctx;
     const fv_model *model;
     fv_precision precision;
     int64_t context, chunk, length;
-    bool recurrent; /* some layer keeps a state */
-    bool broken;    /* a state was left half way */
+    int64_t left_out; /* tokens of prompts that a policy did not let in */
+    bool recurrent;   /* some layer keeps a state */
+    bool broken;      /* something was left half way */
     double pairs, dense_pairs;
-    size_t peak_bytes;
+    size_t row_bytes, state_bytes, peak_bytes; /* of rows now held, of states; of both, at most so far */
+    fv_cache_plan cache;
+    fv_policy_layer *policies; /* [layers of all uses together] */
+    void *policy_state;
     fv_session_layer *layers;
     fv_watch_fn *watch; /* NULL: nobody looks */
     void *watch_user;
 };
 
-/* Runs `count` tokens, at positions length.., through all layers; x [count, width] receives the hidden rows (before the
- * last norm).  Does not move session->length.  Scratch memory. */
-fv_status fv_forward_chunk(fv_session *session, const int32_t *ids, int64_t count, fv_tensor *x);
+void fv_session_clear_layer(fv_session *session, int64_t layer);
+
+/* Tokens of one stream in a forward of several. */
+typedef struct fv_forward_part {
+    fv_session *session;
+    const int32_t *ids;
+    int64_t count;
+    bool prompt; /* of a prompt; otherwise a step */
+} fv_forward_part;
+
+/* Runs the tokens of all parts, at positions length.. of each, through all layers; x [tokens,width] receives the hidden
+ * rows (before the last norm), part after part.  Does not move lengths.  Sessions are of one model and precision.
+ * Scratch memory. */
+fv_status fv_forward(fv_ctx *ctx, const fv_forward_part *parts, int64_t count, fv_tensor *x);
+
+/* The same for a whole prompt, layer by layer, so that policies act on one layer before the next begins. */
+fv_status fv_forward_layers(fv_session *session, const int32_t *ids, int64_t count, fv_tensor *x);
+
+/* Queries of the last token and keys of all tokens of a prompt at a layer, rotated, for an empty session whose layers
+ * below have no policy: q [1,H,1,D], k [1,Hkv,count,D] f32.  Leaves the session empty.  Scratch memory. */
+fv_status fv_forward_filter(fv_session *session, const int32_t *ids, int64_t count, int64_t layer, fv_tensor *q,
+                            fv_tensor *k);
+
+/* What policies do once a prompt has been read: for one layer. */
+fv_status fv_session_act(fv_session *session, int64_t layer, int64_t prompt);
 
 /* logits [rows, vocabulary] of hidden rows x [rows, width]. */
 fv_status fv_forward_logits(fv_session *session, const fv_tensor *x, float *logits);

@@ -91,7 +91,7 @@ expect no_document 2 'no document' $call --with dense
 expect unknown_setup 2 "did you mean 'sinkwin'" $call -f "$doc" --with sinkwn
 expect late_setup_is_checked_first 2 'windo' $call -f "$doc" --with sinkwin:window=8 --with sinkwin:windo=8
 [ ! -s out ] || fail late_setup_is_checked_first "$(cat out)"
-expect cache 2 'none is registered' $call -f "$doc" --with 'cache=h2o:budget=64'
+expect cache 2 'no cache policy is called' $call -f "$doc" --with 'cache=nosuch:budget=64'
 expect steer 2 'none is registered' $call -f "$doc" --with 'dense steer=x'
 expect two_attentions 2 'two attentions' $call -f "$doc" --with 'dense attention=dense'
 expect empty_with 2 'expected a SPEC' $call -f "$doc" --with ''

@@ -48,7 +48,7 @@ expect whole_context_needle 0 '' "$fovea" eval needle -m tiny.gguf -f "$text" --
 holds whole_context_length 'j["rows"][0]["length"] == 320 and 250 < j["rows"][0]["prompt_tokens"] <= 320 - 36'
 expect bad_depth 2 'expected 0 to 100' "$fovea" eval needle -m "$smollm" -f "$text" --lengths 512 --depths 101
 expect bad_lengths 2 'whole numbers' "$fovea" eval needle -m "$smollm" -f "$text" --lengths 512,x
-expect cache 2 'none is registered' "$fovea" eval ppl -m "$smollm" -f "$text" --cache h2o
+expect cache 2 'no cache policy is called' "$fovea" eval ppl -m "$smollm" -f "$text" --cache nosuch
 printf 'Too short.' > short
 expect short 1 'less than one chunk' "$fovea" eval ppl -m "$smollm" -f short
 : > empty

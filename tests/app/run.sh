@@ -52,6 +52,34 @@ echo ok logits_shape
 expect logits_sinkless 2 '' $call --raw -p 'one two' --attention nothing --logits m.npy
 absent no_logits_after_failure m.npy
 
+# ---- caches ----
+words=$(seq -s ' ' 1 150)
+for spec in full 'full:k=q8_0,v=bf16' sinkring:budget=64 '0-9,29/sinkring:window=60;rest/full'; do
+    expect "cache $spec" 0 '' $call --raw -p "$words" -n 5 --cache "$spec" --json --kept kept.json --step-logits s.npy
+    holds "cache $spec in JSON" "j['cache'] == '$spec'"
+    holds "bytes under $spec" "j['kv_bytes'] <= j['peak_kv_bytes'] and j['kv_committed_bytes'] >= j['kv_bytes'] and \
+          j['kv_committed_bytes'] <= j['kv_bytes'] + 180 * 65536"
+    npy shape s.npy 5,49152 '<f4' > why 2>&1 || fail "step logits under $spec" "$(cat why)"
+    python3 - "$spec" > why 2>&1 <<'PYTHON' || fail "kept rows under $spec" "$(cat why)"
+import json, sys
+run, kept, spec = json.load(open("out")), json.load(open("kept.json")), sys.argv[1]
+assert kept["policy"] == spec and kept["layers"] == 30 and kept["kv_heads"] == [3] * 30, kept["policy"]
+assert kept["prompt_tokens"] == run["prompt_tokens"] and not kept["renumbered"]
+n = kept["positions"]
+assert n == run["prompt_tokens"] + 4 == len(kept["ids"]) and kept["ids"][-4:] == run["tokens"][:4]
+assert kept["end"]["selected"] is None
+for when, count in ("prefill", run["prompt_tokens"]), ("end", n):
+    for layer, heads in enumerate(kept[when]["kept"]):
+        acts = spec.startswith("sinkring") or (spec[0] == "0" and (layer < 10 or layer == 29))
+        rows = [j for j in range(count) if not acts or j < 4 or count - 1 - j < 60]
+        assert heads == [rows] * 3, (when, layer, heads[0])
+PYTHON
+    echo "ok kept rows under $spec"
+done
+expect first_token 0 '' $call --raw -p "$words" -n 1 --logits l.npy --step-logits s.npy --cache sinkring:window=2000
+cmp -s <(tail -c $((49152 * 4)) l.npy) <(tail -c $((49152 * 4)) s.npy) || fail first_token 'row 0 is not the prompt'"'"'s last'
+echo ok first_token_comes_from_the_prompt
+
 # ---- the command line is wrong: 2 ----
 expect no_model 2 'is missing' "$fovea" run -p a
 expect no_prompt 2 'nothing to read' sh -c "exec $call < /dev/null"
@@ -59,7 +87,7 @@ expect unknown_attention 2 "did you mean 'sinkwin'" $call -p a --attention sinkw
 expect unknown_option 2 "did you mean 'window'" $call -p a --attention sinkwin:windo=3
 expect bad_layers 2 'outside 0 to 29' $call -p a --attention '0-30/dense'
 expect never_causal 2 '' $call -p a --attention bra:grid=4x4
-expect no_cache 2 'none is registered' $call -p a --cache snapkv
+expect no_cache 2 'no cache policy is called' $call -p a --cache nosuch
 expect no_steer 2 'none is registered' $call -p a --steer pasta
 expect bad_precision 2 'auto or f32' $call -p a --precision f64
 expect bad_temperature 2 'expected 0 to' $call -p a --temp -1

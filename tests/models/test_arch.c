@@ -42,9 +42,11 @@ static void run(fv_ctx *ctx, const fv_model *model, const tiny_model *m, const i
 {
     fv_session *session;
 
-    assert_ok(fv_session_new(
-        ctx, model, &(fv_session_options){.precision = FV_PRECISION_F32, .chunk = chunk, .cache_f32 = !m->f16_cache},
-        &session));
+    assert_ok(fv_session_new(ctx, model,
+                             &(fv_session_options){.precision = FV_PRECISION_F32,
+                                                   .chunk = chunk,
+                                                   .cache = m->f16_cache ? NULL : "full:k=f32,v=f32"},
+                             &session));
     for (int64_t at = 0; at < TOKENS; at += piece) {
         int64_t count = fv_min(piece, TOKENS - at);
         assert_ok(fv_session_feed(session, ids + at, count, logits + at * m->vocabulary, count));

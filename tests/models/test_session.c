@@ -80,6 +80,8 @@ static double distance(const float *a, const float *b, int64_t count)
 /* f32 sums in another order: 1e-7 * sqrt(256) of their size, which the layers pass on. */
 static const double rounding = 2e-5;
 
+static const char f32_rows[] = "full:k=f32,v=f32";
+
 /* ---- pieces ----------------------------------------------------------------------------------------------------- */
 
 static const char *const specs[] = {
@@ -110,8 +112,8 @@ static void any_pieces_give_the_same_numbers(void **state)
         /* A sum in another order may round a cached row to its other f16 neighbour, off by 2^-11 of itself, and a
          * choice between blocks that score alike may turn on that: f32 rows but for the first two. */
         bool exact = s >= 2;
-        fv_session *session =
-            session_of(&f, (fv_session_options){.attention = specs[s], .chunk = TOKENS, .cache_f32 = exact});
+        fv_session *session = session_of(
+            &f, (fv_session_options){.attention = specs[s], .chunk = TOKENS, .cache = exact ? f32_rows : NULL});
         feed_all(&f, session, TOKENS, whole);
         fv_session_clear(session);
         assert_int_equal(fv_session_length(session), 0);
@@ -119,8 +121,8 @@ static void any_pieces_give_the_same_numbers(void **state)
         assert_true(distance(whole, got, TOKENS * VOCABULARY) == 0);
         fv_session_free(session);
         for (size_t w = 0; w < sizeof ways / sizeof *ways; w++) {
-            session =
-                session_of(&f, (fv_session_options){.attention = specs[s], .chunk = ways[w][1], .cache_f32 = exact});
+            session = session_of(
+                &f, (fv_session_options){.attention = specs[s], .chunk = ways[w][1], .cache = exact ? f32_rows : NULL});
             feed_all(&f, session, ways[w][0], got);
             double d = distance(whole, got, TOKENS * VOCABULARY);
             if (!(d <= (exact ? rounding : 1e-3)))
@@ -230,12 +232,14 @@ static void bad_plans_are_refused(void **state)
                  "context");
     assert_fails(fv_session_new(f.ctx, f.model, &(fv_session_options){.chunk = 1 << 20}, &session), FV_E_ARGUMENT,
                  "chunk");
-    assert_fails(fv_session_new(f.ctx, f.model, &(fv_session_options){.cache_dtype = FV_I8}, &session), FV_E_DTYPE,
-                 "cache rows");
+    assert_fails(fv_session_new(f.ctx, f.model, &(fv_session_options){.cache = "full:k=i8"}, &session), FV_E_USAGE,
+                 "'k'");
     end(&f);
 }
 
 /* ---- counts ----------------------------------------------------------------------------------------------------- */
+
+enum { ROW = 2 * (32 + 32) * 2 }; /* two heads of keys and values, f16 */
 
 static void check_counts(const struct fixture *f, fv_session_options options, size_t bytes, double pairs, double dense)
 {
@@ -246,7 +250,9 @@ static void check_counts(const struct fixture *f, fv_session_options options, si
         assert_ok(fv_session_feed(session, f->ids + at, 10, NULL, 0));
     fv_session_measure(session, &stats);
     assert_int_equal(stats.cache_bytes, bytes);
-    assert_int_equal(stats.peak_cache_bytes, bytes);
+    /* a layer holds a chunk's rows for a moment beside those of its window */
+    assert_true(stats.peak_cache_bytes >= bytes && stats.peak_cache_bytes <= bytes + 10 * ROW * 2);
+    assert_true(stats.committed_bytes >= bytes && stats.committed_bytes <= stats.peak_cache_bytes + 28 * (64 << 10));
     if (stats.pairs != pairs || stats.dense_pairs != dense)
         fail_msg("%s: expected %g of %g pairs, got %g of %g", options.attention ? options.attention : "(own)", pairs,
                  dense, stats.pairs, stats.dense_pairs);
@@ -264,19 +270,19 @@ static double window_pairs(int64_t window)
 
 static void bytes_and_pairs_are_counted(void **state)
 {
-    const size_t row = 2 * (32 + 32) * 2; /* two heads of keys and values, f16 */
+    const size_t row = ROW;
     double own = 6 * window_pairs(9) + window_pairs(TOKENS);
     struct fixture f;
     (void)state;
 
     begin(&f, (tiny_model){.architecture = "gemma3"});
-    check_counts(&f, (fv_session_options){0}, 7 * row * TOKENS, own, own);
-    check_counts(&f, (fv_session_options){.cache_f32 = true}, 2 * 7 * row * TOKENS, own, own);
-    check_counts(&f, (fv_session_options){.attention = "dense:window=3"}, 7 * row * TOKENS,
+    check_counts(&f, (fv_session_options){0}, (row * (6 * 9 + TOKENS)), own, own);
+    check_counts(&f, (fv_session_options){.cache = f32_rows}, 2 * row * (6 * 9 + TOKENS), own, own);
+    check_counts(&f, (fv_session_options){.attention = "dense:window=3"}, row * (6 * 9 + TOKENS),
                  6 * window_pairs(9) + window_pairs(3), own);
     check_counts(&f, (fv_session_options){.attention = "rest/dense"}, 7 * row * TOKENS, 7 * window_pairs(TOKENS), own);
     /* a state of 32 x 32 sums and 32 counts for each of six query heads takes the place of layer 5's rows */
-    check_counts(&f, (fv_session_options){.attention = "lightning2"}, 6 * row * TOKENS + 6 * (32 * 32 + 32) * 4,
+    check_counts(&f, (fv_session_options){.attention = "lightning2"}, 6 * row * 9 + 6 * (32 * 32 + 32) * 4,
                  6 * window_pairs(9), own);
     end(&f);
 }

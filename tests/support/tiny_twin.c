@@ -53,7 +53,7 @@ static void norm(const double *w, const double *x, int64_t count, double *out)
         out[i] = x[i] / sqrt(square + (double)1e-5f) * w[i];
 }
 
-static bool sees_all(const tiny_model *m, int64_t l)
+bool tiny_sees_all(const tiny_model *m, int64_t l)
 {
     if (is(m, "gemma2")) return l % 2 == 1;
     if (is(m, "gemma3")) return l % 6 == 5;
@@ -63,7 +63,7 @@ static bool sees_all(const tiny_model *m, int64_t l)
 /* Angle of channel pair c at position p, and the factor on both channels. */
 static double angle(const tiny_model *m, int64_t l, int64_t c, int64_t p, double *magnitude)
 {
-    bool local = is(m, "gemma3") && !sees_all(m, l);
+    bool local = is(m, "gemma3") && !tiny_sees_all(m, l);
     double base = local ? 10000 : 5000, frequency = pow(base, -2.0 * (double)c / (double)m->rotary);
     const double *factors = weight(m, -1, "rope_freqs.weight");
 
@@ -86,7 +86,7 @@ static double angle(const tiny_model *m, int64_t l, int64_t c, int64_t p, double
     return (double)p * frequency;
 }
 
-static void rope(const tiny_model *m, int64_t l, int64_t p, double *head)
+void tiny_rope(const tiny_model *m, int64_t l, int64_t p, double *head)
 {
     for (int64_t c = 0; c < m->rotary / 2; c++) {
         int64_t a = is(m, "llama") ? 2 * c : c, b = is(m, "llama") ? 2 * c + 1 : c + m->rotary / 2;
@@ -108,13 +108,14 @@ static double half(double x)
 }
 
 struct rows {
+    double *input;     /* [count, width] */
     double *q, *k, *v; /* [count, heads * dim] */
 };
 
 static void project(const tiny_model *m, int64_t l, int64_t p, const double *x, struct rows *r)
 {
     int64_t H = m->heads, K = m->key_heads, D = m->key_dim, E = m->value_dim;
-    double *h = numbers(m->width), *q = r->q + p * H * D, *k = r->k + p * K * D, *v = r->v + p * K * E;
+    double *h = r->input + p * m->width, *q = r->q + p * H * D, *k = r->k + p * K * D, *v = r->v + p * K * E;
     const double *q_norm = weight(m, l, "attn_q_norm.weight"), *k_norm = weight(m, l, "attn_k_norm.weight");
 
     norm(weight(m, l, "attn_norm.weight"), x, m->width, h);
@@ -123,44 +124,59 @@ static void project(const tiny_model *m, int64_t l, int64_t p, const double *x, 
     times(weight(m, l, "attn_v.weight"), weight(m, l, "attn_v.bias"), h, K * E, m->width, v);
     for (int64_t i = 0; i < H; i++) {
         if (q_norm) norm(q_norm, q + i * D, D, q + i * D);
-        rope(m, l, p, q + i * D);
+        tiny_rope(m, l, p, q + i * D);
     }
     for (int64_t i = 0; i < K; i++) {
         if (k_norm) norm(k_norm, k + i * D, D, k + i * D);
-        rope(m, l, p, k + i * D);
+        tiny_rope(m, l, p, k + i * D);
     }
     for (int64_t i = 0; m->f16_cache && i < K * D; i++)
         k[i] = half(k[i]);
     for (int64_t i = 0; m->f16_cache && i < K * E; i++)
         v[i] = half(v[i]);
-    free(h);
 }
 
-static void attend(const tiny_model *m, int64_t l, int64_t p, const struct rows *r, double *o)
+static bool sees(const tiny_cache *c, const tiny_policy *policy, int64_t g, int64_t j)
 {
-    int64_t D = m->key_dim, E = m->value_dim, group = m->heads / m->key_heads;
-    double *s = numbers(p + 1);
+    if (!tiny_sees_all(c->m, c->l)) return c->p - j < c->m->window;
+    if (!policy || !policy->sees) return !policy || tiny_held(c, c->l, g)[j];
+    return policy->sees(policy->user, c, g, j);
+}
+
+static double logit(const tiny_cache *c, const tiny_policy *policy, int64_t h, int64_t j)
+{
+    const tiny_model *m = c->m;
+    int64_t D = m->key_dim, group = m->heads / m->key_heads;
+    double dot = 0;
+
+    for (int64_t d = 0; d < D; d++)
+        dot += c->q[(c->p * m->heads + h) * D + d] * c->k[(j * m->key_heads + h / group) * D + d];
+    dot /= sqrt((double)D);
+    if (policy && policy->logit && tiny_sees_all(m, c->l)) dot = policy->logit(policy->user, c, h, j);
+    return is(m, "gemma2") ? 50 * tanh(dot / 50) : dot;
+}
+
+static void attend(tiny_cache *c, const tiny_policy *policy, double *o)
+{
+    const tiny_model *m = c->m;
+    int64_t E = m->value_dim, group = m->heads / m->key_heads;
 
     for (int64_t i = 0; i < m->heads; i++) {
-        double most = -INFINITY, sum = 0;
-        for (int64_t j = 0; j <= p; j++) {
-            double dot = 0;
-            for (int64_t d = 0; d < D; d++)
-                dot += r->q[(p * m->heads + i) * D + d] * r->k[(j * m->key_heads + i / group) * D + d];
-            s[j] = dot / sqrt((double)D);
-            if (is(m, "gemma2")) s[j] = 50 * tanh(s[j] / 50);
-            if (!sees_all(m, l) && p - j >= m->window) s[j] = -INFINITY;
-            if (s[j] > most) most = s[j];
-        }
+        double most = -INFINITY, sum = 0, *s = c->weight + i * c->count;
+        for (int64_t j = 0; j < c->count; j++)
+            s[j] = j <= c->p && sees(c, policy, i / group, j) ? logit(c, policy, i, j) : -INFINITY;
+        for (int64_t j = 0; j <= c->p; j++)
+            most = fmax(most, s[j]);
+        for (int64_t j = 0; j < c->count; j++)
+            sum += s[j] = exp(s[j] - most);
         for (int64_t e = 0; e < E; e++)
             o[i * E + e] = 0;
-        for (int64_t j = 0; j <= p; j++)
-            sum += exp(s[j] - most);
-        for (int64_t j = 0; j <= p; j++)
+        for (int64_t j = 0; j < c->count; j++) {
+            s[j] /= sum;
             for (int64_t e = 0; e < E; e++)
-                o[i * E + e] += exp(s[j] - most) / sum * r->v[(j * m->key_heads + i / group) * E + e];
+                o[i * E + e] += s[j] * c->v[(j * m->key_heads + i / group) * E + e];
+        }
     }
-    free(s);
 }
 
 static double activate(const tiny_model *m, double x)
@@ -193,34 +209,78 @@ static void finish(const tiny_model *m, int64_t l, const double *o, double *x)
     free(up);
 }
 
-void tiny_twin(const tiny_model *m, const int32_t *ids, int64_t count, double *logits)
+/* Rows of layer l for tokens from .. to-1: all are projected, then read one after the other. */
+static void run_layer(tiny_cache *c, const tiny_policy *policy, struct rows *r, double *x, int64_t from, int64_t to)
+{
+    const tiny_model *m = c->m;
+    double *o = numbers(m->heads * m->value_dim), *before = numbers(c->count * m->width);
+
+    for (int64_t i = 0; i < c->count * m->width; i++)
+        before[i] = x[i];
+    c->residual = before;
+    for (int64_t p = from; p < to; p++)
+        project(m, c->l, p, x + p * m->width, r);
+    for (c->p = from; c->p < to; c->p++) {
+        for (int64_t g = 0; g < m->key_heads; g++)
+            tiny_held(c, c->l, g)[c->p] = true;
+        attend(c, policy, o);
+        finish(m, c->l, o, x + c->p * m->width);
+        if (policy && policy->after && tiny_sees_all(m, c->l)) policy->after(policy->user, c);
+    }
+    c->p = to - 1;
+    if (policy && policy->act && to == c->prompt && tiny_sees_all(m, c->l)) policy->act(policy->user, c);
+    free(o);
+    free(before);
+}
+
+void tiny_twin_cached(const tiny_model *m, const int32_t *ids, int64_t prompt, int64_t count, const tiny_policy *policy,
+                      double *logits, bool *held)
 {
     const double *embedding = weight(m, -1, "token_embd.weight"), *output = weight(m, -1, "output.weight");
-    double *x = numbers(count * m->width), *o = numbers(m->heads * m->value_dim), *h = numbers(m->width);
-    struct rows r = {numbers(count * m->heads * m->key_dim), numbers(count * m->key_heads * m->key_dim),
-                     numbers(count * m->key_heads * m->value_dim)};
+    double *x = numbers(count * m->width), *h = numbers(m->width), *weights = numbers(m->heads * count);
+    struct rows *r = calloc((size_t)m->layers, sizeof *r);
+    tiny_cache c = {.m = m, .prompt = prompt, .count = count, .weight = weights};
 
+    c.held = calloc((size_t)(m->layers * m->key_heads * count), sizeof *c.held);
+    for (int64_t l = 0; l < m->layers; l++)
+        r[l] = (struct rows){numbers(count * m->width), numbers(count * m->heads * m->key_dim),
+                             numbers(count * m->key_heads * m->key_dim), numbers(count * m->key_heads * m->value_dim)};
     for (int64_t p = 0; p < count; p++)
         for (int64_t i = 0; i < m->width; i++)
             x[p * m->width + i] = embedding[ids[p] * m->width + i] * (is_gemma(m) ? sqrt((double)m->width) : 1);
-    for (int64_t l = 0; l < m->layers; l++) {
-        for (int64_t p = 0; p < count; p++)
-            project(m, l, p, x + p * m->width, &r);
-        for (int64_t p = 0; p < count; p++) {
-            attend(m, l, p, &r, o);
-            finish(m, l, o, x + p * m->width);
+    for (int64_t from = 0, to = prompt; from < count; from = to, to++) /* the prompt, and then token by token */
+        for (c.l = 0; c.l < m->layers; c.l++) {
+            c.input = r[c.l].input;
+            c.q = r[c.l].q;
+            c.k = r[c.l].k;
+            c.v = r[c.l].v;
+            run_layer(&c, policy, &r[c.l], x, from, to);
         }
-    }
     for (int64_t p = 0; p < count; p++) {
         norm(weight(m, -1, "output_norm.weight"), x + p * m->width, m->width, h);
         times(output ? output : embedding, NULL, h, m->vocabulary, m->width, logits + p * m->vocabulary);
         for (int64_t i = 0; is(m, "gemma2") && i < m->vocabulary; i++)
             logits[p * m->vocabulary + i] = 30 * tanh(logits[p * m->vocabulary + i] / 30);
     }
+    for (int64_t l = 0; l < m->layers; l++)
+        for (int64_t n = 0; held && n < m->key_heads * count; n++) {
+            bool out = !tiny_sees_all(m, l) && count - 1 - n % count >= m->window;
+            held[l * m->key_heads * count + n] = c.held[l * m->key_heads * count + n] && !out;
+        }
+    for (int64_t l = 0; l < m->layers; l++) {
+        free(r[l].input);
+        free(r[l].q);
+        free(r[l].k);
+        free(r[l].v);
+    }
+    free(r);
     free(x);
-    free(o);
     free(h);
-    free(r.q);
-    free(r.k);
-    free(r.v);
+    free(weights);
+    free(c.held);
+}
+
+void tiny_twin(const tiny_model *m, const int32_t *ids, int64_t count, double *logits)
+{
+    tiny_twin_cached(m, ids, count, count, NULL, logits, NULL);
 }

@@ -1,0 +1,39 @@
+/* The list of policies. */
+#include "cache/policy.h"
+
+extern const fv_policy fv_policy_full, fv_policy_sinkring;
+
+const fv_policy *const fv_policies[] = {
+    &fv_policy_full,
+    &fv_policy_sinkring,
+    NULL,
+};
+
+const fv_policy *fv_policy_find(const char *name)
+{
+    for (int i = 0; fv_policies[i]; i++)
+        if (strcmp(fv_policies[i]->name, name) == 0) return fv_policies[i];
+    return NULL;
+}
+
+static const char *name_at(const void *user, int index)
+{
+    (void)user;
+    return fv_policies[index]->name;
+}
+
+fv_status fv_policy_named(const char *name, const fv_policy **policy)
+{
+    int count = 0;
+
+    while (fv_policies[count])
+        count++;
+    *policy = fv_policy_find(name);
+    if (*policy) return FV_OK;
+    const char *near = fv_nearest(name, count, name_at, NULL);
+    if (near)
+        return fv_fail(FV_E_USAGE,
+                       "no cache policy is called '%s'; did you mean '%s'? ('fovea list policy' lists them)", name,
+                       near);
+    return fv_fail(FV_E_USAGE, "no cache policy is called '%s' ('fovea list policy' lists them)", name);
+}

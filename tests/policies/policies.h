@@ -1,0 +1,23 @@
+/* Cache policies under test: for each a SPEC that bites on a prompt of TOKENS_PROMPT tokens, one that keeps everything,
+ * and a naive twin of what it keeps and reads. */
+#ifndef FV_POLICIES_H
+#define FV_POLICIES_H
+
+#include "support/tiny_model.h"
+
+enum { TOKENS_PROMPT = 61, TOKENS_ALL = 90 };
+
+/* Makes the twin of a SPEC's options for a model: `begin` fills in twin (user is its own memory), `end` frees it. */
+typedef struct policy_case {
+    const char *spec, *whole; /* whole: budget >= TOKENS_ALL; NULL where the policy always drops something */
+    void (*begin)(const tiny_model *m, tiny_policy *twin);
+    void (*end)(tiny_policy *twin);
+    /* Selections read few of the rows that are held; the twin says what the last step read: [layers, key_heads, count]
+     * after the last token.  NULL: everything held. */
+    const bool *(*selected)(const tiny_policy *twin);
+} policy_case;
+
+/* NULL-ended. */
+extern const policy_case *const policy_cases[];
+
+#endif
