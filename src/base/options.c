@@ -31,7 +31,7 @@ const char *fv_nearest(const char *word, int count, const char *(*name_at)(const
 
 const char *fv_option_type_name(fv_option_type type)
 {
-    static const char *const names[] = {"int", "float", "bool", "enum", "tuple", "list"};
+    static const char *const names[] = {"int", "float", "bool", "enum", "tuple", "list", "text"};
 
     return names[type];
 }
@@ -131,6 +131,10 @@ fv_status fv_option_set(const fv_option *option, const char *owner, const char *
         fv_list *list = field;
         return set_items(option, owner, value, '+', FV_LIST_MAX, list->items, &list->count);
     }
+    case FV_OPTION_TEXT:
+        if (strlen(value) >= FV_TEXT_MAX) return bad(option, owner, "fewer than 1024 bytes", "a longer text");
+        strcpy(field, value);
+        return FV_OK;
     }
     return FV_OK;
 }
@@ -193,5 +197,6 @@ void fv_option_print(const fv_option *option, const void *values, fv_text *text)
         print_items(list->items, list->count, '+', text);
         break;
     }
+    case FV_OPTION_TEXT: fv_text_printf(text, "%s", (const char *)field); break;
     }
 }
