@@ -162,7 +162,8 @@ double app_decode_rate(const fv_generation *answer, int64_t more, double seconds
 
 bool app_names_cache(const char *spec)
 {
-    const char *name = strrchr(spec, '/') ? strrchr(spec, '/') + 1 : spec; /* the last part of a layer plan */
+    size_t first = strcspn(spec, ":/");
+    const char *name = spec[first] == '/' ? spec + first + 1 : spec; /* of a layer plan, the first part decides */
     char word[64];
 
     snprintf(word, sizeof word, "%.*s", (int)strcspn(name, ":"), name);

@@ -10,9 +10,10 @@ static bool word_char(char c)
     return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_';
 }
 
+/* Values may be names of files: anything that ends no value. */
 static bool value_char(char c)
 {
-    return word_char(c) || strchr("+-./~%@", c);
+    return (unsigned char)c >= ' ' && c != 127 && c != ';';
 }
 
 static fv_status check_word(const char *word, bool (*allowed)(char), const char *what, const char *whole)
@@ -138,6 +139,12 @@ static fv_status parse_parts(fv_layer_plan *plan, char *copy, const char *text)
     return FV_OK;
 }
 
+/* A '/' before the first ':' stands behind layers, a later one in the name of a file. */
+static bool is_bare(const char *text)
+{
+    return !strchr(text, ';') && text[strcspn(text, ":/")] != '/';
+}
+
 fv_status fv_layer_plan_parse(fv_layer_plan *plan, const char *text, int layers)
 {
     fv_status status;
@@ -151,7 +158,7 @@ fv_status fv_layer_plan_parse(fv_layer_plan *plan, const char *text, int layers)
     FV_TRY_DONE(FV_ALLOC(plan->layer_part, layers));
     for (int layer = 0; layer < layers; layer++)
         plan->layer_part[layer] = -1;
-    if (!strchr(text, '/') && !strchr(text, ';')) {
+    if (is_bare(text)) {
         plan->bare = true;
         plan->parts = 1;
         FV_TRY_DONE(fv_spec_parse(&plan->specs[0], text));
