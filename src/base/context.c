@@ -113,6 +113,7 @@ static fv_status make_children(fv_ctx *ctx)
         ctx->child[t]->cpu = ctx->cpu;
         ctx->child[t]->isa = ctx->isa;
         ctx->child[t]->precision = ctx->precision;
+        ctx->child[t]->batching = ctx->batching;
         ctx->child[t]->seed = ctx->seed;
     }
     return FV_OK;

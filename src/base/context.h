@@ -11,6 +11,14 @@
 struct fv_backend; /* ops/backend.h */
 struct fv_tape;    /* ops/tape.h */
 
+/* Kernels for few rows and for many round differently, and a call takes what is faster for its number of rows.  Where a
+ * row's result must not depend on the rows beside it, the caller says what all rows are. */
+typedef enum fv_batching {
+    FV_BATCH_FREE = 0,
+    FV_BATCH_STEPS,  /* rows of decoding, however many */
+    FV_BATCH_PROMPT, /* rows of a prompt, however few; attention takes keys in fixed blocks */
+} fv_batching;
+
 struct fv_ctx {
     const struct fv_backend *backend;
     fv_cpu cpu;
@@ -18,6 +26,7 @@ struct fv_ctx {
     fv_pool *pool;
     fv_arena *arena;
     fv_precision precision;
+    fv_batching batching;
     uint64_t seed;
     struct fv_tape *tape; /* NULL: none */
     bool recording;       /* calls are recorded on the tape, and scratch memory is kept */

@@ -220,7 +220,7 @@ static fv_status attend_rows(fv_ctx *ctx, struct reading *r)
     FV_TRY(read_rows(ctx, r));
     before = row_bytes(&own->rows);
     if (policy && policy->after) FV_TRY(policy->after(ctx, own->policy, &r->call));
-    leave_window(own, session->length + r->part->count - 1);
+    if (!session->keep_windows) leave_window(own, session->length + r->part->count - 1);
     session->row_bytes -= before - row_bytes(&own->rows);
     return FV_OK;
 }

@@ -86,7 +86,7 @@ static int64_t capacity(const fv_session *session, int64_t l)
     const fv_policy_use *use = own->policy ? own->policy->use : NULL;
     int64_t bound = INT64_MAX;
 
-    if (own->window > 0) bound = own->window;
+    if (own->window > 0 && !session->keep_windows) bound = own->window;
     if (use && use->policy->bound) bound = use->policy->bound(use, own->policy->place);
     return bound >= session->context ? session->context : fv_min(bound + session->chunk, session->context);
 }
@@ -208,6 +208,7 @@ fv_status fv_session_new(fv_ctx *ctx, const fv_model *model, const fv_session_op
     s->ctx = ctx;
     s->model = model;
     s->precision = options->precision;
+    s->keep_windows = options->keep_windows;
     s->context = options->context ? options->context : model->sizes.context;
     s->chunk = options->chunk ? options->chunk : CHUNK;
     fv_status status = make_layers(s, options);

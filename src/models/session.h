@@ -34,9 +34,10 @@ struct fv_session {
     const fv_model *model;
     fv_precision precision;
     int64_t context, chunk, length;
-    int64_t left_out; /* tokens of prompts that a policy did not let in */
-    bool recurrent;   /* some layer keeps a state */
-    bool broken;      /* something was left half way */
+    int64_t left_out;  /* tokens of prompts that a policy did not let in */
+    bool keep_windows; /* rows that leave a layer\'s own window stay */
+    bool recurrent;    /* some layer keeps a state */
+    bool broken;       /* something was left half way */
     double pairs, dense_pairs;
     size_t row_bytes, state_bytes, peak_bytes; /* of rows now held, of states; of both, at most so far */
     fv_cache_plan cache;

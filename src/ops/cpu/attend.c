@@ -251,7 +251,7 @@ static void attend_item(void *user, int64_t index, int thread)
     begin_part(a, &tiles->tile, &visit.part, piece == 0);
     if (a->given) load_normaliser(a, &tiles->tile, a->normaliser[thread]);
     ask_ahead(a, &tiles->tile, item);
-    if (tiles->tile.rows * a->view->share <= FV_FEW_ROWS)
+    if (tiles->tile.rows * a->view->share <= FV_FEW_ROWS && !a->source.fixed)
         fv_attend_few(a, tiles, &visit.part, visit.normaliser, a->few[thread], from, to);
     else
         fv_tiles_walk_rows(tiles, from, to, add_tile, &visit);
@@ -397,7 +397,7 @@ static fv_status cut_keys(fv_ctx *ctx, struct attend *a)
     fv_plan_runs runs;
 
     a->pieces = 1;
-    if (items >= FEW_ITEMS) return FV_OK;
+    if (items >= FEW_ITEMS || a->source.fixed) return FV_OK;
     for (int64_t item = 0; item < items; item++)
         longest = fv_max(longest, spans_of(a, item, &tile, &runs));
     /* of tiles, whose results are large, not many more than even threads out; of a step's few rows so many bytes that
@@ -433,7 +433,8 @@ static fv_status hold_panels(fv_ctx *ctx, struct attend *a)
     const fv_panel_store *p = &a->panels;
     int64_t heads = p->k.dims[0] * p->k.dims[1], bytes;
 
-    if (heads == 0 || p->blocks == 0 || a->rows <= FV_FEW_ROWS || a->view->items < 2 * heads) return FV_OK;
+    if (heads == 0 || p->blocks == 0 || (a->rows <= FV_FEW_ROWS && !a->source.fixed) || a->view->items < 2 * heads)
+        return FV_OK;
     if (a->view->strips > 0 && a->pieces == 1) fv_panels_follow(&a->panels, a->view);
     bytes = p->blocks * (p->key_floats + p->value_floats) * (int64_t)sizeof(float);
     return fv_panels_hold(ctx, &a->panels, fv_clamp((p->strips ? STRIP_BYTES : PANEL_BYTES) / bytes, 1, heads));
@@ -486,7 +487,9 @@ fv_status fv_cpu_attend(fv_ctx *ctx, const fv_attend_args *args)
     share = fv_tiles_share(args->plan, H, args->k.dims[1], args->key_head, &tile_rows);
     FV_TRY_DONE(fv_plan_open(ctx, args->plan, B, H, share, tile_rows, N, M, &view));
     fv_panels_open(kernels, &args->k, &args->v, fv_attend_takes_pairs(ctx, kernels, args), &a.panels);
-    a.source = (fv_tiles_source){kernels, args->q, args->k, &args->logits, args->key_head, &view, false, &a.panels};
+    a.source = (fv_tiles_source){kernels,       args->q,        args->k,
+                                 &args->logits, args->key_head, &view,
+                                 false,         &a.panels,      ctx->batching == FV_BATCH_PROMPT};
     a.given = fv_present(&args->lse_in) || fv_present(&args->lse_in_key);
     if (fv_present(&args->weights) && !a.given && !fv_present(&a.lse))
         FV_TRY_DONE(fv_tensor_new(ctx, &a.lse, FV_F32, FV_DIMS(B, H, args->o.dims[2])));

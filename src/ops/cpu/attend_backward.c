@@ -653,7 +653,7 @@ fv_status fv_cpu_attend_backward(fv_ctx *ctx, const fv_attend_args *args, const 
     if (!is_fast(args, grads)) return fv_backend_ref.attend_backward(ctx, args, grads);
     share = fv_tiles_share(args->plan, H, args->k.dims[1], args->key_head, &tile_rows);
     FV_TRY_DONE(fv_plan_open(ctx, args->plan, B, H, share, tile_rows, N, M, &view));
-    w.source = (fv_tiles_source){kernels, args->q, args->k, &args->logits, args->key_head, &view, true, NULL};
+    w.source = (fv_tiles_source){kernels, args->q, args->k, &args->logits, args->key_head, &view, true, NULL, false};
     w.pairs = fv_attend_takes_pairs(ctx, kernels, args);
     if (w.pairs) {
         fv_panels_open(kernels, &args->k, &args->k, true, &w.keys);

@@ -208,8 +208,8 @@ fv_status fv_cpu_attend_stats(fv_ctx *ctx, const fv_stats_args *args)
         return fv_backend_ref.attend_stats(ctx, args);
     share = fv_tiles_share(args->plan, H, args->k.dims[1], args->key_head, &tile_rows);
     FV_TRY_DONE(fv_plan_open(ctx, args->plan, B, H, share, tile_rows, N, M, &view));
-    w.source =
-        (fv_tiles_source){fv_kernels_of(ctx), args->q, args->k, &args->logits, args->key_head, &view, false, NULL};
+    w.source = (fv_tiles_source){
+        fv_kernels_of(ctx), args->q, args->k, &args->logits, args->key_head, &view, false, NULL, false};
     w.slices = fv_clamp(ITEMS / fv_max(B * H / share, 1), 1, fv_max(view.items / fv_max(B * H / share, 1), 1));
     items = B * H / share * w.slices;
     w.places = fv_round_up(w.K, w.source.kernels->width);

@@ -416,7 +416,7 @@ fv_status fv_cpu_gemm(fv_ctx *ctx, const fv_gemm_args *args)
     p.bias = args->bias.data;
     p.bias_stride = p.bias ? args->bias.strides[0] : 0;
     if (p.products * p.m * p.n == 0) return FV_OK;
-    if (p.m <= FV_DOT_ROWS && stride(&p.b, 2) == 1 && p.kernels->dot[p.b.dtype])
+    if (p.m <= FV_DOT_ROWS && ctx->batching != FV_BATCH_PROMPT && stride(&p.b, 2) == 1 && p.kernels->dot[p.b.dtype])
         status = few_rows(ctx, &p);
     else {
         p.pairs = takes_pairs(ctx, &p);

@@ -238,7 +238,8 @@ fv_status fv_cpu_linear(fv_ctx *ctx, const fv_linear_args *args)
                        .m = args->x.dims[0],
                        .k = args->x.dims[1],
                        .products = args->gate ? 1 : args->parts};
-    fv_status status = l.m < FEW_ROWS ? few_rows(ctx, &l) : many_rows(ctx, &l);
+    bool few = ctx->batching == FV_BATCH_FREE ? l.m < FEW_ROWS : ctx->batching == FV_BATCH_STEPS;
+    fv_status status = few ? few_rows(ctx, &l) : many_rows(ctx, &l);
 
     fv_arena_release(ctx->arena, mark);
     return status;

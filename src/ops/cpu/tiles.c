@@ -91,7 +91,7 @@ static void load_queries(fv_tiles *t)
         memset(to + D, 0, (size_t)(t->q_row - D) * sizeof *to);
         if (++token == t->tile.rows) token = 0, h++;
     }
-    if (t->rows <= FV_FEW_ROWS) return;
+    if (fv_tiles_few(t)) return;
     for (int r = 0; r < t->rows; r += t->step) {
         int rows = (int)fv_min(t->step, t->rows - r);
         for (int i = r; t->own.pairs && i < r + rows; i++)
@@ -392,7 +392,7 @@ static void finish(fv_tiles *t, int64_t block, fv_tiles_fn *visit, void *user)
 
     note_seen(t);
     if (t->seen) {
-        if (t->rows <= FV_FEW_ROWS) {
+        if (fv_tiles_few(t)) {
             dots(t);
         } else {
             if (block >= 0) {
@@ -476,8 +476,13 @@ static void close_block(fv_tiles *t, fv_tiles_fn *visit, void *user)
     uint64_t keys = t->open.keys;
 
     if (t->open.block < 0) return;
-    if (t->own.slots > 0 && __builtin_popcountll(keys) >= LEAST_KEYS) {
+    if (t->own.slots > 0 && (__builtin_popcountll(keys) >= LEAST_KEYS || (keys && t->source->fixed))) {
         visit_block(t, visit, user);
+        return;
+    }
+    if (keys && t->source->fixed) {
+        pack(t, 0, (int)fv_min(FV_KEY_TILE, t->source->view->keys - t->open.block * FV_KEY_TILE));
+        finish(t, -1, visit, user);
         return;
     }
     for (int from = 0; keys; keys &= ~first_bits(from)) {
@@ -551,7 +556,7 @@ static int step_of(int most, int line)
 
 static bool follows_strip(const fv_tiles *t)
 {
-    return t->own.strips && t->rows > FV_FEW_ROWS;
+    return t->own.strips && !fv_tiles_few(t);
 }
 
 void fv_tiles_begin(fv_tiles *t)
@@ -593,7 +598,7 @@ static bool take_keys(fv_tiles *t, fv_tiles_fn *visit, void *user)
     t->common |= first_bits(count) << t->count;
     t->count += count;
     count = fv_plan_runs_ahead(&t->runs, FV_KEY_TILE, ahead);
-    if (t->rows > FV_FEW_ROWS) fv_panels_ask(&t->own, t->b, t->key_head, ahead, count);
+    if (!fv_tiles_few(t)) fv_panels_ask(&t->own, t->b, t->key_head, ahead, count);
     finish(t, -1, visit, user);
     return true;
 }

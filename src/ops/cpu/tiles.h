@@ -16,6 +16,8 @@ typedef struct fv_tiles_source {
     const fv_plan_view *view;
     bool slopes;                  /* wanted: d logit / d scaled product */
     const fv_panel_store *panels; /* NULL: keys only, as floats, and tiles in ascending order of keys */
+    bool
+        fixed; /* each block of keys is a tile, and no rows are few: a row's sums do not depend on the rows beside it */
 } fv_tiles_source;
 
 enum {
@@ -66,6 +68,12 @@ typedef struct fv_tiles {
         int64_t key[FV_KEY_TILE];
     } waiting;
 } fv_tiles;
+
+/* Whether keys are multiplied where they lie. */
+static inline bool fv_tiles_few(const fv_tiles *t)
+{
+    return t->rows <= FV_FEW_ROWS && !t->source->fixed;
+}
 
 /* Query heads that can be taken together, and rows of a plan tile to go with them. */
 int64_t fv_tiles_share(const fv_plan *plan, int64_t heads, int64_t key_heads, const int32_t *key_head,
