@@ -87,6 +87,9 @@ fv_status fv_rows_merge(fv_ctx *ctx, fv_rows *rows, int64_t head, const int32_t 
 /* Stores all rows again in other types.  FV_E_DTYPE, FV_E_SHAPE, FV_E_MEMORY: nothing changes. */
 fv_status fv_rows_convert(fv_ctx *ctx, fv_rows *rows, fv_dtype key_type, fv_dtype value_type);
 
+/* Rows of positions 0 .. length-1 of `from` for an empty `to` of the same options.  FV_E_ARGUMENT: some are gone. */
+fv_status fv_rows_share(fv_rows *to, fv_rows *from, int64_t length);
+
 typedef struct fv_rows_bytes {
     size_t used;      /* of rows held */
     size_t committed; /* of pages behind them, whole pages */

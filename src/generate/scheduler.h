@@ -20,6 +20,8 @@ typedef struct fv_scheduler_options {
     int64_t queue;                 /* requests that may wait; 0: 64 */
     const char *attention, *cache; /* of requests that bring none; as in fv_session_options */
     fv_precision precision;
+    size_t row_bytes; /* of keys and values at most; 0: no limit.  Beyond it prompts that were kept are given back, and
+                         then the youngest request goes back to the queue and is computed again */
 } fv_scheduler_options;
 
 /* FV_E_USAGE for bad SPECs, FV_E_MEMORY.  Context and model stay the caller's; ctx is used by the thread that runs
@@ -32,6 +34,7 @@ typedef enum fv_request_end {
     FV_REQUEST_STOP = 0,  /* an end token, or `token` said so */
     FV_REQUEST_LENGTH,    /* its limit, or the context is full */
     FV_REQUEST_CANCELLED, /* fv_request_cancel */
+    FV_REQUEST_REFUSED,   /* the scheduler stops, and it had not begun */
     FV_REQUEST_FAILED,    /* error says why */
 } fv_request_end;
 

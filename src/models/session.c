@@ -414,8 +414,22 @@ static fv_status give(fv_session *session, const fv_tensor *x, int64_t at, int64
                              wanted->logits + (at + from - (total - wanted->rows)) * session->model->sizes.vocabulary);
 }
 
-/* Rows of tokens that were begun and not finished are forgotten; where they have moved others, nothing can help. */
-static void undo(fv_session *session)
+static void note_peak(fv_session *session)
+{
+    session->state_bytes = state_bytes(session);
+    if (session->row_bytes + session->state_bytes > session->peak_bytes)
+        session->peak_bytes = session->row_bytes + session->state_bytes;
+}
+
+void fv_session_recount(fv_session *session)
+{
+    session->row_bytes = 0;
+    for (int64_t l = 0; l < session->model->sizes.layers; l++)
+        session->row_bytes += row_bytes(&session->layers[l]);
+    note_peak(session);
+}
+
+void fv_session_undo(fv_session *session)
 {
     session->broken = session->recurrent;
     for (int64_t l = 0; l < session->model->sizes.layers && !session->broken; l++) {
@@ -425,16 +439,7 @@ static void undo(fv_session *session)
         session->broken = session->layers[l].policy ||
                           fv_rows_truncate(rows, session->length, session->layers[l].window, NULL, NULL) != FV_OK;
     }
-    session->row_bytes = 0;
-    for (int64_t l = 0; l < session->model->sizes.layers; l++)
-        session->row_bytes += row_bytes(&session->layers[l]);
-}
-
-static void note_peak(fv_session *session)
-{
-    session->state_bytes = state_bytes(session);
-    if (session->row_bytes + session->state_bytes > session->peak_bytes)
-        session->peak_bytes = session->row_bytes + session->state_bytes;
+    fv_session_recount(session);
 }
 
 /* Tokens at .. at+count-1 of `total`; with `layers` one layer after the other. */
@@ -450,7 +455,7 @@ static fv_status feed_chunk(fv_session *session, const int32_t *ids, int64_t at,
     if (status != FV_OK) {
         char text[512];
         snprintf(text, sizeof text, "%s", fv_error());
-        undo(session);
+        fv_session_undo(session);
         session->pairs = pairs;
         session->dense_pairs = dense_pairs;
         return fv_fail(status, "%s", text);

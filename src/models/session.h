@@ -50,6 +50,11 @@ struct fv_session {
 
 void fv_session_clear_layer(fv_session *session, int64_t layer);
 
+/* Rows of tokens that were begun and not finished are forgotten; where they have moved others, nothing can help: the
+ * session is broken. */
+void fv_session_undo(fv_session *session);
+void fv_session_recount(fv_session *session); /* row_bytes, after rows came or went */
+
 /* Tokens of one stream in a forward of several. */
 typedef struct fv_forward_part {
     fv_session *session;
