@@ -27,6 +27,9 @@ void app_forget_interrupt(struct app *app);
 /* What was printed goes out now; false if it could not, which main tells at the end. */
 bool app_flush(void);
 
+/* Minutes of work should not end at a file that cannot be written: FV_E_IO now (path NULL: no file is wanted). */
+fv_status app_file_try(const char *path);
+
 /* ---- words (progress.c) ------------------------------------------------------------------------------------------ */
 
 /* One line of words on standard error, unless --quiet. */

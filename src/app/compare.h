@@ -10,7 +10,7 @@ typedef struct compare_run {
     const char *attention; /* NULL: as the model is */
     const char *cache;     /* NULL: full */
     double prefill_rate, decode_rate;
-    double kv_bytes, density, kl, top1, perplexity;
+    double kv_bytes, peak_bytes, committed_bytes, density, kl, top1, perplexity;
     fv_generation answer;
     app_reads reads; /* which keys each head read */
 } compare_run;
@@ -25,6 +25,22 @@ typedef struct comparison {
     int threads;
     double seconds;
 } comparison;
+
+/* What is compared on what: run[0] is dense, and the others say their attention and cache. */
+typedef struct compare_task {
+    const fv_model *model;
+    const app_prompt *prompt;
+    int64_t context; /* CLI_UNSET: the model's own */
+    int64_t score;   /* tokens at the document's end that are fed one at a time and scored */
+    int64_t tokens;  /* most of each answer */
+    fv_precision precision;
+    bool reads; /* which keys each head read is wanted */
+} compare_task;
+
+/* Fills in the runs, whose specs, attentions and caches are set, and the counts of tokens.  FV_E_USAGE for a bad set-up
+ * before any long work. */
+fv_status compare_all(struct app *app, const compare_task *task, comparison *result);
+void comparison_free(comparison *comparison);
 
 /* The columns of the table and the charts of the report. */
 typedef struct compare_column {

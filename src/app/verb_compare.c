@@ -1,17 +1,12 @@
 /* fovea compare: one model, one document, several set-ups, each against dense. */
-#include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "app/flags.h"
 #include "app/compare.h"
-#include "app/scores.h"
 #include "app/verbs.h"
-#include "base/file.h"
 #include "base/memory.h"
-#include "models/session.h"
 
 struct values {
     cli_common common;
@@ -21,8 +16,6 @@ struct values {
     int precision;
     bool raw;
 };
-
-enum { LOOKS = 8 }; /* decode steps whose attention is looked at for the report */
 
 #define AT(field) offsetof(struct values, field)
 static const cli_flag flags[] = {
@@ -152,13 +145,7 @@ struct job {
     fv_model *model;
     comparison result;
     app_prompt prompt;
-    char **words;              /* copies of --with values, cut */
-    FILE *dense;               /* logits of the scored steps under dense, f32, in a file without a name */
-    float *logits, *reference; /* [vocabulary] */
-    int64_t prefill, context;
-    fv_session *session;
-    compare_run *current;
-    bool looking; /* at the attention calls of this step */
+    char **words; /* copies of --with values, cut */
 };
 
 static fv_status read_setups(struct job *job)
@@ -177,142 +164,6 @@ static fv_status read_setups(struct job *job)
         FV_TRY(read_with(job->words[i], &c->run[i + 1]));
     }
     return FV_OK;
-}
-
-static fv_status open_session(struct job *job, const compare_run *run)
-{
-    fv_session_options options = {
-        .context = job->context,
-        .attention = run->attention,
-        .cache = run->cache,
-        .precision = job->values->precision == 1 ? FV_PRECISION_F32 : FV_PRECISION_AUTO,
-    };
-
-    return fv_session_new(job->app->ctx, job->model, &options, &job->session);
-}
-
-static void close_session(struct job *job)
-{
-    fv_session_free(job->session);
-    job->session = NULL;
-}
-
-/* ---- one run --------------------------------------------------------------------------------------------------- */
-
-/* The next row of dense's logits: written in its own run, read in the others, which are scored against it. */
-static fv_status score_step(struct job *job, compare_run *run)
-{
-    int64_t vocabulary = job->result.info.vocabulary;
-    size_t count = (size_t)vocabulary;
-    double own, reference;
-
-    if (run == job->result.run) {
-        run->top1 += 1;
-        if (fwrite(job->logits, sizeof *job->logits, count, job->dense) == count) return FV_OK;
-        return fv_fail(FV_E_IO, "temporary file: %s (TMPDIR says where it lies)", strerror(errno));
-    }
-    if (fread(job->reference, sizeof *job->reference, count, job->dense) != count)
-        return fv_fail(FV_E_IO, "temporary file: cannot be read: %s", strerror(errno));
-    own = app_log_sum_exp(job->logits, vocabulary);
-    reference = app_log_sum_exp(job->reference, vocabulary);
-    for (int64_t i = 0; i < vocabulary; i++) {
-        double p = job->reference[i] - reference;
-        if (p > -80) run->kl += exp(p) * (p - (job->logits[i] - own));
-    }
-    run->top1 += app_likeliest(job->logits, vocabulary) == app_likeliest(job->reference, vocabulary);
-    return FV_OK;
-}
-
-static fv_status watch(void *user, const fv_session_look *look)
-{
-    struct job *job = user;
-
-    return job->looking ? app_reads_look(&job->current->reads, job->app->ctx, look) : FV_OK;
-}
-
-/* The scored tokens, one at a time; the row before each gives its own probability. */
-static fv_status score(struct job *job, compare_run *run, double *seconds)
-{
-    int64_t scored = job->result.scored_tokens, vocabulary = job->result.info.vocabulary;
-    double nll = 0;
-    char what[64];
-
-    snprintf(what, sizeof what, "scoring %.40s", run->spec);
-    for (int64_t s = 0; s < scored; s++) {
-        const int32_t *id = &job->prompt.ids[job->prefill + s];
-        nll += app_log_sum_exp(job->logits, vocabulary) - job->logits[*id];
-        job->looking = run->reads.weight && s % fv_max(scored / LOOKS, 1) == scored % fv_max(scored / LOOKS, 1);
-        double looked = run->reads.seconds, start = app_seconds();
-        FV_TRY(fv_session_feed(job->session, id, 1, job->logits, 1));
-        *seconds += app_seconds() - start - (run->reads.seconds - looked);
-        FV_TRY(score_step(job, run));
-        FV_TRY(app_check());
-        app_progress(job->app, what, (double)(s + 1) / (double)scored);
-    }
-    job->looking = false;
-    run->kl /= (double)scored;
-    run->top1 /= (double)scored;
-    run->perplexity = exp(nll / (double)scored);
-    return FV_OK;
-}
-
-static fv_status answer(struct job *job, compare_run *run)
-{
-    int64_t done = job->prefill + job->result.scored_tokens;
-    fv_generate_options options = {.limit = job->values->tokens};
-    fv_sampler_options greedy = {0};
-    fv_status status;
-
-    if (done < job->prompt.count)
-        FV_TRY(fv_session_feed(job->session, job->prompt.ids + done, job->prompt.count - done, job->logits, 1));
-    FV_TRY(fv_sampler_new(&greedy, job->result.info.vocabulary, &options.sampler));
-    status = fv_generate(job->session, job->logits, &options, &run->answer);
-    fv_sampler_free(options.sampler);
-    return status;
-}
-
-static fv_status measure(struct job *job, compare_run *run)
-{
-    double start = app_seconds(), prefill, decode = 0;
-    fv_session_stats stats;
-
-    if (job->values->report) {
-        FV_TRY(app_reads_new(&run->reads, job->result.info.layers, job->result.info.query_heads,
-                             job->result.document_tokens));
-        job->session->watch = watch;
-        job->session->watch_user = job;
-    }
-    job->current = run;
-    rewind(job->dense);
-    FV_TRY(fv_session_prompt(job->session, job->prompt.ids, job->prefill, job->logits, 1));
-    prefill = app_seconds() - start;
-    FV_TRY(score(job, run, &decode));
-    FV_TRY(answer(job, run));
-    fv_session_measure(job->session, &stats);
-    run->prefill_rate = (double)job->prefill / fmax(prefill, 1e-9);
-    run->decode_rate = app_decode_rate(&run->answer, job->result.scored_tokens, decode);
-    run->kv_bytes = (double)stats.cache_bytes;
-    run->density = stats.dense_pairs > 0 ? stats.pairs / stats.dense_pairs : 0;
-    app_progress_end();
-    app_say(job->app, "%s: reads %.0f tokens/s, writes %.1f, KL %.4f, top-1 %.3f", run->spec, run->prefill_rate,
-            run->decode_rate, run->kl, run->top1);
-    return FV_OK;
-}
-
-static fv_status run_all(struct job *job)
-{
-    fv_status status = FV_OK;
-
-    for (int r = 1; r < job->result.runs; r++) { /* every set-up is checked before the first long run */
-        FV_TRY(open_session(job, &job->result.run[r]));
-        close_session(job);
-    }
-    for (int r = 0; status == FV_OK && r < job->result.runs; r++) {
-        status = open_session(job, &job->result.run[r]);
-        if (status == FV_OK) status = measure(job, &job->result.run[r]);
-        close_session(job);
-    }
-    return status;
 }
 
 /* ---- results --------------------------------------------------------------------------------------------------- */
@@ -379,79 +230,28 @@ static fv_status print_table(const comparison *c)
 
 /* ---- the verb -------------------------------------------------------------------------------------------------- */
 
-/* An unnamed file for dense's logits: exact, and not in memory (a vocabulary of 262,144 makes 256 rows of 1 MiB). */
-static fv_status open_scratch_file(struct job *job)
-{
-    const char *folder = getenv("TMPDIR");
-    char path[4096];
-    int descriptor;
-
-    snprintf(path, sizeof path, "%s/fovea-XXXXXX", folder && *folder ? folder : "/tmp");
-    descriptor = mkstemp(path);
-    if (descriptor < 0) return fv_fail(FV_E_IO, "%s: cannot be created: %s (TMPDIR says where)", path, strerror(errno));
-    unlink(path);
-    job->dense = fdopen(descriptor, "w+b");
-    if (job->dense) return FV_OK;
-    close(descriptor);
-    return fv_fail(FV_E_MEMORY, "out of memory for a file");
-}
-
-/* The document's tokens, and how many of them are scored. */
-static fv_status divide(struct job *job)
-{
-    const struct values *values = job->values;
-    const app_prompt *prompt = &job->prompt;
-    comparison *c = &job->result;
-
-    FV_TRY(app_prompt_make(job->model, values->file, values->question, values->raw, &job->prompt));
-    app_prompt_note(job->app, prompt, values->raw);
-    FV_TRY(app_prompt_fit(prompt, &c->info, values->context, values->tokens, &job->context));
-    while (c->document_tokens < prompt->count && prompt->ends[c->document_tokens] <= (int64_t)prompt->document_end)
-        c->document_tokens++;
-    c->prompt_tokens = prompt->count;
-    c->scored_tokens = fv_min(values->score, c->document_tokens - 1);
-    if (c->scored_tokens < 1)
-        return fv_fail(FV_E_SHAPE, "the document is %lld tokens, expected at least 2 to read some and score the rest",
-                       (long long)c->document_tokens);
-    if (c->scored_tokens < values->score)
-        app_say(job->app, "the document has %lld tokens: the last %lld are scored", (long long)c->document_tokens,
-                (long long)c->scored_tokens);
-    job->prefill = c->document_tokens - c->scored_tokens;
-    return FV_OK;
-}
-
-/* Minutes of work should not end at a report that cannot be written. */
-static fv_status try_report(const char *path)
-{
-    fv_file_out file;
-
-    if (!path) return FV_OK;
-    FV_TRY(fv_file_create(path, &file));
-    fv_file_discard(&file);
-    return FV_OK;
-}
-
 static fv_status compare(struct job *job)
 {
     const struct values *values = job->values;
     comparison *c = &job->result;
-    double start = app_seconds();
+    compare_task task = {.prompt = &job->prompt,
+                         .context = values->context,
+                         .score = values->score,
+                         .tokens = values->tokens,
+                         .precision = values->precision == 1 ? FV_PRECISION_F32 : FV_PRECISION_AUTO,
+                         .reads = values->report != NULL};
 
     FV_TRY(read_setups(job));
-    FV_TRY(try_report(values->report));
-    FV_TRY(app_begin(job->app, values->precision == 1 ? FV_PRECISION_F32 : FV_PRECISION_AUTO));
+    FV_TRY(app_file_try(values->report));
+    FV_TRY(app_begin(job->app, task.precision));
     FV_TRY(app_model_open(values->model, &job->model, &c->info));
+    task.model = job->model;
     c->model_path = values->model;
     c->file = values->file;
     c->question = values->question;
-    c->backend = fv_ctx_backend(job->app->ctx);
-    c->threads = fv_ctx_threads(job->app->ctx);
-    FV_TRY(divide(job));
-    FV_TRY(open_scratch_file(job));
-    FV_TRY(FV_ALLOC(job->logits, c->info.vocabulary));
-    FV_TRY(FV_ALLOC(job->reference, c->info.vocabulary));
-    FV_TRY(run_all(job));
-    c->seconds = app_seconds() - start;
+    FV_TRY(app_prompt_make(job->model, values->file, values->question, values->raw, &job->prompt));
+    app_prompt_note(job->app, &job->prompt, values->raw);
+    FV_TRY(compare_all(job->app, &task, c));
     FV_TRY(values->common.json ? print_json(c) : print_table(c));
     if (!values->report) return FV_OK;
     FV_TRY(compare_report(values->report, c));
@@ -468,17 +268,10 @@ static fv_status run(struct app *app, const void *data)
     if (!values->file && !values->question)
         return cli_missing("-f FILE", "there is no document to read (-p QUESTION alone is read as one)");
     status = compare(&job);
-    for (int r = 0; job.result.run && r < job.result.runs; r++) {
-        fv_generation_free(&job.result.run[r].answer);
-        app_reads_free(&job.result.run[r].reads);
-    }
+    comparison_free(&job.result);
     for (int i = 0; job.words && i < values->with.count; i++)
         fv_free(job.words[i]);
     fv_free(job.words);
-    fv_free(job.result.run);
-    fv_free(job.logits);
-    fv_free(job.reference);
-    if (job.dense) fclose(job.dense);
     app_prompt_free(&job.prompt);
     fv_model_close(job.model);
     return status;

@@ -1,0 +1,243 @@
+/* The runs of a comparison: dense first, then each set-up against its logits. */
+#include "app/compare.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "app/scores.h"
+#include "base/memory.h"
+#include "models/session.h"
+
+enum { LOOKS = 8 }; /* decode steps whose attention is looked at for the report */
+
+struct job {
+    struct app *app;
+    const compare_task *task;
+    comparison *result;
+    FILE *dense;               /* logits of the scored steps under dense, f32, in a file without a name */
+    float *logits, *reference; /* [vocabulary] */
+    int64_t prefill, context;
+    fv_session *session;
+    compare_run *current;
+    bool looking; /* at the attention calls of this step */
+};
+
+/* An unnamed file for dense's logits: exact, and not in memory (a vocabulary of 262,144 makes 256 rows of 1 MiB). */
+static fv_status open_scratch_file(struct job *job)
+{
+    const char *folder = getenv("TMPDIR");
+    char path[4096];
+    int descriptor;
+
+    snprintf(path, sizeof path, "%s/fovea-XXXXXX", folder && *folder ? folder : "/tmp");
+    descriptor = mkstemp(path);
+    if (descriptor < 0) return fv_fail(FV_E_IO, "%s: cannot be created: %s (TMPDIR says where)", path, strerror(errno));
+    unlink(path);
+    job->dense = fdopen(descriptor, "w+b");
+    if (job->dense) return FV_OK;
+    close(descriptor);
+    return fv_fail(FV_E_MEMORY, "out of memory for a file");
+}
+
+/* The document's tokens, and how many of them are scored. */
+static fv_status divide(struct job *job)
+{
+    const compare_task *task = job->task;
+    const app_prompt *prompt = task->prompt;
+    comparison *c = job->result;
+
+    FV_TRY(app_prompt_fit(prompt, &c->info, task->context, task->tokens, &job->context));
+    while (c->document_tokens < prompt->count && prompt->ends[c->document_tokens] <= (int64_t)prompt->document_end)
+        c->document_tokens++;
+    c->prompt_tokens = prompt->count;
+    c->scored_tokens = fv_min(task->score, c->document_tokens - 1);
+    if (c->scored_tokens < 1)
+        return fv_fail(FV_E_SHAPE, "the document is %lld tokens, expected at least 2 to read some and score the rest",
+                       (long long)c->document_tokens);
+    if (c->scored_tokens < task->score)
+        app_say(job->app, "the document has %lld tokens: the last %lld are scored", (long long)c->document_tokens,
+                (long long)c->scored_tokens);
+    job->prefill = c->document_tokens - c->scored_tokens;
+    return FV_OK;
+}
+
+static fv_status open_session(struct job *job, const compare_run *run)
+{
+    fv_session_options options = {
+        .context = job->context,
+        .attention = run->attention,
+        .cache = run->cache,
+        .precision = job->task->precision,
+    };
+
+    return fv_session_new(job->app->ctx, job->task->model, &options, &job->session);
+}
+
+static void close_session(struct job *job)
+{
+    fv_session_free(job->session);
+    job->session = NULL;
+}
+
+/* ---- one run --------------------------------------------------------------------------------------------------- */
+
+/* The next row of dense's logits: written in its own run, read in the others, which are scored against it. */
+static fv_status score_step(struct job *job, compare_run *run)
+{
+    int64_t vocabulary = job->result->info.vocabulary;
+    size_t count = (size_t)vocabulary;
+    double own, reference;
+
+    if (run == job->result->run) {
+        run->top1 += 1;
+        if (fwrite(job->logits, sizeof *job->logits, count, job->dense) == count) return FV_OK;
+        return fv_fail(FV_E_IO, "temporary file: %s (TMPDIR says where it lies)", strerror(errno));
+    }
+    if (fread(job->reference, sizeof *job->reference, count, job->dense) != count)
+        return fv_fail(FV_E_IO, "temporary file: cannot be read: %s", strerror(errno));
+    own = app_log_sum_exp(job->logits, vocabulary);
+    reference = app_log_sum_exp(job->reference, vocabulary);
+    for (int64_t i = 0; i < vocabulary; i++) {
+        double p = job->reference[i] - reference;
+        if (p > -80) run->kl += exp(p) * (p - (job->logits[i] - own));
+    }
+    run->top1 += app_likeliest(job->logits, vocabulary) == app_likeliest(job->reference, vocabulary);
+    return FV_OK;
+}
+
+static fv_status watch(void *user, const fv_session_look *look)
+{
+    struct job *job = user;
+
+    return job->looking ? app_reads_look(&job->current->reads, job->app->ctx, look) : FV_OK;
+}
+
+/* The scored tokens, one at a time; the row before each gives its own probability. */
+static fv_status score(struct job *job, compare_run *run, double *seconds)
+{
+    int64_t scored = job->result->scored_tokens, vocabulary = job->result->info.vocabulary;
+    double nll = 0;
+    char what[64];
+
+    snprintf(what, sizeof what, "scoring %.40s", run->spec);
+    for (int64_t s = 0; s < scored; s++) {
+        const int32_t *id = &job->task->prompt->ids[job->prefill + s];
+        nll += app_log_sum_exp(job->logits, vocabulary) - job->logits[*id];
+        job->looking = run->reads.weight && s % fv_max(scored / LOOKS, 1) == scored % fv_max(scored / LOOKS, 1);
+        double looked = run->reads.seconds, start = app_seconds();
+        FV_TRY(fv_session_feed(job->session, id, 1, job->logits, 1));
+        *seconds += app_seconds() - start - (run->reads.seconds - looked);
+        FV_TRY(score_step(job, run));
+        FV_TRY(app_check());
+        app_progress(job->app, what, (double)(s + 1) / (double)scored);
+    }
+    job->looking = false;
+    run->kl /= (double)scored;
+    run->top1 /= (double)scored;
+    run->perplexity = exp(nll / (double)scored);
+    return FV_OK;
+}
+
+static fv_status answer(struct job *job, compare_run *run)
+{
+    int64_t done = job->prefill + job->result->scored_tokens;
+    fv_generate_options options = {.limit = job->task->tokens};
+    fv_sampler_options greedy = {0};
+    fv_status status;
+
+    if (done < job->task->prompt->count)
+        FV_TRY(fv_session_feed(job->session, job->task->prompt->ids + done, job->task->prompt->count - done,
+                               job->logits, 1));
+    FV_TRY(fv_sampler_new(&greedy, job->result->info.vocabulary, &options.sampler));
+    status = fv_generate(job->session, job->logits, &options, &run->answer);
+    fv_sampler_free(options.sampler);
+    return status;
+}
+
+static fv_status measure(struct job *job, compare_run *run)
+{
+    double start = app_seconds(), prefill, decode = 0;
+    fv_session_stats stats;
+
+    if (job->task->reads) {
+        FV_TRY(app_reads_new(&run->reads, job->result->info.layers, job->result->info.query_heads,
+                             job->result->document_tokens));
+        job->session->watch = watch;
+        job->session->watch_user = job;
+    }
+    job->current = run;
+    rewind(job->dense);
+    FV_TRY(fv_session_prompt(job->session, job->task->prompt->ids, job->prefill, job->logits, 1));
+    prefill = app_seconds() - start;
+    FV_TRY(score(job, run, &decode));
+    FV_TRY(answer(job, run));
+    fv_session_measure(job->session, &stats);
+    run->prefill_rate = (double)job->prefill / fmax(prefill, 1e-9);
+    run->decode_rate = app_decode_rate(&run->answer, job->result->scored_tokens, decode);
+    run->kv_bytes = (double)stats.cache_bytes;
+    run->peak_bytes = (double)stats.peak_cache_bytes;
+    run->committed_bytes = (double)stats.committed_bytes;
+    run->density = stats.dense_pairs > 0 ? stats.pairs / stats.dense_pairs : 0;
+    app_progress_end();
+    app_say(job->app, "%s: reads %.0f tokens/s, writes %.1f, KL %.4f, top-1 %.3f", run->spec, run->prefill_rate,
+            run->decode_rate, run->kl, run->top1);
+    return FV_OK;
+}
+
+static fv_status run_all(struct job *job)
+{
+    fv_status status = FV_OK;
+
+    for (int r = 1; r < job->result->runs; r++) { /* every set-up is checked before the first long run */
+        FV_TRY(open_session(job, &job->result->run[r]));
+        close_session(job);
+    }
+    for (int r = 0; status == FV_OK && r < job->result->runs; r++) {
+        status = open_session(job, &job->result->run[r]);
+        if (status == FV_OK) status = measure(job, &job->result->run[r]);
+        close_session(job);
+    }
+    return status;
+}
+
+/* ---- all of it -------------------------------------------------------------------------------------------------- */
+
+static fv_status compare(struct job *job)
+{
+    comparison *c = job->result;
+    double start = app_seconds();
+
+    FV_TRY(divide(job));
+    FV_TRY(open_scratch_file(job));
+    FV_TRY(FV_ALLOC(job->logits, c->info.vocabulary));
+    FV_TRY(FV_ALLOC(job->reference, c->info.vocabulary));
+    FV_TRY(run_all(job));
+    c->backend = fv_ctx_backend(job->app->ctx);
+    c->threads = fv_ctx_threads(job->app->ctx);
+    c->seconds = app_seconds() - start;
+    return FV_OK;
+}
+
+fv_status compare_all(struct app *app, const compare_task *task, comparison *result)
+{
+    struct job job = {.app = app, .task = task, .result = result};
+    fv_status status = compare(&job);
+
+    fv_free(job.logits);
+    fv_free(job.reference);
+    if (job.dense) fclose(job.dense);
+    return status;
+}
+
+void comparison_free(comparison *c)
+{
+    for (int r = 0; c->run && r < c->runs; r++) {
+        fv_generation_free(&c->run[r].answer);
+        app_reads_free(&c->run[r].reads);
+    }
+    fv_free(c->run);
+    *c = (comparison){0};
+}
