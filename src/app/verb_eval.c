@@ -1,14 +1,13 @@
 /* fovea eval: perplexity of a text, and facts hidden in one. */
-#include <ctype.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "app/flags.h"
+#include "app/needle.h"
 #include "app/prompt.h"
 #include "app/verbs.h"
 #include "base/memory.h"
-#include "base/random.h"
 
 struct values {
     cli_common common;
@@ -17,8 +16,6 @@ struct values {
     cli_ints lengths, depths;
     int precision;
 };
-
-static const char *const haystack = "/usr/share/common-licenses/GPL-3";
 
 #define AT(field) offsetof(struct values, field)
 static const cli_flag ppl_flags[] = {
@@ -98,6 +95,11 @@ struct job {
     fv_session *session;
 };
 
+static fv_precision precision_of(const struct values *values)
+{
+    return values->precision == 1 ? FV_PRECISION_F32 : FV_PRECISION_AUTO;
+}
+
 static fv_status job_begin(struct job *job, int64_t context)
 {
     const struct values *values = job->values;
@@ -105,7 +107,7 @@ static fv_status job_begin(struct job *job, int64_t context)
         .context = context,
         .attention = values->attention,
         .cache = values->cache,
-        .precision = values->precision == 1 ? FV_PRECISION_F32 : FV_PRECISION_AUTO,
+        .precision = precision_of(values),
     };
 
     return fv_session_new(job->app->ctx, job->model, &options, &job->session);
@@ -230,188 +232,54 @@ static fv_status perplexity(struct job *job)
 
 /* ---- needles --------------------------------------------------------------------------------------------------- */
 
-enum { NEEDLES = 20, NUMBER = 24 };
-static const char *const cities[NEEDLES] = {"Lisbon", "Oslo",    "Nairobi", "Kyoto", "Quito",  "Dublin", "Hanoi",
-                                            "Tunis",  "Bergen",  "Cusco",   "Riga",  "Dakar",  "Perth",  "Malaga",
-                                            "Odessa", "Tampere", "Lagos",   "Turin", "Jaipur", "Boston"};
-
-struct needles {
-    int count;
-    char number[NEEDLES][NUMBER];
+struct rows {
+    const struct job *job;
+    json_t *array;
 };
 
-static void draw_needles(struct needles *needles, int count, uint64_t seed, uint64_t row)
+static void tell_needle(void *user, const needle_result *result)
 {
-    fv_random random = fv_random_new(seed, row);
+    struct rows *rows = user;
+    json_t *object = json_object();
+    const char *text = result->answer->text ? result->answer->text : "";
 
-    needles->count = count;
-    for (int i = 0; i < count; i++)
-        snprintf(needles->number[i], NUMBER, "%lld", (long long)(10000 + fv_random_below(&random, 90000)));
-}
-
-/* The next place at or behind `at` where a sentence or line has ended. */
-static size_t sentence_end(const char *text, size_t length, size_t at)
-{
-    for (; at > 0 && at < length; at++)
-        if (isspace((unsigned char)text[at]) && (text[at - 1] == '.' || text[at - 1] == '\n')) return at;
-    return at;
-}
-
-static void hide(fv_text *out, const char *text, size_t length, const struct needles *needles, int64_t depth)
-{
-    size_t from = 0;
-
-    for (int i = 0; i < needles->count; i++) {
-        double share = ((double)depth + (100.0 - (double)depth) * i / needles->count) / 100;
-        size_t at = sentence_end(text, length, (size_t)(share * (double)length));
-        at = at < from ? from : at;
-        fv_text_add(out, text + from, (int64_t)(at - from));
-        fv_text_printf(out, " The secret number of %s is %s. ", cities[i], needles->number[i]);
-        from = at;
-    }
-    fv_text_add(out, text + from, (int64_t)(length - from));
-}
-
-static void ask(fv_text *out, const struct needles *needles, bool chat)
-{
-    if (!chat) fv_text_printf(out, "\n\n");
-    fv_text_printf(out, needles->count > 1 ? "What are the secret numbers of" : "What is the secret number of");
-    for (int i = 0; i < needles->count; i++)
-        fv_text_printf(out, "%s %s", i == 0 ? "" : i + 1 == needles->count ? " and" : ",", cities[i]);
-    fv_text_printf(out, "? It is written in the text above.");
-    if (!chat) fv_text_printf(out, "\nAnswer: The secret number of %s is", cities[0]);
-}
-
-/* A prompt of at most `length` tokens with the needles in as much of the text as fits (repeated if it is too short). */
-static fv_status make_prompt(struct job *job, const char *text, size_t text_length, int64_t length, int64_t depth,
-                             const struct needles *needles, app_prompt *prompt)
-{
-    double bytes = (double)length * 3;
-    fv_status status = FV_OK;
-
-    *prompt = (app_prompt){0};
-    for (int attempt = 0; attempt < 8 && status == FV_OK; attempt++) {
-        fv_text hay = {0}, document = {0}, question = {0};
-        while (hay.length < (int64_t)bytes && fv_text_status(&hay) == FV_OK)
-            fv_text_add(&hay, text, fv_min((int64_t)text_length, (int64_t)bytes - hay.length));
-        while (hay.length > 0 && !isspace((unsigned char)hay.data[hay.length - 1]))
-            hay.length--; /* a whole word, and so whole characters */
-        hide(&document, fv_text_get(&hay), (size_t)hay.length, needles, depth);
-        ask(&question, needles, job->info.has_chat_template);
-        app_prompt_free(prompt);
-        status = fv_text_status(&document);
-        if (status == FV_OK)
-            status = app_prompt_from(job->model, fv_text_get(&document), (size_t)document.length,
-                                     fv_text_get(&question), false, prompt);
-        fv_text_free(&hay);
-        fv_text_free(&document);
-        fv_text_free(&question);
-        if (status != FV_OK || (prompt->count <= length && prompt->count + 16 >= length)) break;
-        bytes *= attempt < 6 ? ((double)length - 8) / (double)prompt->count : 0.97;
-        if (attempt == 6 && prompt->count <= length) break;
-    }
-    if (status == FV_OK && prompt->count > length)
-        status =
-            fv_fail(FV_E_SHAPE, "--lengths: %lld tokens are too few for the question and the facts", (long long)length);
-    if (status != FV_OK) app_prompt_free(prompt);
-    return status;
-}
-
-/* Tokens that the answer may take. */
-static int64_t answer_room(int64_t needles)
-{
-    return 24 + 12 * needles;
-}
-
-static fv_status answer(struct job *job, const app_prompt *prompt, const struct needles *needles,
-                        fv_generation *generation)
-{
-    fv_generate_options options = {.limit = answer_room(needles->count)};
-    float *logits = NULL;
-    fv_status status;
-
-    fv_session_clear(job->session);
-    FV_TRY(FV_ALLOC(logits, job->info.vocabulary));
-    FV_TRY_DONE(fv_session_prompt(job->session, prompt->ids, prompt->count, logits, 1));
-    FV_TRY_DONE(fv_sampler_new(&(fv_sampler_options){0}, job->info.vocabulary, &options.sampler));
-    status = fv_generate(job->session, logits, &options, generation);
-done:
-    fv_sampler_free(options.sampler);
-    fv_free(logits);
-    return status;
-}
-
-static fv_status needle_row(struct job *job, const char *text, size_t text_length, int64_t length, int64_t depth,
-                            uint64_t row, json_t *rows, double *score)
-{
-    int64_t most = job->info.context - answer_room(job->values->needles); /* the answer too is in the context */
-    fv_generation generation = {0};
-    struct needles needles;
-    app_prompt prompt;
-    int found = 0;
-    fv_status status;
-
-    draw_needles(&needles, (int)job->values->needles, (uint64_t)job->values->common.seed, row);
-    FV_TRY(make_prompt(job, text, text_length, fv_min(length, most), depth, &needles, &prompt));
-    status = answer(job, &prompt, &needles, &generation);
-    for (int i = 0; status == FV_OK && i < needles.count; i++)
-        found += strstr(generation.text ? generation.text : "", needles.number[i]) != NULL;
-    *score = (double)found / needles.count;
-    app_progress_end();
-    if (status == FV_OK) {
-        json_t *object = json_object();
-        app_put(object, "length", json_integer(length));
-        app_put(object, "depth", json_integer(depth));
-        app_put(object, "prompt_tokens", json_integer(prompt.count));
-        app_put(object, "score", app_number(*score));
-        app_put(object, "answer", app_text(generation.text ? generation.text : "", generation.length));
-        app_append(rows, object);
-        if (!job->values->common.json)
-            printf("length %lld, depth %lld %%: %.2f  %.*s\n", (long long)length, (long long)depth, *score,
-                   (int)strcspn(generation.text ? generation.text : "", "\n"), generation.text ? generation.text : "");
-    }
-    fv_generation_free(&generation);
-    app_prompt_free(&prompt);
-    return status;
-}
-
-static fv_status needle_rows(struct job *job, const char *text, size_t length, json_t *rows, double *mean)
-{
-    const cli_ints *lengths = &job->values->lengths, *depths = &job->values->depths;
-    int64_t longest = 0, room = answer_room(job->values->needles);
-    int row = 0;
-
-    for (int l = 0; l < lengths->count; l++)
-        longest = fv_max(longest, lengths->items[l]);
-    if (longest > job->info.context)
-        return fv_fail(FV_E_USAGE, "--lengths: expected at most %lld, the tokens this model was trained for, got %lld",
-                       (long long)job->info.context, (long long)longest);
-    FV_TRY(job_begin(job, fv_min(longest + room, job->info.context)));
-    for (int l = 0; l < lengths->count; l++)
-        for (int d = 0; d < depths->count; d++, row++) {
-            double score = 0;
-            app_say(job->app, "length %lld, depth %lld %%", (long long)lengths->items[l], (long long)depths->items[d]);
-            FV_TRY(needle_row(job, text, length, lengths->items[l], depths->items[d], (uint64_t)row, rows, &score));
-            *mean += score;
-        }
-    *mean /= row;
-    return FV_OK;
+    app_put(object, "length", json_integer(result->length));
+    app_put(object, "depth", json_integer(result->depth));
+    app_put(object, "prompt_tokens", json_integer(result->prompt_tokens));
+    app_put(object, "score", app_number(result->score));
+    app_put(object, "answer", app_text(text, result->answer->length));
+    app_append(rows->array, object);
+    if (!rows->job->values->common.json)
+        printf("length %lld, depth %lld %%: %.2f  %.*s\n", (long long)result->length, (long long)result->depth,
+               result->score, (int)strcspn(text, "\n"), text);
 }
 
 static fv_status needle(struct job *job)
 {
-    json_t *root = json_object(), *rows = json_array();
-    const char *path = job->values->file ? job->values->file : haystack;
+    const struct values *values = job->values;
+    struct rows found = {job, json_array()};
+    json_t *root = json_object();
     double mean = 0;
     char *text = NULL;
-    size_t length;
-    fv_status status = app_text_read(path, &text, &length);
+    needle_task task = {.model = job->model,
+                        .info = &job->info,
+                        .attention = values->attention,
+                        .cache = values->cache,
+                        .precision = precision_of(values),
+                        .needles = values->needles,
+                        .seed = (uint64_t)values->common.seed,
+                        .lengths = &values->lengths,
+                        .depths = &values->depths,
+                        .row = tell_needle,
+                        .user = &found};
+    fv_status status = app_text_read(values->file ? values->file : NEEDLE_TEXT, &text, &task.text_length);
 
-    app_put(root, "rows", rows);
-    if (status == FV_OK) status = needle_rows(job, text, length, rows, &mean);
+    task.text = text;
+    app_put(root, "rows", found.array);
+    if (status == FV_OK) status = needle_score(job->app, &task, &mean);
     fv_free(text);
     app_put(root, "mean", app_number(mean));
-    if (status == FV_OK && job->values->common.json) return app_json_print(root);
+    if (status == FV_OK && values->common.json) return app_json_print(root);
     if (status == FV_OK) printf("mean %.3f\n", mean);
     json_decref(root);
     return status;
@@ -424,7 +292,7 @@ static fv_status run(struct app *app, const struct values *values, fv_status (*w
     struct job job = {.app = app, .values = values};
     fv_status status;
 
-    FV_TRY(app_begin(app, values->precision == 1 ? FV_PRECISION_F32 : FV_PRECISION_AUTO));
+    FV_TRY(app_begin(app, precision_of(values)));
     status = app_model_open(values->model, &job.model, &job.info);
     if (status == FV_OK) status = work(&job);
     fv_session_free(job.session);

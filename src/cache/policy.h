@@ -81,6 +81,9 @@ struct fv_policy {
     int sheet; /* 0: none */
     unsigned traits;
     const char *keeps, *cost; /* plain text */
+    /* The option that says how much is kept or read, for sweeps over it: "budget=ROWS"; also PERCENT, SHARE, BLOCKS (of
+     * 16 rows) and FACTOR (1 / share).  NULL: there is none, or a plan file says it. */
+    const char *sweep;
     const fv_option *options;
     size_t options_size;
     size_t layer_bytes;

@@ -132,6 +132,7 @@ const fv_policy fv_policy_sinkring = {
     .traits = FV_POLICY_POSITION | FV_POLICY_BOUNDED | FV_POLICY_CHUNKS,
     .keeps = "j < sink or p - j < window",
     .cost = "sink + window rows a layer and key-value head, whatever the length; a step moves the sinks by one row",
+    .sweep = "budget=ROWS",
     .options = options,
     .options_size = sizeof(struct sinkring),
     .check = check,

@@ -1,0 +1,33 @@
+/* Facts hidden in real text, and asked for: what eval needle and eval cache measure. */
+#ifndef APP_NEEDLE_H
+#define APP_NEEDLE_H
+
+#include "app/prompt.h"
+
+/* The text that facts are hidden in where none is given. */
+#define NEEDLE_TEXT "/usr/share/common-licenses/GPL-3"
+
+typedef struct needle_result {
+    int64_t length, depth, prompt_tokens;
+    double score; /* share of the facts that the answer names */
+    const fv_generation *answer;
+} needle_result;
+
+typedef struct needle_task {
+    const fv_model *model;
+    const fv_model_info *info;
+    const char *text; /* repeated where it is too short */
+    size_t text_length;
+    const char *attention, *cache;
+    fv_precision precision;
+    int64_t needles; /* facts in a prompt */
+    uint64_t seed;
+    const cli_ints *lengths, *depths;
+    void (*row)(void *user, const needle_result *result); /* NULL: only the mean is wanted */
+    void *user;
+} needle_task;
+
+/* Asks at every length and depth.  FV_E_USAGE for a bad set-up or length. */
+fv_status needle_score(struct app *app, const needle_task *task, double *mean);
+
+#endif
