@@ -14,20 +14,6 @@ static const char *const cities[NEEDLES] = {"Lisbon", "Oslo",    "Nairobi", "Kyo
                                             "Tunis",  "Bergen",  "Cusco",   "Riga",  "Dakar",  "Perth",  "Malaga",
                                             "Odessa", "Tampere", "Lagos",   "Turin", "Jaipur", "Boston"};
 
-struct needles {
-    int count;
-    char number[NEEDLES][NUMBER];
-};
-
-static void draw_needles(struct needles *needles, int count, uint64_t seed, uint64_t row)
-{
-    fv_random random = fv_random_new(seed, row);
-
-    needles->count = count;
-    for (int i = 0; i < count; i++)
-        snprintf(needles->number[i], NUMBER, "%lld", (long long)(10000 + fv_random_below(&random, 90000)));
-}
-
 /* The next place at or behind `at` where a sentence or line has ended. */
 static size_t sentence_end(const char *text, size_t length, size_t at)
 {
@@ -36,34 +22,29 @@ static size_t sentence_end(const char *text, size_t length, size_t at)
     return at;
 }
 
-static void hide(fv_text *out, const char *text, size_t length, const struct needles *needles, int64_t depth)
+static void hide(fv_text *out, const char *text, size_t length, const needle_facts *facts, int64_t depth)
 {
     size_t from = 0;
 
-    for (int i = 0; i < needles->count; i++) {
-        double share = ((double)depth + (100.0 - (double)depth) * i / needles->count) / 100;
+    for (int i = 0; i < facts->count; i++) {
+        double share = ((double)depth + (100.0 - (double)depth) * i / facts->count) / 100;
         size_t at = sentence_end(text, length, (size_t)(share * (double)length));
         at = at < from ? from : at;
         fv_text_add(out, text + from, (int64_t)(at - from));
-        fv_text_printf(out, " The secret number of %s is %s. ", cities[i], needles->number[i]);
+        fv_text_printf(out, " %s ", facts->sentence[i]);
         from = at;
     }
     fv_text_add(out, text + from, (int64_t)(length - from));
 }
 
-static void ask(fv_text *out, const struct needles *needles, bool chat)
+static void ask(fv_text *out, const needle_facts *facts, bool chat)
 {
-    if (!chat) fv_text_printf(out, "\n\n");
-    fv_text_printf(out, needles->count > 1 ? "What are the secret numbers of" : "What is the secret number of");
-    for (int i = 0; i < needles->count; i++)
-        fv_text_printf(out, "%s %s", i == 0 ? "" : i + 1 == needles->count ? " and" : ",", cities[i]);
-    fv_text_printf(out, "? It is written in the text above.");
-    if (!chat) fv_text_printf(out, "\nAnswer: The secret number of %s is", cities[0]);
+    fv_text_printf(out, "%s%s It is written in the text above.", chat ? "" : "\n\n", facts->question);
+    if (!chat) fv_text_printf(out, "\nAnswer: %s", facts->lead);
 }
 
-/* A prompt of at most `length` tokens with the needles in as much of the text as fits (repeated if it is too short). */
-static fv_status make_prompt(const needle_task *task, const char *text, size_t text_length, int64_t length,
-                             int64_t depth, const struct needles *needles, app_prompt *prompt)
+fv_status needle_prompt(const needle_task *task, int64_t length, int64_t depth, const needle_facts *facts,
+                        app_prompt *prompt)
 {
     double bytes = (double)length * 3;
     fv_status status = FV_OK;
@@ -72,11 +53,11 @@ static fv_status make_prompt(const needle_task *task, const char *text, size_t t
     for (int attempt = 0; attempt < 8 && status == FV_OK; attempt++) {
         fv_text hay = {0}, document = {0}, question = {0};
         while (hay.length < (int64_t)bytes && fv_text_status(&hay) == FV_OK)
-            fv_text_add(&hay, text, fv_min((int64_t)text_length, (int64_t)bytes - hay.length));
+            fv_text_add(&hay, task->text, fv_min((int64_t)task->text_length, (int64_t)bytes - hay.length));
         while (hay.length > 0 && !isspace((unsigned char)hay.data[hay.length - 1]))
             hay.length--; /* a whole word, and so whole characters */
-        hide(&document, fv_text_get(&hay), (size_t)hay.length, needles, depth);
-        ask(&question, needles, task->info->has_chat_template);
+        hide(&document, fv_text_get(&hay), (size_t)hay.length, facts, depth);
+        ask(&question, facts, task->info->has_chat_template);
         app_prompt_free(prompt);
         status = fv_text_status(&document);
         if (status == FV_OK)
@@ -96,16 +77,48 @@ static fv_status make_prompt(const needle_task *task, const char *text, size_t t
     return status;
 }
 
+/* ---- numbers of cities ------------------------------------------------------------------------------------------ */
+
+struct needles {
+    char number[NEEDLES][NUMBER], sentence[NEEDLES][96];
+    const char *sentences[NEEDLES];
+    char question[1024], lead[96];
+    needle_facts facts;
+};
+
+static void draw_needles(struct needles *needles, int count, uint64_t seed, uint64_t row)
+{
+    fv_random random = fv_random_new(seed, row);
+    size_t used = 0, room = sizeof needles->question;
+
+    used += (size_t)snprintf(needles->question, room, "%s",
+                             count > 1 ? "What are the secret numbers of" : "What is the secret number of");
+    for (int i = 0; i < count; i++) {
+        snprintf(needles->number[i], NUMBER, "%lld", (long long)(10000 + fv_random_below(&random, 90000)));
+        snprintf(needles->sentence[i], sizeof needles->sentence[i], "The secret number of %s is %s.", cities[i],
+                 needles->number[i]);
+        needles->sentences[i] = needles->sentence[i];
+        used += (size_t)snprintf(needles->question + used, room - used, "%s %s",
+                                 i == 0           ? ""
+                                 : i + 1 == count ? " and"
+                                                  : ",",
+                                 cities[i]);
+    }
+    snprintf(needles->question + used, room - used, "?");
+    snprintf(needles->lead, sizeof needles->lead, "The secret number of %s is", cities[0]);
+    needles->facts = (needle_facts){count, needles->sentences, needles->question, needles->lead};
+}
+
 /* Tokens that the answer may take. */
 static int64_t answer_room(int64_t needles)
 {
     return 24 + 12 * needles;
 }
 
-static fv_status answer(const needle_task *task, fv_session *session, const app_prompt *prompt,
-                        const struct needles *needles, fv_generation *generation)
+static fv_status answer(const needle_task *task, fv_session *session, const app_prompt *prompt, int64_t facts,
+                        fv_generation *generation)
 {
-    fv_generate_options options = {.limit = answer_room(needles->count)};
+    fv_generate_options options = {.limit = answer_room(facts)};
     float *logits = NULL;
     fv_status status;
 
@@ -130,12 +143,11 @@ static fv_status needle_row(const needle_task *task, fv_session *session, needle
     fv_status status;
 
     draw_needles(&needles, (int)task->needles, task->seed, row);
-    FV_TRY(make_prompt(task, task->text, task->text_length, fv_min(result->length, most), result->depth, &needles,
-                       &prompt));
-    status = answer(task, session, &prompt, &needles, &generation);
-    for (int i = 0; status == FV_OK && i < needles.count; i++)
+    FV_TRY(needle_prompt(task, fv_min(result->length, most), result->depth, &needles.facts, &prompt));
+    status = answer(task, session, &prompt, task->needles, &generation);
+    for (int i = 0; status == FV_OK && i < task->needles; i++)
         found += strstr(generation.text ? generation.text : "", needles.number[i]) != NULL;
-    result->score = (double)found / needles.count;
+    result->score = (double)found / (double)task->needles;
     result->prompt_tokens = prompt.count;
     result->answer = &generation;
     app_progress_end();

@@ -27,6 +27,18 @@ typedef struct needle_task {
     void *user;
 } needle_task;
 
+/* Sentences to hide, what to ask about them, and how an answer begins where there is no chat. */
+typedef struct needle_facts {
+    int count;
+    const char *const *sentence;
+    const char *question, *lead;
+} needle_facts;
+
+/* A prompt of at most `length` tokens with the facts in as much of the task's text as fits: the first at `depth`
+ * percent, further ones spread from there to the end.  FV_E_SHAPE where that is too few tokens. */
+fv_status needle_prompt(const needle_task *task, int64_t length, int64_t depth, const needle_facts *facts,
+                        app_prompt *prompt);
+
 /* Asks at every length and depth.  FV_E_USAGE for a bad set-up or length. */
 fv_status needle_score(struct app *app, const needle_task *task, double *mean);
 
