@@ -52,6 +52,8 @@ json_t *app_text(const char *bytes, size_t length);
 json_t *app_ids(const int32_t *ids, int64_t count);
 /* Prints and releases.  FV_E_MEMORY if any part could not be made. */
 fv_status app_json_print(json_t *root);
+/* Writes a file and releases, whatever happens.  FV_E_IO, FV_E_MEMORY. */
+fv_status app_json_write(json_t *root, const char *path);
 
 /* ---- tensors in files (tensors.c) -------------------------------------------------------------------------------- */
 

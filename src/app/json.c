@@ -1,5 +1,10 @@
 #include "app/app.h"
 
+#include <errno.h>
+#include <string.h>
+
+#include "base/file.h"
+
 static bool failed;
 
 void app_put(json_t *object, const char *key, json_t *value)
@@ -69,4 +74,19 @@ fv_status app_json_print(json_t *root)
         putchar('\n');
     json_decref(root);
     return status; /* what standard output says is asked at the end */
+}
+
+fv_status app_json_write(json_t *root, const char *path)
+{
+    fv_file_out out;
+    fv_status status = failed ? fv_fail(FV_E_MEMORY, "out of memory while writing JSON") : fv_file_create(path, &out);
+
+    if (status == FV_OK && (json_dumpf(root, out.stream, JSON_COMPACT) != 0 || fputc('\n', out.stream) == EOF)) {
+        status = fv_fail(FV_E_IO, "%s: cannot be written: %s", path, strerror(errno));
+        fv_file_discard(&out);
+    } else if (status == FV_OK) {
+        status = fv_file_commit(&out);
+    }
+    json_decref(root);
+    return status;
 }

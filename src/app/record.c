@@ -67,8 +67,6 @@ static fv_status write_kept(app_record *record, const fv_session *session, const
     json_t *root = json_object(), *prefill = json_object(), *heads = json_array(),
            *ids = app_ids(prompt, prompt_tokens);
     json_t *more = app_ids(fed, fed_tokens);
-    fv_file_out out;
-    fv_status status;
 
     json_array_extend(ids, more);
     json_decref(more);
@@ -85,15 +83,7 @@ static fv_status write_kept(app_record *record, const fv_session *session, const
     app_put(root, "renumbered", json_boolean(fv_session_renumbers(session)));
     app_put(root, "prefill", prefill);
     app_put(root, "end", kept(session, info, fed_tokens > 0));
-    status = fv_file_create(record->kept_path, &out);
-    if (status == FV_OK && (json_dumpf(root, out.stream, JSON_COMPACT) != 0 || fputc('\n', out.stream) == EOF)) {
-        status = fv_fail(FV_E_IO, "%s: cannot be written: %s", record->kept_path, strerror(errno));
-        fv_file_discard(&out);
-    } else if (status == FV_OK) {
-        status = fv_file_commit(&out);
-    }
-    json_decref(root);
-    return status;
+    return app_json_write(root, record->kept_path);
 }
 
 /* ---- scores behind tokens --------------------------------------------------------------------------------------- */

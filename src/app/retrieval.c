@@ -10,7 +10,6 @@
 
 #include "app/app.h"
 #include "app/weights.h"
-#include "base/file.h"
 #include "base/memory.h"
 #include "ops/blocks.h"
 
@@ -475,7 +474,6 @@ fv_status retrieval_write(const retrieval *result, int64_t voters, const double 
 {
     json_t *root = json_object(), *heads = json_array(), *shares = json_array();
     int64_t count = fv_min(voters, result->heads), *head;
-    fv_file_out out;
     fv_status status = FV_ALLOC(head, count);
 
     for (int64_t l = 0; status == FV_OK && l < result->layers; l++) {
@@ -488,14 +486,8 @@ fv_status retrieval_write(const retrieval *result, int64_t voters, const double 
     }
     app_put(root, "heads", heads);
     app_put(root, "importance", shares);
-    if (status == FV_OK) status = fv_file_create(path, &out);
-    if (status == FV_OK && json_dumpf(root, out.stream, JSON_INDENT(1)) != 0) {
-        status = fv_fail(FV_E_IO, "%s: cannot be written: %s", path, strerror(errno));
-        fv_file_discard(&out);
-    } else if (status == FV_OK) {
-        status = fv_file_commit(&out);
-    }
     fv_free(head);
+    if (status == FV_OK) return app_json_write(root, path);
     json_decref(root);
     return status;
 }

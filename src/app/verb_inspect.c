@@ -1,7 +1,8 @@
-/* fovea inspect: what a model does inside, and plan files made from it. */
+/* fovea inspect: what a model does inside, and plan files made of it. */
 #include <string.h>
 
 #include "app/flags.h"
+#include "app/layer_reuse.h"
 #include "app/retrieval.h"
 #include "app/verbs.h"
 #include "base/memory.h"
@@ -11,6 +12,9 @@ struct values {
     const char *model, *file, *out;
     cli_ints lengths, depths;
     int64_t voters, cap;
+    int64_t tokens, steps, chunk, keep, sink, recent;
+    double sparsity, changes;
+    int merge;
     int precision;
 };
 
@@ -153,9 +157,11 @@ static fv_status inspect_srh(struct app *app, const struct values *values, fv_mo
     return status;
 }
 
-static fv_status run_srh(struct app *app, const void *data)
+/* Opens what a probe needs, and runs it. */
+static fv_status run(struct app *app, const struct values *values,
+                     fv_status (*work)(struct app *app, const struct values *values, fv_model *model,
+                                       const fv_model_info *info))
 {
-    const struct values *values = data;
     fv_model *model = NULL;
     fv_model_info info;
     fv_status status;
@@ -163,9 +169,14 @@ static fv_status run_srh(struct app *app, const void *data)
     FV_TRY(app_file_try(values->out));
     FV_TRY(app_begin(app, values->precision == 1 ? FV_PRECISION_F32 : FV_PRECISION_AUTO));
     status = app_model_open(values->model, &model, &info);
-    if (status == FV_OK) status = inspect_srh(app, values, model, &info);
+    if (status == FV_OK) status = work(app, values, model, &info);
     fv_model_close(model);
     return status;
+}
+
+static fv_status run_srh(struct app *app, const void *data)
+{
+    return run(app, data, inspect_srh);
 }
 
 const cli_verb verb_inspect_srh = {
@@ -181,4 +192,209 @@ const cli_verb verb_inspect_srh = {
     .flags = srh_flags,
     .size = sizeof(struct values),
     .run = run_srh,
+};
+
+/* ---- which layers choose alike ----------------------------------------------------------------------------------- */
+
+static const cli_flag hylra_flags[] = {
+    FLAG_MODEL(AT(model), "Input"),
+    {.name = "file",
+     .letter = 'f',
+     .kind = CLI_FILE,
+     .offset = AT(file),
+     .argument = "FILE",
+     .required = true,
+     .help = "the text to read"},
+    {.name = "tokens",
+     .kind = CLI_INT,
+     .offset = AT(tokens),
+     .argument = "T",
+     .initial = "0",
+     .min = 0,
+     .max = 1 << 24,
+     .help = "most tokens of it; 0: as many as the model was trained for"},
+    {.name = "steps",
+     .kind = CLI_INT,
+     .offset = AT(steps),
+     .argument = "S",
+     .initial = "32",
+     .min = 1,
+     .max = 1 << 16,
+     .group = "What",
+     .help = "tokens at the end that are fed one at a time and looked at"},
+    {.name = "chunk",
+     .kind = CLI_INT,
+     .offset = AT(chunk),
+     .argument = "C",
+     .initial = "64",
+     .min = 1,
+     .max = 1 << 20,
+     .help = "tokens in a chunk"},
+    {.name = "keep",
+     .kind = CLI_INT,
+     .offset = AT(keep),
+     .argument = "K",
+     .initial = "2048",
+     .min = 1,
+     .max = 1 << 24,
+     .help = "tokens that a layer reads"},
+    {.name = "sink",
+     .kind = CLI_INT,
+     .offset = AT(sink),
+     .argument = "N",
+     .initial = "64",
+     .min = 0,
+     .max = 1 << 24,
+     .help = "first tokens, always read"},
+    {.name = "recent",
+     .kind = CLI_INT,
+     .offset = AT(recent),
+     .argument = "N",
+     .initial = "512",
+     .min = 0,
+     .max = 1 << 24,
+     .help = "last tokens, always read"},
+    {.name = "sparsity",
+     .kind = CLI_NUMBER,
+     .offset = AT(sparsity),
+     .argument = "P",
+     .initial = "0.9",
+     .min = 0,
+     .max = 1,
+     .help = "share of layers that do not read everything"},
+    {.name = "changes",
+     .kind = CLI_NUMBER,
+     .offset = AT(changes),
+     .argument = "P",
+     .initial = "0.3",
+     .min = 0,
+     .max = 1,
+     .help = "share of those that may choose for themselves"},
+    {.name = "merge",
+     .kind = CLI_CHOICE,
+     .offset = AT(merge),
+     .argument = "HOW",
+     .initial = "min",
+     .choices = (const char *const[]){"min", "mean", NULL},
+     .help = "how the overlaps of heads become one"},
+    FLAG_PRECISION(AT(precision)),
+    {.name = "out",
+     .kind = CLI_FILE,
+     .offset = AT(out),
+     .argument = "FILE",
+     .group = "Output",
+     .help = "the plan, for --cache hylra:plan=FILE"},
+    CLI_END,
+};
+
+static fv_status print_reuse_json(const layer_reuse *r)
+{
+    json_t *root = json_object(), *plan = json_array(), *full = json_array(), *spread = json_array();
+    json_t *overlap = json_array();
+
+    for (int64_t l = 0; l < r->layers; l++) {
+        json_t *row = json_array();
+        app_append(plan, json_integer(r->plan[l]));
+        if (r->full[l]) app_append(full, json_integer(l));
+        app_append(spread, r->spread[l] < 0 ? json_null() : app_number(r->spread[l]));
+        for (int64_t m = 0; m < r->layers; m++)
+            app_append(row, app_number(r->overlap[l * r->layers + m]));
+        app_append(overlap, row);
+    }
+    app_put(root, "plan", plan);
+    app_put(root, "full", full);
+    app_put(root, "ratio90", spread);
+    app_put(root, "overlap", overlap);
+    app_put(root, "sources", json_integer(r->sources));
+    return app_json_print(root);
+}
+
+static fv_status print_reuse(const layer_reuse *r)
+{
+    static const bool left[4] = {false, false, true, false};
+    app_table table = {.columns = 4, .left = left};
+
+    app_table_cell(&table, "LAYER");
+    app_table_cell(&table, "CHUNKS FOR 90 %%");
+    app_table_cell(&table, "READS");
+    app_table_cell(&table, "OVERLAP");
+    for (int64_t l = 0; l < r->layers; l++) {
+        int64_t source = r->plan[l];
+        app_table_cell(&table, "%lld", (long long)l);
+        if (r->spread[l] < 0) {
+            app_table_cell(&table, "-");
+            app_table_cell(&table, "its own window");
+            app_table_cell(&table, "-");
+            continue;
+        }
+        app_table_cell(&table, "%.1f %%", 100 * r->spread[l]);
+        if (source < 0)
+            app_table_cell(&table, r->full[l] ? "everything" : "its own choice");
+        else
+            app_table_cell(&table, "what layer %lld chose", (long long)source);
+        if (source < 0)
+            app_table_cell(&table, "-");
+        else
+            app_table_cell(&table, "%.2f", r->overlap[source * r->layers + l]);
+    }
+    return app_table_print(&table, stdout);
+}
+
+static fv_status reuse_of(struct app *app, const struct values *values, const layer_reuse_task *task)
+{
+    layer_reuse result;
+    fv_status status = layer_reuse_measure(app, task, &result);
+
+    if (status == FV_OK && values->out) status = layer_reuse_write(&result, task, values->out);
+    if (status == FV_OK) status = values->common.json ? print_reuse_json(&result) : print_reuse(&result);
+    layer_reuse_free(&result);
+    return status;
+}
+
+static fv_status inspect_hylra(struct app *app, const struct values *values, fv_model *model, const fv_model_info *info)
+{
+    layer_reuse_task task = {.model = model,
+                             .info = info,
+                             .steps = values->steps,
+                             .chunk = values->chunk,
+                             .keep = values->keep,
+                             .sink = values->sink,
+                             .recent = values->recent,
+                             .sparsity = values->sparsity,
+                             .changes = values->changes,
+                             .merge_mean = values->merge == 1,
+                             .precision = values->precision == 1 ? FV_PRECISION_F32 : FV_PRECISION_AUTO};
+    int64_t most = values->tokens > 0 ? fv_min(values->tokens, info->context) : info->context;
+    app_prompt prompt;
+    fv_status status;
+
+    FV_TRY(app_prompt_make(model, values->file, NULL, true, &prompt));
+    task.ids = prompt.ids;
+    task.count = fv_min(prompt.count, most);
+    if (task.count <= values->steps)
+        status = fv_fail(FV_E_SHAPE, "%s: %lld tokens are too few to look at the last %lld", values->file,
+                         (long long)task.count, (long long)values->steps);
+    else
+        status = reuse_of(app, values, &task);
+    app_prompt_free(&prompt);
+    return status;
+}
+
+static fv_status run_hylra(struct app *app, const void *data)
+{
+    return run(app, data, inspect_hylra);
+}
+
+const cli_verb verb_inspect_hylra = {
+    .name = "inspect hylra",
+    .summary = "which layers attend to the same chunks of a text, as a plan for hylra",
+    .about =
+        "Reads a text, and looks at the attention of its last tokens, fed one at a time: how many chunks hold 90 % of "
+        "a layer's attention, and how far layers would choose the same ones. Those most spread read everything; for "
+        "the others a plan says who chooses and who reads what a layer below chose.",
+    .example = "  fovea inspect hylra -m model.gguf -f book.txt --out plan.json\n"
+               "  fovea run -m model.gguf -f other.txt -p Who --cache hylra:plan=plan.json\n",
+    .flags = hylra_flags,
+    .size = sizeof(struct values),
+    .run = run_hylra,
 };
