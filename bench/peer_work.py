@@ -114,6 +114,46 @@ def prompt_of(model, tokens):
     return text, model.tokenize(text.decode("utf-8"), bos=True)
 
 
+def llama_streams(request):
+    """Seconds that llama.cpp's own batch takes to read the prompts of `streams` streams and to write `tokens` tokens
+    for each, as its batched benchmark does: prompts in batches of 2048, then one token of every stream at a time."""
+    import llama_cpp
+    import llamacpp
+
+    streams, prompt, tokens = request["streams"], request["prompt"], request["tokens"]
+    model = llamacpp.Model(request["model"])
+    params = llama_cpp.llama_context_default_params()
+    params.n_ctx = streams * (prompt + tokens)
+    params.n_batch, params.n_ubatch, params.n_seq_max = 2048, 512, streams
+    params.n_threads = params.n_threads_batch = request["threads"]
+    params.flash_attn_type = llamacpp.FLASH[True]
+    params.no_perf, params.kv_unified = True, False
+    context = llama_cpp.llama_init_from_model(model.handle, params)
+    batch = llama_cpp.llama_batch_init(2048, 0, 1)
+
+    def run(rows):
+        batch.n_tokens = len(rows)
+        for i, (stream, position, token, wanted) in enumerate(rows):
+            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, position, 1, wanted
+            batch.seq_id[i][0] = stream
+        if llama_cpp.llama_decode(context, batch) != 0:
+            raise RuntimeError("llama_decode failed")
+
+    seconds = []
+    for _ in range(2):  # the first to warm up
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
+        start = time.perf_counter()
+        rows = [(s, p, (7 * s + p) % 1000 + 100, p == prompt - 1) for s in range(streams) for p in range(prompt)]
+        for at in range(0, len(rows), 2048):
+            run(rows[at:at + 2048])
+        llama_cpp.llama_synchronize(context)
+        for n in range(tokens - 1):
+            run([(s, prompt + n, (11 * s + n) % 1000 + 100, True) for s in range(streams)])
+            llama_cpp.llama_synchronize(context)
+        seconds.append(time.perf_counter() - start)
+    return {"seconds": seconds[-1]}
+
+
 def llama_prompts(request):
     """Writes the prompts that fovea reads: {tokens: ids it makes}."""
     import llamacpp
@@ -248,5 +288,5 @@ def model_shape(request):
 
 
 WORK = {function.__name__: function for function in
-        (torch_gemm, torch_attention, onnx_attention, llama_prompts, llama_model, llama_perplexity, llama_kl,
+        (torch_gemm, torch_attention, onnx_attention, llama_prompts, llama_streams, llama_model, llama_perplexity, llama_kl,
          llama_quantise, types_of, kl_of_files, model_shape)}

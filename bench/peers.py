@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measure fovea beside what a person can install today, alternately in one run, and print markdown.
 
-    bench/peers.py [gemm|attend|decode|smollm2|gemma3|start|quality]... [--quick] [--write]
+    bench/peers.py [gemm|attend|decode|smollm2|gemma3|start|serve|quality]... [--quick] [--write]
 
 Needs build/fovea and the models of scripts/fetch-models.py. Peers come from PyPI into an environment of its own (--venv,
 default .lab, made when it is missing): llama-cpp-python builds llama.cpp from source (some minutes on two cores), torch
@@ -21,12 +21,14 @@ measured, so that a long run can be cut into pieces that fit a quiet minute, and
 
 import argparse
 import datetime
+import http.client
 import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 import peer_work as work
@@ -275,6 +277,77 @@ def start(arguments, lab):
     return rows
 
 
+class Server:
+    """`fovea serve` on a free port, for as long as a block lasts."""
+
+    def __init__(self, arguments, path, *words):
+        command = [arguments.fovea, "serve", "-m", path, "--port", "0", "--threads", str(arguments.threads), *words]
+        self.child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+    def __enter__(self):
+        for line in self.child.stderr:
+            if "listening on http://" in line:
+                self.host, self.port = line.strip().rsplit("/", 1)[1].split(":")
+                threading.Thread(target=self.child.stderr.read, daemon=True).start()
+                return self
+        sys.exit("peers: the server did not start")
+
+    def __exit__(self, *_):
+        self.child.terminate()
+        self.child.wait()
+
+    def post(self, path, body):
+        connection = http.client.HTTPConnection(self.host, int(self.port), timeout=600)
+        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        text = answer.read()
+        if answer.status != 200:
+            sys.exit(f"peers: the server answered {answer.status}: {text[:200]}")
+        return json.loads(text)
+
+
+def served(server, streams, prompt, tokens):
+    """Seconds until `streams` clients that ask at the same time all have their answers."""
+    def ask(stream):
+        ids = [(7 * stream + p) % 1000 + 100 for p in range(prompt)]
+        answer = server.post("/v1/completions", {"prompt": ids, "max_tokens": tokens, "temperature": 0,
+                                                 "ignore_eos": True, "cache_prompt": False})
+        if answer["usage"]["completion_tokens"] != tokens:
+            sys.exit(f"peers: expected {tokens} tokens, got {answer['usage']}")
+
+    clients = [threading.Thread(target=ask, args=(stream,)) for stream in range(streams)]
+    begin = time.perf_counter()
+    for client in clients:
+        client.start()
+    for client in clients:
+        client.join()
+    return time.perf_counter() - begin
+
+
+def serve(arguments, lab):
+    """Tokens written a second, all streams together, prompts included in the time."""
+    rows = []
+    for name, file in FILES.items():
+        path = os.path.join(arguments.models, file)
+        for streams in (1, 4, 16):
+            what = f"{name}: {streams} streams, prompts of 256, 128 tokens each"
+            if arguments.filter not in what:
+                continue
+            have = lab.has("llama.cpp")
+            row = Row(what, "llama.cpp" if have else f"llama.cpp: not installed ({lab.missing['llama.cpp']})",
+                      "tokens/s")
+            for _ in range(arguments.turns):
+                if have:
+                    done = lab.run("llama_streams", model=path, threads=arguments.threads, streams=streams, prompt=256,
+                                   tokens=128)
+                    row.theirs.append(streams * 128 / done["seconds"])
+                with Server(arguments, path, "--parallel", str(streams)) as server:
+                    served(server, streams, 256, 128)
+                    row.ours.append(streams * 128 / served(server, streams, 256, 128))
+            rows.append(row)
+    return rows
+
+
 def quality(arguments, lab):
     """Perplexity of the GPL (golden.py's procedure) and KL of next tokens from f32, once: both are deterministic."""
     rows, tokens = [], 512
@@ -308,9 +381,9 @@ def quality(arguments, lab):
 
 
 GROUPS = {"gemm": gemm, "attend": attend, "decode": decode, "smollm2": model("smollm2"), "gemma3": model("gemma3"),
-          "start": start, "quality": quality}
+          "start": start, "serve": serve, "quality": quality}
 PEERS = {"gemm": ["torch"], "attend": ["torch", "onnxruntime"], "decode": ["torch"], "smollm2": ["llama.cpp"],
-         "gemma3": ["llama.cpp"], "start": [], "quality": ["llama.cpp"]}
+         "gemma3": ["llama.cpp"], "start": [], "serve": ["llama.cpp"], "quality": ["llama.cpp"]}
 
 
 # ---- figures of earlier runs -----------------------------------------------------------------------------------------
