@@ -57,7 +57,7 @@ INLINE vf polynomial(vf s, const float *c, const int degree)
 
 INLINE vf quotient(vf s, const float *above, const int degree, const float *below, const int degree_below)
 {
-    return polynomial(s, above, degree) * reciprocal(polynomial(s, below, degree_below));
+    return polynomial(s, above, degree) / polynomial(s, below, degree_below);
 }
 
 /* Within 4 ulp. */
@@ -80,6 +80,7 @@ INLINE vf curve_of(vf x, float gain, float cap)
     return cap > 0 ? splat(cap) * tanh_quotient(x * splat(1 / cap)) : x;
 }
 
+/* The coefficients for x in the place of x / cap and log2 e cap tanh in that of tanh. */
 static bool scale_cap(bool coarse, float cap, struct fv_cap *c)
 {
     const float square = 1 / (cap * cap);
@@ -265,8 +266,8 @@ INLINE void softmax_of(const struct fv_softmax_step *step, const bool pairs, con
 }
 
 /* Bound: 11 vector operations for W logits (13 for f32), a sixth of the dot instructions of both products at D = 64 in
- * pairs.  A cap adds 7 (9), or 15 (21) where logits come near it: 12 and 9 % of a call at D = 64, or 24 and 17 %.  A
- * bias of every pair adds 2 and its bytes: 17 to 26 and 9 to 20 %. */
+ * pairs.  A cap adds 4 (6): 3 to 5 % of a call at D = 64.  Where logits come near it that is 5 (6) and a division, or 9
+ * (11) and one: 13 to 16 % and 7 to 8 %, less at D = 128.  A bias of every pair adds 1 and its bytes: 6 to 8 %. */
 static void softmax(const struct fv_softmax_step *step)
 {
     if (step->cap)
