@@ -413,6 +413,10 @@ static void check_attend(fv_ctx *ctx)
         {1, 2, 1, 5, 75, 16, 16, FV_F32, FV_F32, {.key_from = from, .key_to = to}, 5, 0.5f, true, false},
         {1, 2, 1, 41, 90, 16, 16, FV_F32, FV_F32, {.lists = lists}, 0, 0, false, false},
         {1, 2, 1, 80, 300, 96, 64, FV_Q8_0, FV_Q8_0, {.causal = true, .offset = 220}, 20, 0, true, false},
+        /* caps whose coefficients no float holds, and one that logits reach */
+        {1, 2, 1, 30, 70, 16, 16, FV_F32, FV_F32, {0}, 1e5f, 0.3f, true, false},
+        {1, 2, 1, 30, 70, 16, 16, FV_F32, FV_F32, {0}, 1e-5f, 0, true, true},
+        {1, 2, 2, 70, 140, 32, 32, FV_BF16, FV_BF16, {0}, 0.5f, 0.2f, false, false},
         {1, 8, 1, 1, 1400, 64, 64, FV_Q8_0, FV_Q8_0, {.causal = true, .offset = 1399}, 0, 0, false, false},
         {1, 5, 1, 1, 1100, 33, 20, FV_F16, FV_BF16, {.causal = true, .offset = 1099}, 0, 0.2f, true, true},
         {1, 2, 2, 4, 1200, 128, 128, FV_BF16, FV_F32, {.causal = true, .offset = 1196}, 0, 0, false, false},

@@ -112,20 +112,25 @@ static void functions_keep_their_bounds(void **state)
 
 enum { TILE = FV_KEY_TILE, MOST_WIDTH = 16 };
 
-/* Weights and totals of logits under a cap; what bits hide was `hidden`. */
+/* Weights and totals of logits under a cap, of two tiles alike: the first raises the maximum, the second finds it high
+ * enough.  What bits hide was `hidden`. */
 static void weigh_capped(const struct fv_kernels *kernels, const float *logits, const uint64_t *bits, float hidden,
                          float cap, bool pairs, float *s, float *maximum, float *total)
 {
     static float o[TILE * MOST_WIDTH];
+    struct fv_cap scaled;
     struct fv_softmax_step step = {.rows = TILE, .tokens = TILE, .to = TILE, .bits = bits, .s = s, .maximum = maximum};
 
-    for (int n = 0; n < TILE * TILE; n++)
-        s[n] = bits[n / TILE] >> n % TILE & 1 ? logits[n] : hidden;
+    assert_true(kernels->scale_cap(pairs, cap, &scaled));
     for (int r = 0; r < TILE; r++)
         maximum[r] = -INFINITY;
     memset(total, 0, TILE * MOST_WIDTH * sizeof *total);
-    step.total = total, step.o = o, step.o_row = kernels->width, step.pairs = pairs, step.softcap = cap;
-    kernels->softmax_tile(&step);
+    step.total = total, step.o = o, step.o_row = kernels->width, step.pairs = pairs, step.cap = &scaled;
+    for (int tile = 0; tile < 2; tile++) {
+        for (int n = 0; n < TILE * TILE; n++)
+            s[n] = bits[n / TILE] >> n % TILE & 1 ? logits[n] : hidden;
+        kernels->softmax_tile(&step);
+    }
 }
 
 /* A weight is exp(s - maximum).  In f32 s is within 4 ulp of itself, its distance from the maximum is taken with three
@@ -165,9 +170,12 @@ static void check_cap(const struct fv_kernels *kernels, const char *isa, fv_rand
 static void check_caps(fv_ctx *ctx)
 {
     const struct fv_kernels *kernels = fv_kernels_of(ctx);
-    static const float caps[] = {0.01f, 1, 5, 50, 3000};
+    static const float caps[] = {0.01f, 1, 5, 50, 3000}, out_of_range[] = {0, -1, NAN, 1e-30f, 1e30f, INFINITY};
+    struct fv_cap scaled;
     fv_random random = fv_random_new(test_seed(), 77);
 
+    for (size_t n = 0; n < sizeof out_of_range / sizeof *out_of_range; n++)
+        assert_false(kernels->scale_cap(false, out_of_range[n], &scaled));
     for (size_t n = 0; n < sizeof caps / sizeof *caps; n++)
         for (int pairs = 0; pairs <= (kernels->tile_bf16 ? 1 : 0); pairs++)
             check_cap(kernels, fv_ctx_backend(ctx), &random, caps[n], pairs);

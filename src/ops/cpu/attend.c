@@ -68,65 +68,66 @@ static void add_visible(const struct attend *a, const fv_tiles *t, float *o)
     }
 }
 
-/* o += weights v: each micro-tile over the keys that its rows see. */
-static void add_values(const struct attend *a, const fv_tiles *t, float *o)
+/* o += weights v for the n-th step of rows, over the keys that they see. */
+static void add_values(const struct attend *a, const fv_tiles *t, int n, const float *weights, float *o)
 {
     const struct fv_kernels *kernels = a->source.kernels;
     fv_tile_fn *tile = t->own.pairs ? kernels->tile_bf16 : kernels->tile;
-    int columns = kernels->tile_columns, together = t->own.pairs ? 2 : 1;
+    int columns = kernels->tile_columns, together = t->own.pairs ? 2 : 1, rows, from, to;
+    uint64_t seen = fv_tiles_seen(t, n);
 
-    for (int64_t d = 0; d < a->width; d += columns) {
-        const float *v = t->panels.values + d * (FV_KEY_TILE / together);
-        for (int r = 0, at = 0; r < t->rows; r += t->step, at++) {
-            int rows = (int)fv_min(t->step, t->rows - r), from, to;
-            uint64_t seen = fv_tiles_seen(t, at);
-            if (!seen) continue;
-            from = __builtin_ctzll(seen) / together;
-            to = (64 - __builtin_clzll(seen) + together - 1) / together;
-            tile(rows, to - from, t->logits + r * FV_KEY_TILE + from, FV_KEY_TILE, 1, v + from * columns, columns,
-                 o + r * a->width + d, a->width, true);
-        }
-    }
+    rows = (int)fv_min(t->step, t->rows - n * t->step);
+    from = __builtin_ctzll(seen) / together;
+    to = (64 - __builtin_clzll(seen) + together - 1) / together;
+    for (int64_t d = 0; d < a->width; d += columns)
+        tile(rows, to - from, weights + from, FV_KEY_TILE, 1,
+             t->panels.values + d * (FV_KEY_TILE / together) + from * columns, columns, o + d, a->width, true);
 }
 
-/* Logits become weights, with all terms of deferred logits added. */
-static void weigh(const struct attend *a, const fv_tiles *t, const struct attend_part *part)
+/* Logits of the n-th step of rows become weights, with all terms of deferred logits added. */
+static void weigh(const struct attend *a, const fv_tiles *t, int n, const struct attend_part *part, float *s)
 {
-    struct fv_softmax_step step = {.rows = t->rows, .tokens = t->tile.rows, .to = FV_KEY_TILE, .pairs = t->own.pairs};
+    int first = n * t->step, end = (int)fv_min(t->rows, first + t->step);
+    struct fv_softmax_step step = {.rows = end - first, .tokens = t->tile.rows, .to = FV_KEY_TILE};
+    uint64_t seen = fv_tiles_seen(t, n);
 
-    if (!(t->seen & UINT32_MAX)) step.from = FV_KEY_TILE / 2;
-    if (!(t->seen >> 32)) step.to = FV_KEY_TILE / 2;
-    for (int r = 0; r < t->rows; r += step.rows) {
-        if (t->deferred) step.rows = fv_tiles_terms(t, r, &step);
-        step.bits = t->bits + r % t->tile.rows;
-        step.s = t->logits + r * FV_KEY_TILE;
+    step.pairs = t->own.pairs;
+    step.o_row = a->width;
+    if (!(seen & UINT32_MAX)) step.from = FV_KEY_TILE / 2;
+    if (!(seen >> 32)) step.to = FV_KEY_TILE / 2;
+    for (int r = first; r < end; r += step.rows) {
+        if (t->deferred) step.rows = fv_tiles_terms(t, r, end - r, &step);
+        step.bits = t->bits;
+        step.token = r % t->tile.rows;
+        step.s = s + (r - first) * FV_KEY_TILE;
         step.maximum = part->maximum + r;
         step.total = part->total + r * a->source.kernels->width;
         step.o = part->o + r * a->width;
-        step.o_row = a->width;
         a->source.kernels->softmax_tile(&step);
     }
 }
 
+/* A step of rows goes through all of it while its logits are in the first-level cache. */
 static void add_tile(void *user, fv_tiles *t)
 {
     const struct visit *visit = user;
     const struct attend *a = visit->attend;
     const struct fv_kernels *kernels = a->source.kernels;
     const struct attend_part *part = &visit->part;
+    bool together = t->whole || t->panels.finite;
 
     if (part->best) note_best(kernels, t, part);
-    if (a->given) {
-        fv_tiles_normalise(t, visit->normaliser, &a->args->lse_in_key);
-        for (int r = 0; t->own.pairs && r < t->rows; r++)
-            kernels->join_pairs(FV_KEY_TILE, t->logits + r * FV_KEY_TILE, t->logits + r * FV_KEY_TILE);
-    } else {
-        weigh(a, t, part);
+    if (a->given) fv_tiles_normalise(t, visit->normaliser, &a->args->lse_in_key);
+    for (int n = 0, r = 0; r < t->rows; n++, r += t->step) {
+        float *s = t->logits + (t->deferred && together ? 0 : r * FV_KEY_TILE);
+        if (!fv_tiles_seen(t, n)) continue;
+        if (t->deferred) fv_tiles_products(t, n, s);
+        if (!a->given) weigh(a, t, n, part, s);
+        for (int i = r; a->given && t->own.pairs && i < fv_min(r + t->step, t->rows); i++)
+            kernels->join_pairs(FV_KEY_TILE, t->logits + i * FV_KEY_TILE, t->logits + i * FV_KEY_TILE);
+        if (together) add_values(a, t, n, s, part->o + r * a->width);
     }
-    if (t->whole || t->panels.finite)
-        add_values(a, t, part->o);
-    else
-        add_visible(a, t, part->o);
+    if (!together) add_visible(a, t, part->o);
 }
 
 static float total_of(const struct attend *a, const struct attend_part *part, int64_t r)

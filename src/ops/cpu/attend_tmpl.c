@@ -15,94 +15,63 @@ INLINE void store_pairs(float *to, vf low, vf high)
 }
 #endif
 
-/* tanh by a quotient of odd and even polynomials on [-9, 9] (beyond it is 1): within 4 ulp. */
+/* tanh(u) = u times a polynomial in u^2 near 0, times a quotient of two farther out; beyond `end` it is 1.  Minimax: in
+ * f32 the factor is within 8e-8 of itself; of logits whose weights become bf16 tanh is within 2.1e-6, which at a cap of
+ * 50 is a 37th of what the weights lose. */
+static const struct fv_cap fine_cap = {
+    .near = {1, -0.333331966f, 0.133292431f, -0.0535669897f, 0.0201116601f, -0.00515511526f},
+    .above = {0.99999994f, 0.113717049f, 0.00124893594f, -4.7553367e-06f},
+    .below = {1, 0.447049707f, 0.0169337038f},
+    .far_above = {1, 0.133810252f, 0.0034955868f, 2.06090626e-05f, 1.33546347e-08f},
+    .far_below = {1, 0.467143387f, 0.0258769765f, 0.00032856327f, 7.77654691e-07f},
+    .near_end = 0.7f,
+    .middle_end = 3,
+    .end = 9,
+};
+
+#if defined(__AVX512BF16__)
+static const struct fv_cap coarse_cap = {
+    .near = {0.999972696f, -0.332557465f, 0.127291397f, -0.0357218107f},
+    .above = {0.999992371f, 0.107491128f, 0.000861501088f},
+    .below = {1, 0.44078961f, 0.0145042101f},
+    .far_above = {0.999995708f, 0.123021834f, 0.00227698917f, 3.93001392e-06f},
+    .far_below = {1, 0.456340313f, 0.0210721809f, 0.000142350866f},
+    .near_end = 0.7f,
+    .middle_end = 3,
+    .end = 7,
+};
+#else
+#define coarse_cap fine_cap
+#endif
+
+/* c[0] + c[1] s + ... */
+INLINE vf polynomial(vf s, const float *c, const int degree)
+{
+    vf p = splat(c[degree]);
+
+    UNROLL
+    for (int k = degree - 1; k >= 0; k--)
+        p = p * s + splat(c[k]);
+    return p;
+}
+
+INLINE vf quotient(vf s, const float *above, const int degree, const float *below, const int degree_below)
+{
+    return polynomial(s, above, degree) / polynomial(s, below, degree_below);
+}
+
+/* Within 4 ulp. */
 INLINE vf tanh_quotient(vf x)
 {
-    vf bounded = vmin(splat(9), vmax(splat(-9), x)), square = bounded * bounded;
-    vf p = splat(-2.76076847742355e-16f), q = splat(1.19825839466702e-06f);
+    const struct fv_cap *c = &fine_cap;
+    vf bounded = vmin(splat(c->end), vmax(splat(-c->end), x));
 
-    p = p * square + splat(2.00018790482477e-13f);
-    p = p * square + splat(-8.60467152213735e-11f);
-    p = p * square + splat(5.12229709037114e-08f);
-    p = p * square + splat(1.48572235717979e-05f);
-    p = p * square + splat(6.37261928875436e-04f);
-    p = p * square + splat(4.89352455891786e-03f);
-    q = q * square + splat(1.18534705686654e-04f);
-    q = q * square + splat(2.26843463243900e-03f);
-    q = q * square + splat(4.89352518554385e-03f);
-    return bounded * p * reciprocal(q);
-}
-
-/* cap tanh(t / (2 log2 e)) = cap - 2 cap / (1 + 2^t) of logits whose weights become bf16: 2^t within 5e-6 of itself
- * leaves cap 2.5e-6, at a cap of 50 a 31st of what the weights lose. */
-INLINE vf coarse_cap(vf t, float cap)
-{
-    vf bounded = vmin(splat(64), t), f = exp2_fraction(bounded), p;
-
-    p = splat(0.0136703095f);
-    p = p * f + splat(0.0517449978f);
-    p = p * f + splat(0.241604357f);
-    p = p * f + splat(0.692972922f);
-    p = p * f + splat(1.00000349f);
-    return splat(cap) - splat(2 * cap) * reciprocal(exp2_scale(p, bounded) + splat(1));
-}
-
-#define SMALL_SQUARE 0.49f
-
-/* tanh(u) / u by s = unit u^2, u^2 <= SMALL_SQUARE, minimax: within 1.9e-8 of itself; coarse so that tanh is within
- * 2.1e-6. */
-INLINE vf small_tanh(vf s, const float unit, const bool coarse)
-{
-    vf p;
-
-    if (coarse) {
-        p = splat(-0.0357218107f / (unit * unit * unit));
-        p = p * s + splat(0.127291397f / (unit * unit));
-        p = p * s + splat(-0.332557465f / unit);
-        return p * s + splat(0.999972696f);
-    }
-    p = splat(-0.00515511526f);
-    p = p * s + splat(0.0201116601f);
-    p = p * s + splat(-0.0535669897f);
-    p = p * s + splat(0.133292431f);
-    p = p * s + splat(-0.333331966f);
-    return p * s + splat(1);
+    return bounded * quotient(bounded * bounded, c->far_above, 4, c->far_below, 4);
 }
 
 INLINE vf gained(vf x, float gain)
 {
     return x * choose(x < splat(0), splat(1 - gain), splat(1 + gain));
-}
-
-/* cap tanh(x / cap) for vectors [from, to) of a row.  A cap is there for the few logits that come near it: rows without
- * any take a polynomial of half the operations. */
-INLINE void cap_row(vf *x, const int from, const int to, uint64_t seen, float cap, const bool coarse)
-{
-    const float scale = coarse ? 2 * LOG2E : 1, unit = scale * scale;
-    vf u[FV_KEY_TILE / W], square[FV_KEY_TILE / W], most = splat(0);
-
-    UNROLL
-    for (int n = from; n < to; n++) {
-        u[n] = x[n] * splat(scale / cap);
-        square[n] = u[n] * u[n];
-    }
-    if (seen != UINT64_MAX) { /* what stands in hidden places must not choose */
-        UNROLL
-        for (int n = from; n < to; n++)
-            square[n] = keep_seen(square[n], seen, n * W);
-    }
-    UNROLL
-    for (int n = from; n < to; n++)
-        most = vmax(square[n], most);
-    if (any_above(most, splat(SMALL_SQUARE * unit))) {
-        UNROLL
-        for (int n = from; n < to; n++)
-            x[n] = coarse ? coarse_cap(u[n], cap) : splat(cap) * tanh_quotient(u[n]);
-        return;
-    }
-    UNROLL
-    for (int n = from; n < to; n++)
-        x[n] *= small_tanh(square[n], unit, coarse);
 }
 
 INLINE vf curve_of(vf x, float gain, float cap)
@@ -111,70 +80,169 @@ INLINE vf curve_of(vf x, float gain, float cap)
     return cap > 0 ? splat(cap) * tanh_quotient(x * splat(1 / cap)) : x;
 }
 
+/* The coefficients for x in the place of x / cap and log2 e cap tanh in that of tanh. */
+static bool scale_cap(bool coarse, float cap, struct fv_cap *c)
+{
+    const float square = 1 / (cap * cap);
+    float power[6] = {1};
+
+    if (!(cap >= 0x1p-12f && cap <= 0x1p12f)) return false; /* coefficients would leave the range of normal numbers */
+    *c = coarse ? coarse_cap : fine_cap;
+    for (int k = 1; k < 6; k++)
+        power[k] = power[k - 1] * square;
+    for (int k = 0; k < 6; k++)
+        c->near[k] *= power[k] * LOG2E;
+    for (int k = 0; k < 4; k++)
+        c->above[k] *= power[k] * LOG2E;
+    for (int k = 0; k < 3; k++)
+        c->below[k] *= power[k];
+    for (int k = 0; k < 5; k++) {
+        c->far_above[k] *= power[k] * LOG2E;
+        c->far_below[k] *= power[k];
+    }
+    c->near_end *= cap;
+    c->middle_end *= cap;
+    c->end *= cap;
+    return true;
+}
+
+/* x = log2 e cap tanh(x / cap) + add for vectors [from, to) of a row whose largest square is `most`.  A cap is there
+ * for the few logits that come near it, and rows without any take half the operations. */
+INLINE void cap_row(vf *x, const int from, const int to, vf most, vf add, const struct fv_cap *c, const bool coarse)
+{
+    if (!any_above(most, splat(c->near_end * c->near_end))) {
+        UNROLL
+        for (int n = from; n < to; n++)
+            x[n] = x[n] * polynomial(x[n] * x[n], c->near, coarse ? 3 : 5) + add;
+        return;
+    }
+    if (!any_above(most, splat(c->middle_end * c->middle_end))) {
+        UNROLL
+        for (int n = from; n < to; n++)
+            x[n] = x[n] * quotient(x[n] * x[n], c->above, coarse ? 2 : 3, c->below, 2) + add;
+        return;
+    }
+    UNROLL
+    for (int n = from; n < to; n++) {
+        vf bounded = vmin(splat(c->end), vmax(splat(-c->end), x[n]));
+        vf factor = quotient(bounded * bounded, c->far_above, coarse ? 3 : 4, c->far_below, coarse ? 3 : 4);
+        x[n] = bounded * factor + add;
+    }
+}
+
+INLINE void hide(vf *x, const int from, const int to, uint64_t seen)
+{
+    if (seen == UINT64_MAX) return;
+    UNROLL
+    for (int n = from; n < to; n++)
+        x[n] = keep_seen(x[n], seen, n * W);
+}
+
+INLINE vf largest_of(const vf *x, const int from, const int to)
+{
+    vf most = splat(-INFINITY);
+
+    UNROLL
+    for (int n = from; n < to; n++)
+        most = vmax(x[n], most);
+    return most;
+}
+
+INLINE vf largest_square(const vf *x, const int from, const int to, uint64_t seen)
+{
+    vf square[FV_KEY_TILE / W];
+
+    UNROLL
+    for (int n = from; n < to; n++)
+        square[n] = x[n] * x[n];
+    hide(square, from, to, seen); /* what stands in hidden places must not choose */
+    return largest_of(square, from, to);
+}
+
 enum { SLACK = 8 };
 
-/* Keys [from, to) of the tile.  A row's maximum is raised only when it would be passed by more than SLACK: weights of
- * up to e^SLACK lose nothing in floating point, and o is hardly ever rescaled.  Sums stay in lanes until the end. */
-INLINE void softmax_keys(const struct fv_softmax_step *step, const int from, const int to, const bool pairs)
+/* Raises row r's maximum to `top`; the row's sum, as that leaves it.  Rare, so out of the way of the others. */
+static __attribute__((noinline, cold)) vf raise_maximum(const struct fv_softmax_step *step, int r, float *o, vf sum,
+                                                        float top)
 {
-    enum { N = FV_KEY_TILE / W };
-    const vf log2e = splat(LOG2E);
+    if (step->maximum[r] > -INFINITY) { /* else there is nothing yet */
+        vf factor = splat(vexp(splat(step->maximum[r] - top))[0]);
+        sum *= factor;
+        for (int64_t d = 0; d < step->o_row; d += W)
+            store(o + d, load(o + d) * factor);
+    }
+    step->maximum[r] = top;
+    return sum;
+}
+
+INLINE vf shift_of(float maximum)
+{
+    return splat(maximum == -INFINITY ? 0 : maximum * -LOG2E);
+}
+
+/* Keys [first, end) of the tile.  A row's maximum is raised only when it would be passed by more than SLACK: weights of
+ * up to e^SLACK lose nothing in floating point, and o is hardly ever rescaled.  Sums stay in lanes until the end. */
+INLINE void softmax_keys(const struct fv_softmax_step *step, const int first, const int end, const bool pairs,
+                         const struct fv_cap *cap, const bool terms)
+{
+    const int from = first / W, to = end / W;
+    const float gain = terms ? step->gain : 0, *const biases = terms ? step->bias : NULL;
+    const float unit = cap ? LOG2E : 1; /* x is in units of 1 / unit once it is capped */
     float *s = step->s, *o = step->o, *total = step->total;
 
-    for (int r = 0; r < step->rows; r++, s += FV_KEY_TILE, o += step->o_row, total += W) {
-        uint64_t seen = step->bits[r % step->tokens];
-        vf x[N], high = splat(-INFINITY), shift, sum = load(total);
+    for (int r = 0, token = step->token; r < step->rows; r++, s += FV_KEY_TILE, o += step->o_row, total += W) {
+        uint64_t seen = step->bits[token];
+        float same = biases && step->shift ? step->shift[r * step->shift_row] : 0, room = step->maximum[r] + SLACK;
+        vf x[FV_KEY_TILE / W], sum = load(total);
+        bool unsure = true;
 
+        token = token + 1 < step->tokens ? token + 1 : 0;
         if (!seen) {
-            memset(s + (pairs ? from / 2 : from), 0, (size_t)(pairs ? (to - from) / 2 : to - from) * sizeof *s);
+            memset(s + (pairs ? first / 2 : first), 0, (size_t)(pairs ? (end - first) / 2 : end - first) * sizeof *s);
             continue;
         }
         UNROLL
-        for (int n = from / W; n < to / W; n++)
+        for (int n = from; n < to; n++)
             x[n] = load(s + n * W);
-        if (step->gain != 0) {
+        if (gain != 0) {
             UNROLL
-            for (int n = from / W; n < to / W; n++)
-                x[n] = gained(x[n], step->gain);
+            for (int n = from; n < to; n++)
+                x[n] = gained(x[n], gain);
         }
-        if (step->softcap > 0) cap_row(x, from / W, to / W, seen, step->softcap, pairs);
-        if (step->bias) {
-            const float *bias = step->bias + r * step->bias_row;
-            vf same = splat(step->shift ? step->shift[r * step->shift_row] : 0);
-            UNROLL
-            for (int n = from / W; n < to / W; n++)
-                x[n] += load(bias + n * W) + same;
-            /* the next key tile's of rows that lie far apart, past the second level, where panels are */
-            for (int n = from; step->bias_row > FV_KEY_TILE && n < to; n += 16)
-                __builtin_prefetch(bias + FV_KEY_TILE + n, 0, 0);
+        if (cap) {
+            vf most = largest_square(x, from, to, seen), add = splat(0);
+            /* a cap only makes logits smaller, so mostly their squares say that none passes the maximum */
+            unsure = biases || !(room > 0) || any_above(most, splat(room * room));
+            if (!unsure) add = shift_of(step->maximum[r]);
+            cap_row(x, from, to, most, add, cap, pairs);
         }
-        if (seen != UINT64_MAX) {
+        if (biases) {
+            const float *bias = biases + r * step->bias_row;
             UNROLL
-            for (int n = from / W; n < to / W; n++)
-                x[n] = keep_seen(x[n], seen, n * W);
+            for (int n = from; n < to; n++)
+                x[n] += load(bias + n * W) * splat(unit);
+            for (int n = first; step->ask != 0 && n < end; n += 16)
+                __builtin_prefetch(bias + step->ask + n, 0, 2); /* into the second level */
+        }
+        hide(x, from, to, seen);
+        if (unsure) {
+            vf high = largest_of(x, from, to), add;
+            if (any_above(high, splat((room - same) * unit)))
+                sum = raise_maximum(step, r, o, sum, largest(high) / unit + same);
+            add = shift_of(step->maximum[r]);
+            if (biases) add += splat(same * LOG2E);
+            UNROLL
+            for (int n = from; n < to; n++)
+                x[n] = x[n] * splat(LOG2E / unit) + add;
         }
         UNROLL
-        for (int n = from / W; n < to / W; n++)
-            high = vmax(x[n], high);
-        if (any_above(high, splat(step->maximum[r] + SLACK))) {
-            float top = largest(high);
-            if (step->maximum[r] > -INFINITY) { /* else there is nothing yet */
-                float factor = vexp(splat(step->maximum[r] - top))[0];
-                sum *= splat(factor);
-                for (int64_t d = 0; d < step->o_row; d += W)
-                    store(o + d, load(o + d) * splat(factor));
-            }
-            step->maximum[r] = top;
-        }
-        shift = splat(step->maximum[r] == -INFINITY ? 0 : step->maximum[r] * -LOG2E);
-        UNROLL
-        for (int n = from / W; n < to / W; n++) {
-            x[n] = exp2_of(x[n] * log2e + shift, pairs);
+        for (int n = from; n < to; n++) {
+            x[n] = exp2_of(x[n], pairs);
             sum += x[n];
         }
         store(total, sum);
         UNROLL
-        for (int n = from / W; n < to / W; n++) {
+        for (int n = from; n < to; n++) {
             if (!pairs)
                 store(s + n * W, x[n]);
             else if (n % 2)
@@ -183,19 +251,29 @@ INLINE void softmax_keys(const struct fv_softmax_step *step, const int from, con
     }
 }
 
-/* Bound: 11 vector operations for W logits (13 for f32), a sixth of the dot instructions of both products at D = 64 in
- * pairs.  A cap adds 7 (9), or 15 (21) where logits come near it: 12 and 9 % of a call at D = 64, or 24 and 17 %.  A
- * bias of every pair adds 2 and its bytes: 17 to 26 and 9 to 20 %. */
-static void softmax(const struct fv_softmax_step *step)
+INLINE void softmax_of(const struct fv_softmax_step *step, const bool pairs, const struct fv_cap *cap)
 {
     enum { HALF = FV_KEY_TILE / 2 };
 
     if (step->from > 0)
-        step->pairs ? softmax_keys(step, HALF, FV_KEY_TILE, true) : softmax_keys(step, HALF, FV_KEY_TILE, false);
+        softmax_keys(step, HALF, FV_KEY_TILE, pairs, cap, true);
     else if (step->to <= HALF)
-        step->pairs ? softmax_keys(step, 0, HALF, true) : softmax_keys(step, 0, HALF, false);
+        softmax_keys(step, 0, HALF, pairs, cap, true);
+    else if (step->bias || step->gain != 0)
+        softmax_keys(step, 0, FV_KEY_TILE, pairs, cap, true);
     else
-        step->pairs ? softmax_keys(step, 0, FV_KEY_TILE, true) : softmax_keys(step, 0, FV_KEY_TILE, false);
+        softmax_keys(step, 0, FV_KEY_TILE, pairs, cap, false);
+}
+
+/* Bound: 11 vector operations for W logits (13 for f32), a sixth of the dot instructions of both products at D = 64 in
+ * pairs.  A cap adds 4 (6): 3 to 5 % of a call at D = 64.  Where logits come near it that is 5 (6) and a division, or 9
+ * (11) and one: 13 to 16 % and 7 to 8 %, less at D = 128.  A bias of every pair adds 1 and its bytes: 6 to 8 %. */
+static void softmax(const struct fv_softmax_step *step)
+{
+    if (step->cap)
+        step->pairs ? softmax_of(step, true, step->cap) : softmax_of(step, false, step->cap);
+    else
+        step->pairs ? softmax_of(step, true, NULL) : softmax_of(step, false, NULL);
 }
 
 /* s += gain |s|, then cap tanh(s / cap) unless cap is 0 */
@@ -304,6 +382,7 @@ static bool panel_pairs(int count, int64_t n, const void *const *row, int64_t pa
 void LEAF(fill_attend)(struct fv_kernels *kernels)
 {
     kernels->softmax_tile = softmax;
+    kernels->scale_cap = scale_cap;
     kernels->curve = curve;
     kernels->add_rows = add_rows;
     kernels->shift_rows = shift_rows;

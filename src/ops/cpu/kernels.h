@@ -48,19 +48,26 @@ typedef void fv_pack_fn(const uint8_t *rows, int64_t row_bytes, int64_t columns,
 /* All columns of a group as panels of b (pairs: of bf16); a panel has tile_columns columns and `panel` floats. */
 typedef void fv_unpack_fn(bool pairs, const fv_packed *w, int64_t group, float *out, int64_t panel);
 
+/* Coefficients of a soft-cap as softmax_tile takes it: log2 e cap tanh(x / cap) by the squares of x (attend_tmpl.c). */
+struct fv_cap {
+    float near[6], above[4], below[3], far_above[5], far_below[5], near_end, middle_end, end;
+};
+
 /* The softmax of a key tile: logits s [rows, FV_KEY_TILE] of keys [from, to) (multiples of half a tile) become weights
- * exp(s - maximum), 0 where bits[r % tokens] hides a key; with `pairs` pairs of bf16, a row's in its first half.
- * maximum [rows], total [rows, width] and o [rows, o_row] (o_row a multiple of width) are brought up to date.
- * Before that s += gain |s|; s = softcap tanh(s / softcap); s += bias[r * bias_row + n] + shift[r * shift_row]. */
+ * exp(s - maximum), 0 where bits[(token + r) % tokens] hides a key; with `pairs` pairs of bf16, a row's in its first
+ * half. maximum [rows], total [rows, width] and o [rows, o_row] (o_row a multiple of width) are brought up to date.
+ * Before that s += gain |s|; s is capped; s += bias[r * bias_row + n] + shift[r * shift_row]. */
 struct fv_softmax_step {
-    int rows, tokens, from, to;
+    int rows, token, tokens, from, to;
     const uint64_t *bits;
     float *s, *maximum, *total, *o;
     int64_t o_row;
     bool pairs;
-    float gain, softcap;       /* 0: off */
+    float gain;
+    const struct fv_cap *cap;  /* NULL: none */
     const float *bias, *shift; /* NULL: none */
     int64_t bias_row, shift_row;
+    int64_t ask; /* floats from a row's bias to what will be needed soon; 0: nothing */
 };
 
 /* Attention of up to 8 rows with rows of k and v as they are stored:
@@ -126,8 +133,9 @@ struct fv_kernels {
     void (*convolve_channels)(int64_t n, int64_t kh, int64_t kw, const float *in, int64_t in_row, int64_t in_step,
                               const float *taps, int64_t tap_row, const float *bias, float *out);
     void (*softmax_tile)(const struct fv_softmax_step *step);
-    void (*curve)(int64_t n, float *s, float gain, float cap); /* s += gain |s|; cap tanh(s / cap) if cap > 0 */
-    const struct fv_few_kernels *few;                          /* [FV_DTYPE_COUNT]: f32, f16, bf16, q8_0 */
+    bool (*scale_cap)(bool pairs, float softcap, struct fv_cap *cap); /* false: it is too large or too small */
+    void (*curve)(int64_t n, float *s, float gain, float cap);        /* s += gain |s|; cap tanh(s / cap) if cap > 0 */
+    const struct fv_few_kernels *few;                                 /* [FV_DTYPE_COUNT]: f32, f16, bf16, q8_0 */
     /* The same where q and p may be rounded to 16 bits; NULL if there is none. */
     const struct fv_few_kernels *few_short;
     /* s[r * FV_KEY_TILE + n] += bias[r * bias_row + n], n < count <= FV_KEY_TILE */

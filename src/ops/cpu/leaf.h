@@ -63,11 +63,6 @@ INLINE vf vmin(vf a, vf b)
     return -vmax(-a, -b);
 }
 
-INLINE vf reciprocal(vf x)
-{
-    return 1 / x;
-}
-
 /* count < W floats */
 INLINE void copy_part(float *to, const float *from, int count)
 {

@@ -27,6 +27,7 @@ fv_status fv_tiles_new(fv_ctx *ctx, const fv_tiles_source *source, int64_t width
         tiles->own = *source->panels;
     else
         fv_panels_open(kernels, &source->k, NULL, false, &tiles->own);
+    tiles->capped = kernels->scale_cap(tiles->own.pairs, source->logits->softcap, &tiles->cap);
     FV_TRY(FV_SCRATCH(ctx, tiles->bias, FV_TILE * FV_KEY_TILE));
     FV_TRY(FV_SCRATCH(ctx, tiles->open.bias, FV_TILE * FV_KEY_TILE));
     FV_TRY(FV_SCRATCH(ctx, tiles->terms, FV_TERM_ROWS * FV_KEY_TILE));
@@ -117,24 +118,20 @@ static void dots(fv_tiles *t)
     }
 }
 
-/* Parts of the tile that none of a micro-tile's rows sees are left out. */
-static void products(fv_tiles *t)
+void fv_tiles_products(const fv_tiles *t, int n, float *s)
 {
     const struct fv_kernels *kernels = t->source->kernels;
     fv_tile_fn *tile = t->own.pairs ? kernels->tile_bf16 : kernels->tile;
     int64_t depth = t->own.depth;
-    int columns = kernels->tile_columns;
-    uint64_t part = ((uint64_t)1 << columns) - 1;
+    int columns = kernels->tile_columns, r = n * t->step, rows = (int)fv_min(t->step, t->rows - r);
+    uint64_t part = ((uint64_t)1 << columns) - 1, seen = fv_tiles_seen(t, n);
+    const fv_logits *l = t->source->logits;
 
-    for (int n = 0; n < t->count; n += columns) {
-        if (!(t->seen >> n & part)) continue;
-        for (int r = 0, at = 0; r < t->rows; r += t->step, at++) {
-            int rows = (int)fv_min(t->step, t->rows - r);
-            if (!(fv_tiles_seen(t, at) >> n & part)) continue;
-            tile(rows, depth, t->query_panels + r * depth, 1, rows, t->panels.keys + n * depth, columns,
-                 t->logits + r * FV_KEY_TILE + n, FV_KEY_TILE, false);
-        }
-    }
+    for (int key = 0; key < t->count; key += columns)
+        if (seen >> key & part)
+            tile(rows, depth, t->query_panels + r * depth, 1, rows, t->panels.keys + key * depth, columns, s + key,
+                 FV_KEY_TILE, false);
+    if (t->deferred && l->softcap > 0 && !t->capped) kernels->curve(rows * FV_KEY_TILE, s, l->gain, l->softcap);
 }
 
 /* Adds the bias by relative offset of keys that follow each other: a stretch of its row, with both ends repeated. */
@@ -316,19 +313,33 @@ static void gather_bias(const fv_tiles *t, int r, int rows, bool separable, stru
     }
 }
 
-int fv_tiles_terms(const fv_tiles *t, int r, struct fv_softmax_step *step)
+/* A bias whose rows lie far apart is asked for a step of rows before it is needed, in the next key tile behind the
+ * last: evenly, as memory gives it, and not so early that rows which fall into the same sets of a cache drive it out
+ * again. For how many rows that is the same distance. */
+static int ask_for_bias(const fv_tiles *t, int token, int rows, struct fv_softmax_step *step)
+{
+    int last = (int)fv_max(t->tile.rows - t->step, 0);
+
+    if (step->bias_row <= FV_KEY_TILE) return rows;
+    step->ask = token < last ? t->step * step->bias_row : FV_KEY_TILE - last * step->bias_row;
+    return token < last ? (int)fv_min(rows, last - token) : rows;
+}
+
+int fv_tiles_terms(const fv_tiles *t, int r, int most, struct fv_softmax_step *step)
 {
     const fv_logits *l = t->source->logits;
-    int token = r % t->tile.rows, rows = 1, most = t->tile.rows - token;
+    int token = r % t->tile.rows, rows = 1;
     int64_t h = t->tile.h + r / t->tile.rows;
     const int64_t *query = t->tile.query + token;
     bool joined = stretch(t->key, t->count) == t->count;
     int terms = fv_present(&l->bias) + fv_present(&l->offset_bias) + fv_present(&l->row_bias) + t->biased;
 
-    step->gain = l->gain;
-    step->softcap = l->softcap;
+    step->gain = t->capped || l->softcap <= 0 ? l->gain : 0;
+    step->cap = t->capped ? &t->cap : NULL;
     step->bias = step->shift = NULL;
-    if (terms == 0) return t->rows - r;
+    step->ask = 0;
+    if (terms == 0) return most;
+    most = (int)fv_min(most, t->tile.rows - token);
     if (t->biased && terms == 1) {
         step->bias = t->bias + token * FV_KEY_TILE;
         step->bias_row = FV_KEY_TILE;
@@ -336,7 +347,8 @@ int fv_tiles_terms(const fv_tiles *t, int r, struct fv_softmax_step *step)
     }
     while (rows < most && query[rows] == query[rows - 1] + 1)
         rows++;
-    if (terms == 1 && joined && t->count == FV_KEY_TILE && bias_in_place(t, h, query[0], rows, step)) return rows;
+    if (terms == 1 && joined && t->count == FV_KEY_TILE && bias_in_place(t, h, query[0], rows, step))
+        return ask_for_bias(t, token, rows, step);
     step->shift = NULL;
     rows = (int)fv_min(rows, FV_TERM_ROWS);
     gather_bias(t, r, rows, terms == 1 && joined && fv_present(&l->row_bias) && l->column_bias.strides[3] == 1, step);
@@ -402,7 +414,8 @@ static void finish(fv_tiles *t, int64_t block, fv_tiles_fn *visit, void *user)
                 t->panels.finite = fv_panels_fill(&t->own, t->b, t->key_head, t->key, t->count, t->staging, t->keys,
                                                   valued ? t->values : NULL);
             }
-            products(t);
+            for (int n = 0; !t->deferred && n * t->step < t->rows; n++)
+                fv_tiles_products(t, n, t->logits + n * t->step * FV_KEY_TILE);
         }
         if (!t->deferred && (t->biased || has_bias(s->logits) || is_curved(s->logits))) transform(t);
         visit(user, t);

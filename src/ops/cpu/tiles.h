@@ -42,9 +42,11 @@ typedef struct fv_tiles {
     uint64_t *part_seen;    /* by the rows from n * step on; of a tile that is not whole */
     bool whole;             /* every row sees every key */
     bool biased;
-    bool deferred;       /* set by the caller: logits are plain products, for fv_tiles_terms to complete */
-    float *bias;         /* [FV_TILE, FV_KEY_TILE] of list entries, if biased */
-    float *logits;       /* [rows, FV_KEY_TILE]; undefined where bits are 0 */
+    bool deferred; /* set by the caller: it calls fv_tiles_products and fv_tiles_terms for the logits */
+    float *bias;   /* [FV_TILE, FV_KEY_TILE] of list entries, if biased */
+    float *logits; /* [rows, FV_KEY_TILE]; undefined where bits are 0, and where they are deferred */
+    bool capped;   /* the softmax applies the soft-cap, as */
+    struct fv_cap cap;
     float *terms;        /* [FV_TERM_ROWS, FV_KEY_TILE], where a bias has to be put together */
     float *slopes;       /* the same, if wanted and not all 1 */
     fv_panels panels;    /* of the tile's keys */
@@ -88,8 +90,12 @@ void fv_tiles_begin(fv_tiles *tiles);
 /* Adds the biases of row r of the walk and `count` keys to its logits s. */
 void fv_tiles_add_bias(const fv_tiles *tiles, int r, const int64_t *key, int count, float *s);
 
-/* What the softmax of row r, and of rows behind it, has to add to deferred logits; how many rows that holds for. */
-int fv_tiles_terms(const fv_tiles *tiles, int r, struct fv_softmax_step *step);
+/* Plain products of the rows from n * step on, of which there are up to `step`, into s [step, FV_KEY_TILE]; parts that
+ * none of the rows sees are left out. */
+void fv_tiles_products(const fv_tiles *tiles, int n, float *s);
+
+/* What the softmax of row r, and of up to `most` rows from it on, has to add to products; how many that holds for. */
+int fv_tiles_terms(const fv_tiles *tiles, int r, int most, struct fv_softmax_step *step);
 
 /* Walks the keys from..to-1 that item sees, calling `visit` with logits filled in. */
 typedef void fv_tiles_fn(void *user, fv_tiles *tiles);

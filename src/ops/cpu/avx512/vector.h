@@ -64,13 +64,6 @@ INLINE vf vmin(vf a, vf b)
     return (vf)_mm512_min_ps((__m512)a, (__m512)b);
 }
 
-/* 1 / x, within 1 ulp, of x far from the largest and smallest numbers */
-INLINE vf reciprocal(vf x)
-{
-    vf r = (vf)_mm512_rcp14_ps((__m512)x);
-    return r + r * (1 - x * r);
-}
-
 INLINE vi load_u8(const uint8_t *p)
 {
     return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
