@@ -48,6 +48,16 @@ static inline int64_t fv_rows_count(const fv_rows *rows, int64_t head)
     return rows->head[head].count;
 }
 
+/* Bytes of all rows held; of a zeroed one 0. */
+static inline size_t fv_rows_used(const fv_rows *rows)
+{
+    size_t bytes = 0;
+
+    for (int64_t g = 0; g < rows->options.heads; g++)
+        bytes += (size_t)rows->head[g].count * (rows->side[0].row_bytes + rows->side[1].row_bytes);
+    return bytes;
+}
+
 /* Positions of a head's rows, ascending. */
 static inline const int32_t *fv_rows_positions(const fv_rows *rows, int64_t head)
 {

@@ -220,14 +220,6 @@ fv_status fv_session_new(fv_ctx *ctx, const fv_model *model, const fv_session_op
     return status;
 }
 
-static size_t row_bytes(const fv_session_layer *layer)
-{
-    fv_rows_bytes bytes;
-
-    fv_rows_measure(&layer->rows, &bytes);
-    return bytes.used;
-}
-
 /* What policies remember goes. */
 static void drop_policies(fv_session *session)
 {
@@ -267,7 +259,7 @@ void fv_session_clear_layer(fv_session *session, int64_t l)
         layer->state.kept[kind].count = 0;
     session->row_bytes = 0;
     for (int64_t other = 0; other < session->model->sizes.layers; other++)
-        session->row_bytes += row_bytes(&session->layers[other]);
+        session->row_bytes += fv_rows_used(&session->layers[other].rows);
 }
 
 void fv_session_clear(fv_session *session)
@@ -425,7 +417,7 @@ void fv_session_recount(fv_session *session)
 {
     session->row_bytes = 0;
     for (int64_t l = 0; l < session->model->sizes.layers; l++)
-        session->row_bytes += row_bytes(&session->layers[l]);
+        session->row_bytes += fv_rows_used(&session->layers[l].rows);
     note_peak(session);
 }
 
@@ -508,11 +500,11 @@ fv_status fv_session_act(fv_session *session, int64_t l, int64_t prompt)
     fv_status status = FV_OK;
 
     if (!layer->policy || !layer->policy->use->policy->act) return FV_OK;
-    size_t before = row_bytes(layer);
+    size_t before = fv_rows_used(&layer->rows);
     fv_mark mark = fv_scratch_mark(session->ctx);
     status = layer->policy->use->policy->act(session->ctx, layer->policy, prompt);
     fv_scratch_release(session->ctx, mark);
-    session->row_bytes -= before - row_bytes(layer);
+    session->row_bytes -= before - fv_rows_used(&layer->rows);
     return status;
 }
 
