@@ -60,7 +60,7 @@ static int64_t span_of(const float *keys, int64_t count, int64_t dim, int64_t ra
     return found;
 }
 
-/* Turns rows a and b (and columns, of a symmetric matrix) of m [dim, dim] by an angle of cosine c and sine s. */
+/* Turns rows a and b of m [dim, dim] by an angle of cosine c and sine s. */
 static void turn_rows(double *m, int64_t dim, int64_t a, int64_t b, double c, double s)
 {
     for (int64_t d = 0; d < dim; d++) {
@@ -70,16 +70,23 @@ static void turn_rows(double *m, int64_t dim, int64_t a, int64_t b, double c, do
     }
 }
 
-static void turn_columns(double *m, int64_t dim, int64_t a, int64_t b, double c, double s)
+/* The same from both sides of a symmetric matrix, so that its entry (a, b) becomes 0; t = s / c. */
+static void turn_both(double *m, int64_t dim, int64_t a, int64_t b, double c, double t)
 {
+    double up = m[a * dim + a], down = m[b * dim + b], off = m[a * dim + b];
+
+    turn_rows(m, dim, a, b, c, t * c);
+    m[a * dim + a] = up - t * off;
+    m[b * dim + b] = down + t * off;
+    m[a * dim + b] = m[b * dim + a] = 0;
     for (int64_t d = 0; d < dim; d++) {
-        double x = m[d * dim + a], y = m[d * dim + b];
-        m[d * dim + a] = c * x - s * y;
-        m[d * dim + b] = s * x + c * y;
+        m[d * dim + a] = m[a * dim + d];
+        m[d * dim + b] = m[b * dim + d];
     }
 }
 
-/* Jacobi's method: the rows of v become the eigenvectors of m, its diagonal the eigenvalues. */
+/* Jacobi's method: the rows of v become the eigenvectors of m, its diagonal the eigenvalues.  What is left beside the
+ * diagonal turns them by less than they are rounded to. */
 static void diagonalise(double *m, int64_t dim, double *v)
 {
     enum { SWEEPS = 30 }; /* it converges quadratically: 6 to 10 are enough */
@@ -91,13 +98,12 @@ static void diagonalise(double *m, int64_t dim, double *v)
         int64_t turned = 0;
         for (int64_t a = 0; a < dim; a++)
             for (int64_t b = a + 1; b < dim; b++) {
-                double off = m[a * dim + b], up = m[a * dim + a], down = m[b * dim + b], t, c;
-                if (!(fabs(off) > 1e-15 * trace)) continue;
-                double theta = (down - up) / (2 * off);
+                double off = m[a * dim + b], t, c;
+                if (!(fabs(off) > 1e-13 * trace)) continue;
+                double theta = (m[b * dim + b] - m[a * dim + a]) / (2 * off);
                 t = (theta < 0 ? -1 : 1) / (fabs(theta) + sqrt(theta * theta + 1));
                 c = 1 / sqrt(t * t + 1);
-                turn_rows(m, dim, a, b, c, t * c);
-                turn_columns(m, dim, a, b, c, t * c);
+                turn_both(m, dim, a, b, c, t);
                 turn_rows(v, dim, a, b, c, t * c);
                 turned++;
             }
@@ -114,10 +120,13 @@ static int64_t main_directions(const float *keys, int64_t count, int64_t dim, in
     memset(memory, 0, (size_t)(2 * dim * dim) * sizeof *memory);
     for (int64_t i = 0; i < count; i++)
         for (int64_t a = 0; a < dim; a++)
-            for (int64_t b = 0; b < dim; b++)
+            for (int64_t b = 0; b <= a; b++)
                 m[a * dim + b] += (double)keys[i * dim + a] * (double)keys[i * dim + b];
-    for (int64_t d = 0; d < dim; d++)
-        v[d * dim + d] = 1;
+    for (int64_t a = 0; a < dim; a++) {
+        for (int64_t b = 0; b < a; b++)
+            m[b * dim + a] = m[a * dim + b];
+        v[a * dim + a] = 1;
+    }
     diagonalise(m, dim, v);
     for (int64_t d = 0; d < dim; d++)
         most = fmax(most, m[d * dim + d]);

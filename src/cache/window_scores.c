@@ -33,7 +33,8 @@ fv_status fv_window_note(fv_window_queries *window, const fv_policy_layer *layer
                    (size_t)m->key_dim * sizeof(float));
     window->next = call->offset + call->queries;
     window->count = fv_min(window->count + call->queries, window->room);
-    window->logits = call->logits;
+    window->scale = call->logits.scale;
+    window->softcap = call->logits.softcap;
     return FV_OK;
 }
 
@@ -90,9 +91,10 @@ void fv_smooth(fv_smoothing how, int64_t kernel, const float *x, int64_t count, 
 static fv_status sum_columns(fv_ctx *ctx, const fv_window_queries *window, const fv_tensor *q, const fv_tensor *k,
                              const fv_tensor *v, const fv_plan *plan, const int32_t *key_head, fv_tensor *sums)
 {
+    const fv_logits logits = {.scale = window->scale, .softcap = window->softcap};
     int64_t heads = q->dims[1], queries = q->dims[2];
-    fv_attend_args attend = {.q = *q, .k = *k, .v = *v, .plan = plan, .logits = window->logits, .key_head = key_head};
-    fv_stats_args stats = {.q = *q, .k = *k, .plan = plan, .logits = window->logits, .key_head = key_head};
+    fv_attend_args attend = {.q = *q, .k = *k, .v = *v, .plan = plan, .logits = logits, .key_head = key_head};
+    fv_stats_args stats = {.q = *q, .k = *k, .plan = plan, .logits = logits, .key_head = key_head};
 
     FV_TRY(fv_tensor_new(ctx, &attend.o, FV_F32, FV_DIMS(1, heads, queries, v->dims[3])));
     FV_TRY(fv_tensor_new(ctx, &attend.lse, FV_F32, FV_DIMS(1, heads, queries)));

@@ -13,7 +13,7 @@
 typedef struct fv_window_queries {
     float *q;                  /* [room, H * D]: of position p in row p % room */
     int64_t room, count, next; /* rows there are, filled, and the position behind the last */
-    fv_logits logits;
+    float scale, softcap;      /* of their logits */
 } fv_window_queries;
 
 /* In `after`: remembers the last `window` queries of a prompt; steps are not remembered.  FV_E_MEMORY. */
