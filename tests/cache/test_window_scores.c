@@ -229,7 +229,7 @@ static void pyramids_have_their_budget_in_the_mean(void **state)
             fail_msg("budget %d, window %d, beta %d, %d tokens, %d layers: expected %d rows, got %d", (int)budget,
                      (int)window, (int)beta, (int)tokens, (int)layers, (int)(budget * layers), (int)sum);
     }
-    /* 96 rows of 30 layers: from 64 + 2 * 64 / 20 .. in exact steps */
+    /* 64 rows to choose in the mean of 30 layers: 64 / 20 in the last, 2 * 64 - 3 in the first */
     assert_int_equal(fv_pyramid_budget(96, 32, 20, 1000, 0, 30), 32 + 125);
     assert_int_equal(fv_pyramid_budget(96, 32, 20, 1000, 29, 30), 32 + 3);
     assert_int_equal(fv_pyramid_budget(96, 32, 20, 1000, 1, 30), 32 + 121); /* 125 - 122/29 = 120.8 */
