@@ -14,6 +14,10 @@ enum { VOCABULARY = 50, MOST_LAYERS = 8 };
 /* Of the largest logit: f32 sums against doubles, through a few layers. */
 static const double tolerance = 7e-5;
 
+/* Of two scores: closer ones may fall either way in f32.  A score is a sum of weights exp(s - lse), so it is off by as
+ * much, relative to itself, as a logit s is off in all: no more than the logits at the end are. */
+static const double clear_choice = 1e-4;
+
 static const char f32_rows[] = "k=f32,v=f32";
 
 struct fixture {
@@ -21,6 +25,44 @@ struct fixture {
     fv_model *model;
     int32_t ids[TOKENS_ALL];
 };
+
+/* The plan file of a policy, for this process. */
+static const char *plan_path(const char *policy)
+{
+    static char path[64];
+
+    snprintf(path, sizeof path, "/tmp/fovea-plan-%ld-%.20s.json", (long)getpid(), policy);
+    return path;
+}
+
+static void write_plans(const tiny_model *tiny)
+{
+    for (const policy_plan *plan = policy_plans; plan->policy; plan++) {
+        FILE *file = fopen(plan_path(plan->policy), "w");
+        assert_non_null(file);
+        plan->write(tiny, file);
+        assert_int_equal(fclose(file), 0);
+    }
+}
+
+static void remove_plans(void)
+{
+    for (const policy_plan *plan = policy_plans; plan->policy; plan++)
+        unlink(plan_path(plan->policy));
+}
+
+/* A SPEC with the name of its plan file in the place of `@`. */
+static const char *with_plan(const char *spec)
+{
+    static char text[256];
+    char policy[64];
+    const char *at = strchr(spec, '@');
+
+    if (!at) return spec;
+    snprintf(policy, sizeof policy, "%.*s", (int)strcspn(spec, ":"), spec);
+    snprintf(text, sizeof text, "%.*s%s%s", (int)(at - spec), spec, plan_path(policy), at + 1);
+    return text;
+}
 
 static void begin(struct fixture *f, tiny_model tiny)
 {
@@ -35,10 +77,12 @@ static void begin(struct fixture *f, tiny_model tiny)
     unlink(path);
     for (int i = 0; i < TOKENS_ALL; i++)
         f->ids[i] = (int32_t)fv_random_below(&random, f->tiny.vocabulary);
+    write_plans(&f->tiny);
 }
 
 static void end(struct fixture *f)
 {
+    remove_plans();
     fv_model_close(f->model);
     tiny_free(&f->tiny);
 }
@@ -46,7 +90,7 @@ static void end(struct fixture *f)
 /* A SPEC with rows of f32, so that only the order of sums differs from a twin in doubles. */
 static const char *with_f32(const char *spec)
 {
-    static char text[256];
+    static char text[300];
 
     snprintf(text, sizeof text, "%s%c%s", spec, strchr(spec, ':') ? ',' : ':', f32_rows);
     return text;
@@ -111,8 +155,9 @@ static void same(const char *what, const struct fixture *f, const struct outcome
     same_rows(what, f, a, b);
     for (int64_t i = 0; i < TOKENS_ALL * VOCABULARY; i++)
         if (memcmp(&a->logits[i], &b->logits[i], sizeof a->logits[i]) != 0)
-            fail_msg("%s: token %d, logit %d: expected the same bits, got %.9g and %.9g", what, (int)(i / VOCABULARY),
-                     (int)(i % VOCABULARY), (double)a->logits[i], (double)b->logits[i]);
+            fail_msg("%s of %s: token %d, logit %d: expected the same bits, got %.9g and %.9g", what,
+                     f->tiny.architecture, (int)(i / VOCABULARY), (int)(i % VOCABULARY), (double)a->logits[i],
+                     (double)b->logits[i]);
     assert_int_equal(a->stats.cache_bytes, b->stats.cache_bytes);
 }
 
@@ -143,6 +188,29 @@ static void check_rows(const char *what, const struct fixture *f, const bool *ex
         }
 }
 
+static void twin_of(const struct fixture *f, const policy_case *c, tiny_policy *twin, double *logits, bool *held)
+{
+    policy_margin = INFINITY;
+    c->begin(&f->tiny, twin);
+    tiny_twin_cached(&f->tiny, f->ids, TOKENS_PROMPT, TOKENS_ALL, twin, logits, held);
+}
+
+/* Draws other weights and tokens until no choice of the twin is closer than f32 can tell. */
+static void draw_until_clear(struct fixture *f, const tiny_model *tiny, const policy_case *c)
+{
+    static double logits[TOKENS_ALL * VOCABULARY];
+    tiny_policy twin = {0};
+
+    for (int drawn = 0; drawn < 100; drawn++) {
+        twin_of(f, c, &twin, logits, NULL);
+        if (c->end) c->end(&twin);
+        if (policy_margin > clear_choice) return;
+        end(f);
+        begin(f, *tiny);
+    }
+    fail_msg("%s: 100 texts without a clear choice", c->spec);
+}
+
 static void check_twin(const struct fixture *f, const policy_case *c, const char *device, int64_t chunk)
 {
     static double expected[TOKENS_ALL * VOCABULARY];
@@ -153,9 +221,8 @@ static void check_twin(const struct fixture *f, const policy_case *c, const char
     char what[300];
 
     snprintf(what, sizeof what, "%s of %s on %s in chunks of %d", c->spec, f->tiny.architecture, device, (int)chunk);
-    c->begin(&f->tiny, &twin);
-    tiny_twin_cached(&f->tiny, f->ids, TOKENS_PROMPT, TOKENS_ALL, &twin, expected, held);
-    run(f, device, 2, with_f32(c->spec), chunk, &got);
+    twin_of(f, c, &twin, expected, held);
+    run(f, device, 2, with_f32(with_plan(c->spec)), chunk, &got);
     check_rows(what, f, held, got.count, got.position);
     if (c->selected) check_rows(what, f, c->selected(&twin), got.read_count, got.read);
     if (c->end) c->end(&twin);
@@ -175,6 +242,7 @@ static void policies_equal_their_twins(void **state)
     for (int m = 0; m < MODELS; m++) {
         begin(&f, models[m]);
         for (int c = 0; policy_cases[c]; c++) {
+            draw_until_clear(&f, &models[m], policy_cases[c]);
             check_twin(&f, policy_cases[c], "ref", 0);
             check_twin(&f, policy_cases[c], "cpu", 0);
             check_twin(&f, policy_cases[c], "cpu", 17);
@@ -204,7 +272,7 @@ static void room_for_everything_is_the_full_cache(void **state)
         run(&f, "cpu", 2, "full", 0, &full);
         for (int c = 0; policy_cases[c]; c++) {
             if (!policy_cases[c]->whole) continue;
-            run(&f, "cpu", 2, policy_cases[c]->whole, 0, &got);
+            run(&f, "cpu", 2, with_plan(policy_cases[c]->whole), 0, &got);
             same(policy_cases[c]->whole, &f, &full, &got);
         }
         end(&f);
@@ -220,8 +288,8 @@ static void decisions_do_not_depend_on_threads(void **state)
     for (int m = 0; m < MODELS; m++) {
         begin(&f, models[m]);
         for (int c = 0; policy_cases[c]; c++) {
-            run(&f, "cpu", 1, policy_cases[c]->spec, 0, &one);
-            run(&f, "cpu", 3, policy_cases[c]->spec, 0, &more);
+            run(&f, "cpu", 1, with_plan(policy_cases[c]->spec), 0, &one);
+            run(&f, "cpu", 3, with_plan(policy_cases[c]->spec), 0, &more);
             same(policy_cases[c]->spec, &f, &one, &more);
         }
         end(&f);
@@ -236,8 +304,9 @@ static void chunks_of_a_prompt_change_no_rows(void **state)
 
     begin(&f, models[0]);
     for (int c = 0; policy_cases[c]; c++) {
-        run(&f, "cpu", 2, with_f32(policy_cases[c]->spec), 64, &whole);
-        run(&f, "cpu", 2, with_f32(policy_cases[c]->spec), 7, &parts);
+        draw_until_clear(&f, &models[0], policy_cases[c]);
+        run(&f, "cpu", 2, with_f32(with_plan(policy_cases[c]->spec)), 64, &whole);
+        run(&f, "cpu", 2, with_f32(with_plan(policy_cases[c]->spec)), 7, &parts);
         same_rows(policy_cases[c]->spec, &f, &whole, &parts);
     }
     end(&f);
@@ -256,8 +325,9 @@ static void steps_alone_do_as_a_prompt_does(void **state)
         fv_session *session;
         if (!(policy_of(policy_cases[c]->spec)->traits & FV_POLICY_CHUNKS)) continue;
         if (strstr(policy_cases[c]->spec, "prefill=dense")) continue; /* that one tells a prompt apart */
-        run(&f, "cpu", 2, policy_cases[c]->spec, 0, &prompt);
-        assert_ok(fv_session_new(ctx, f.model, &(fv_session_options){.cache = policy_cases[c]->spec}, &session));
+        run(&f, "cpu", 2, with_plan(policy_cases[c]->spec), 0, &prompt);
+        assert_ok(
+            fv_session_new(ctx, f.model, &(fv_session_options){.cache = with_plan(policy_cases[c]->spec)}, &session));
         for (int64_t p = 0; p < TOKENS_ALL; p++)
             assert_ok(fv_session_feed(session, f.ids + p, 1, NULL, 0));
         memset(&steps, 0, sizeof steps);
@@ -279,7 +349,7 @@ static void selections_keep_every_row_and_others_free_theirs(void **state)
     run(&f, "cpu", 2, "full", 0, &full);
     for (int c = 0; policy_cases[c]; c++) {
         const fv_policy *policy = policy_of(policy_cases[c]->spec);
-        run(&f, "cpu", 2, policy_cases[c]->spec, 0, &got);
+        run(&f, "cpu", 2, with_plan(policy_cases[c]->spec), 0, &got);
         if (policy->traits & FV_POLICY_SELECTS)
             same_rows(policy_cases[c]->spec, &f, &full, &got);
         else if (policy->after || policy->act)
@@ -300,7 +370,7 @@ static void layers_with_a_window_are_left_alone(void **state)
     begin(&f, models[1]);
     run(&f, "cpu", 2, "full", 0, &full);
     for (int c = 0; policy_cases[c]; c++) {
-        run(&f, "cpu", 2, policy_cases[c]->spec, 0, &got);
+        run(&f, "cpu", 2, with_plan(policy_cases[c]->spec), 0, &got);
         for (int64_t l = 0; l < f.tiny.layers; l++)
             for (int64_t g = 0; g < f.tiny.key_heads && !tiny_sees_all(&f.tiny, l); g++) {
                 assert_int_equal(got.count[l][g], full.count[l][g]);
@@ -346,6 +416,37 @@ static void bad_specs_are_refused_in_words(void **state)
         {"0/full;0/sinkring", NULL, "named twice"},
         {"", NULL, ""},
         {"0/;rest/full", NULL, ""},
+        {"snapkv:window=1024", NULL, "more rows than the window of 1024, got 1024"},
+        {"snapkv:kernel=4", NULL, "'kernel': expected an odd number, got 4"},
+        {"snapkv:budget=1", NULL, "expected 2 to"},
+        {"snapkv:window=0", NULL, "expected 1 to"},
+        {"snapkv:pool=sum", NULL, "avg or max"},
+        {"snapkv:per=head", NULL, "kv or layer"},
+        {"snapkv:beta=3", NULL, "beta"},
+        {"pyramidkv:budget=32", NULL, "more rows than the window of 32, got 32"},
+        {"pyramidkv:beta=0", NULL, "expected 1 to"},
+        {"pyramidkv:kernel=2", NULL, "an odd number"},
+        {"compresskv:budget=8", NULL, "more rows than the window of 8, got 8"},
+        {"compresskv:kernel=6", NULL, "an odd number"},
+        {"compresskv:heads=trh", NULL, "srh or all"},
+        {"compresskv:budget=32,plan=/nowhere", NULL, "a budget of more than 32 rows, got 32"},
+        {"compresskv:window=32,plan=/nowhere", NULL, "a window of less than 32 rows, got 32"},
+        {"guikv:budget_pct=0", NULL, "expected more than 0, got 0"},
+        {"guikv:budget_pct=100.5", NULL, "budget_pct"},
+        {"guikv:window=65", NULL, "1 to 64"},
+        {"guikv:tau=0", NULL, "tau"},
+        {"guikv:alpha=-1", NULL, "alpha"},
+        {"guikv:rank=0", NULL, "rank"},
+        {"guikv:norm=output", NULL, "input or residual"},
+        {"guikv:subspace=pivoted", NULL, "first or svd"},
+        {"guikv:frames=7", NULL, "expected start-end+start-end, got '7'"},
+        {"guikv:frames=7-", NULL, "expected start-end+start-end"},
+        {"guikv:frames=7-9+", NULL, "expected start-end+start-end"},
+        {"guikv:frames=7-9x", NULL, "expected start-end+start-end"},
+        {"guikv:frames=-3-9", NULL, "expected start-end+start-end"},
+        {"guikv:frames=7-99999999999", NULL, "expected start-end+start-end"},
+        {"guikv:frames=9-9", NULL, "got 9-9 behind 0"},
+        {"guikv:frames=3-9+8-12", NULL, "got 8-12 behind 9"},
         {"sinkring", "moba:block=8", "acts on the model's own attention, not on 'moba'"},
     };
     struct fixture f;
@@ -379,8 +480,8 @@ static void failing_memory_is_an_error(void **state)
         for (int64_t nth = 1; failed && nth < 400; nth++) {
             fv_session *session = NULL;
             test_alloc_fail(nth);
-            fv_status status =
-                fv_session_new(ctx, f.model, &(fv_session_options){.cache = policy_cases[c]->spec}, &session);
+            fv_status status = fv_session_new(
+                ctx, f.model, &(fv_session_options){.cache = with_plan(policy_cases[c]->spec)}, &session);
             if (status == FV_OK) status = fv_session_prompt(session, f.ids, TOKENS_PROMPT, NULL, 0);
             if (status == FV_OK) status = fv_session_feed(session, f.ids + TOKENS_PROMPT, 1, NULL, 0);
             test_alloc_fail(0);

@@ -1,6 +1,24 @@
 #include "policies/policies.h"
 
+#include <math.h>
+
 extern const policy_case policy_sinkring, policy_sinkring_budget, policy_sinkring_dense, policy_sinkring_cache;
+extern const policy_case policy_snapkv, policy_snapkv_max, policy_snapkv_layer, policy_snapkv_layer_max;
+extern const policy_case policy_pyramidkv, policy_pyramidkv_clipped, policy_pyramidkv_short;
+extern const policy_case policy_compresskv, policy_compresskv_plan, policy_compresskv_all, policy_compresskv_uniform;
+extern const policy_case policy_guikv, policy_guikv_small, policy_guikv_frames, policy_guikv_svd, policy_guikv_query,
+    policy_guikv_one;
+
+void compresskv_write_plan(const tiny_model *m, FILE *file);
+
+const policy_plan policy_plans[] = {{"compresskv", compresskv_write_plan}, {NULL, NULL}};
+
+double policy_margin = INFINITY;
+
+void policy_choice(double gap)
+{
+    policy_margin = fmin(policy_margin, gap);
+}
 
 static void full(const tiny_model *m, tiny_policy *twin)
 {
@@ -11,5 +29,27 @@ static void full(const tiny_model *m, tiny_policy *twin)
 static const policy_case policy_full = {"full", "full", full, NULL, NULL};
 
 const policy_case *const policy_cases[] = {
-    &policy_full, &policy_sinkring, &policy_sinkring_budget, &policy_sinkring_dense, &policy_sinkring_cache, NULL,
+    &policy_full,
+    &policy_sinkring,
+    &policy_sinkring_budget,
+    &policy_sinkring_dense,
+    &policy_sinkring_cache,
+    &policy_snapkv,
+    &policy_snapkv_max,
+    &policy_snapkv_layer,
+    &policy_snapkv_layer_max,
+    &policy_pyramidkv,
+    &policy_pyramidkv_clipped,
+    &policy_pyramidkv_short,
+    &policy_compresskv,
+    &policy_compresskv_plan,
+    &policy_compresskv_all,
+    &policy_compresskv_uniform,
+    &policy_guikv,
+    &policy_guikv_small,
+    &policy_guikv_frames,
+    &policy_guikv_svd,
+    &policy_guikv_query,
+    &policy_guikv_one,
+    NULL,
 };

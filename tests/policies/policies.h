@@ -3,6 +3,8 @@
 #ifndef FV_POLICIES_H
 #define FV_POLICIES_H
 
+#include <stdio.h>
+
 #include "support/tiny_model.h"
 
 enum { TOKENS_PROMPT = 61, TOKENS_ALL = 90 };
@@ -16,6 +18,18 @@ typedef struct policy_case {
      * after the last token.  NULL: everything held. */
     const bool *(*selected)(const tiny_policy *twin);
 } policy_case;
+
+/* Writes the plan file that `@` in a policy's SPECs stands for. */
+typedef struct policy_plan {
+    const char *policy;
+    void (*write)(const tiny_model *m, FILE *file);
+} policy_plan;
+extern const policy_plan policy_plans[]; /* ended by a policy of NULL */
+
+/* The least gap, relative to them, between a score that a twin took and one that it left, since somebody made this
+ * infinite.  Scores in f32 may fall the other way where it is no more than their rounding. */
+extern double policy_margin;
+void policy_choice(double gap);
 
 /* NULL-ended. */
 extern const policy_case *const policy_cases[];
