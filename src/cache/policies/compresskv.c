@@ -214,6 +214,7 @@ const fv_policy fv_policy_compresskv = {
     .keeps = "the last `window` rows, and those that a layer's voters look at most; one list a layer, budgets by "
              "importance",
     .cost = "budget rows a key-value head in the mean over layers; voters window T D once a layer",
+    .sweep = "budget=ROWS",
     .options = options,
     .options_size = sizeof(struct compresskv),
     .layer_bytes = sizeof(fv_window_queries),

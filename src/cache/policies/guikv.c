@@ -357,6 +357,7 @@ const fv_policy fv_policy_guikv = {
     .keeps = "the last `window` rows, and those that their queries look at most; loud tokens of the newest frame gain, "
              "tokens of older frames that it says again lose",
     .cost = "budget_pct of a prompt's rows; H window T D once, and D rank for each key of an older frame",
+    .sweep = "budget_pct=PERCENT",
     .options = options,
     .options_size = sizeof(struct guikv),
     .layer_bytes = sizeof(struct state),

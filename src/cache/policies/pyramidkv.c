@@ -53,6 +53,7 @@ const fv_policy fv_policy_pyramidkv = {
     .keeps = "as snapkv, from 2m - m/beta chosen rows in the first layer down to m/beta in the last, m = budget - "
              "window",
     .cost = "budget rows a key-value head in the mean over layers; else as snapkv",
+    .sweep = "budget=ROWS",
     .options = options,
     .options_size = sizeof(struct pyramidkv),
     .layer_bytes = sizeof(fv_window_queries),

@@ -50,6 +50,7 @@ const fv_policy fv_policy_snapkv = {
     .keeps = "the last `window` rows, and the budget - window that their queries look at most",
     .cost = "budget rows a layer and key-value head behind a prompt; H window T D once, as much as a chunk of `window` "
             "queries twice",
+    .sweep = "budget=ROWS",
     .options = options,
     .options_size = sizeof(struct snapkv),
     .layer_bytes = sizeof(fv_window_queries),
