@@ -31,6 +31,8 @@ bool app_flush(void);
 
 /* One line of words on standard error, unless --quiet. */
 void app_say(const struct app *app, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* What the session's cache policies have to say about their options. */
+void app_warn(const struct app *app, const fv_session *session);
 /* The library's progress callback: a bar on a terminal, a line now and then elsewhere.  user is the app. */
 void app_progress(void *user, const char *what, double fraction);
 /* Takes the bar away before other words. */

@@ -108,7 +108,9 @@ static fv_status job_begin(struct job *job, int64_t context)
         .precision = values->precision == 1 ? FV_PRECISION_F32 : FV_PRECISION_AUTO,
     };
 
-    return fv_session_new(job->app->ctx, job->model, &options, &job->session);
+    FV_TRY(fv_session_new(job->app->ctx, job->model, &options, &job->session));
+    app_warn(job->app, job->session);
+    return FV_OK;
 }
 
 /* ---- perplexity ------------------------------------------------------------------------------------------------ */

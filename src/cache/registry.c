@@ -2,10 +2,15 @@
 #include "cache/policy.h"
 
 extern const fv_policy fv_policy_full, fv_policy_sinkring;
+extern const fv_policy fv_policy_shard, fv_policy_layer_plan, fv_policy_moa, fv_policy_gemfilter;
 
 const fv_policy *const fv_policies[] = {
     &fv_policy_full,
     &fv_policy_sinkring,
+    &fv_policy_shard,
+    &fv_policy_layer_plan,
+    &fv_policy_moa,
+    &fv_policy_gemfilter,
     NULL,
 };
 
