@@ -16,16 +16,18 @@ fv_block_rule fv_shards_rule(const fv_shards *shards, const fv_cache_model *mode
                            .residue = shards->offset + (shards->homo ? 0 : head * step_of(shards, model))};
 }
 
+/* A step is so small that heads come to the same residue again only where all residues are taken.  (So a stride of more
+ * than the key-value heads leaves blocks to nobody, also where heads * step reaches it.) */
 void fv_shards_warn(const fv_shards *shards, const fv_cache_model *model, const char *name, int64_t owners,
                     fv_text *warning)
 {
-    int64_t step = step_of(shards, model);
+    int64_t owned = fv_min(shards->homo ? 1 : owners, shards->stride);
 
-    if (model->key_heads * step >= shards->stride) return;
+    if (owned == shards->stride || owners == 0) return;
     fv_text_printf(warning,
                    "%s: the shards of %lld key-value heads, %lld apart, hold %lld of every %lld blocks outside the "
                    "window; the others are in none of them",
-                   name, (long long)owners, (long long)step, (long long)(shards->homo ? fv_min(owners, 1) : owners),
+                   name, (long long)owners, (long long)(shards->homo ? 0 : step_of(shards, model)), (long long)owned,
                    (long long)shards->stride);
 }
 
