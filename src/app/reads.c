@@ -65,7 +65,8 @@ static void look_head(void *user, int64_t head, int thread)
     for (int64_t j = 0; j < keys; j++)
         if (scores[j] > -INFINITY) sum += exp((double)scores[j] - top);
     for (int64_t j = 0; j < keys; j++) {
-        int64_t position = look->at->plan && plan->key_position ? plan->key_position[j] : j;
+        int64_t place = look->at->plan && plan->key_position ? plan->key_position[j] : j;
+        int64_t position = look->at->position ? look->at->position[place] : place;
         int64_t bin = fv_min(position * APP_READS_BINS / look->reads->keys, APP_READS_BINS - 1);
         if (scores[j] == -INFINITY) continue;
         bins[bin] = fmaxf(bins[bin], 0) + (float)(exp((double)scores[j] - top) / sum);

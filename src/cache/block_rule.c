@@ -25,10 +25,10 @@ void fv_shards_warn(const fv_shards *shards, const fv_cache_model *model, const 
 
     if (owned == shards->stride || owners == 0) return;
     fv_text_printf(warning,
-                   "%s: the shards of %lld key-value heads, %lld apart, hold %lld of every %lld blocks outside the "
-                   "window; the others are in none of them",
-                   name, (long long)owners, (long long)(shards->homo ? 0 : step_of(shards, model)), (long long)owned,
-                   (long long)shards->stride);
+                   "%s: outside the window %lld of every %lld blocks belong to one of the %lld key-value heads (step "
+                   "%lld); no shard has the others",
+                   name, (long long)owned, (long long)shards->stride, (long long)owners,
+                   (long long)(shards->homo ? 0 : step_of(shards, model)));
 }
 
 static bool owns(const fv_block_rule *rule, int64_t block)

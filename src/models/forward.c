@@ -115,6 +115,12 @@ static size_t row_bytes(const fv_rows *rows)
     return bytes.used;
 }
 
+/* Where tokens stand in the text, if that is not where they stand in the cache. */
+static const int32_t *text_positions(const fv_session *session)
+{
+    return session->left_out > 0 ? session->history.position : NULL;
+}
+
 static fv_status look_at(const struct reading *r, int64_t head, const fv_attend_args *args)
 {
     const fv_session *session = r->part->session;
@@ -140,7 +146,8 @@ static fv_status look_at(const struct reading *r, int64_t head, const fv_attend_
                                                                   .attention = r->own->attention,
                                                                   .call = &call,
                                                                   .plan = plan,
-                                                                  .extra = &args->logits});
+                                                                  .extra = &args->logits,
+                                                                  .position = text_positions(session)});
 }
 
 /* Attends to the rows of `heads` key-value heads, the index-th of those there are. */
@@ -247,9 +254,11 @@ static fv_status attend_by_mechanism(fv_ctx *ctx, struct reading *r)
     FV_TRY(fv_call_chunk(own->attention, &args, &call));
     call.pairs = &session->pairs;
     if (session->watch)
-        FV_TRY(session->watch(
-            session->watch_user,
-            &(fv_session_look){.layer = r->layer, .attention = own->attention, .call = &call, .extra = &extra.logits}));
+        FV_TRY(session->watch(session->watch_user, &(fv_session_look){.layer = r->layer,
+                                                                      .attention = own->attention,
+                                                                      .call = &call,
+                                                                      .extra = &extra.logits,
+                                                                      .position = text_positions(session)}));
     return fv_attention_chunk(ctx, own->attention, &call, &own->state, s->attention_cap > 0 ? &extra : NULL);
 }
 

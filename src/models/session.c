@@ -380,7 +380,7 @@ static fv_status check_ids(const fv_session *session, const int32_t *ids, int64_
     if (count < 0) return fv_fail(FV_E_ARGUMENT, "feed: expected a count of tokens, got %lld", (long long)count);
     if (session->broken)
         return fv_fail(FV_E_ARGUMENT, "feed: this session was stopped half way through something that cannot be taken "
-                                      "back; clear it and start again");
+                                      "back; clear the session and start again");
     if (count > room)
         return fv_fail(FV_E_SHAPE, "%lld tokens do not fit: the context of %lld holds %lld more", (long long)count,
                        (long long)session->context, (long long)room);

@@ -26,7 +26,8 @@ typedef struct fv_session_look {
     const fv_attention *attention;
     const fv_call *call;
     const fv_plan *plan;
-    const fv_logits *extra; /* the layer's own soft-cap */
+    const fv_logits *extra;  /* the layer's own soft-cap */
+    const int32_t *position; /* in the text, of what stands at 0, 1, ... here; NULL: the same */
 } fv_session_look;
 typedef fv_status fv_watch_fn(void *user, const fv_session_look *look);
 

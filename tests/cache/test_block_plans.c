@@ -227,7 +227,8 @@ static void sessions_give_each_warning_once(void **state)
         f.ctx, f.model,
         &(fv_session_options){.cache = "layer_plan:pattern=stride,n_full=0,block=4,budget=8", .context = 40},
         &session)); /* windows of one block and one in 10, 2 apart */
-    assert_non_null(strstr(fv_session_warning(session, 0), "2 apart, hold 4 of every 10 blocks"));
+    assert_non_null(
+        strstr(fv_session_warning(session, 0), "4 of every 10 blocks belong to one of the 4 key-value heads (step 2)"));
     fv_session_free(session);
     for (size_t q = 0; q < sizeof quiet / sizeof *quiet; q++) {
         assert_ok(fv_session_new(f.ctx, f.model, &(fv_session_options){.cache = quiet[q]}, &session));
