@@ -83,13 +83,18 @@ FV_API fv_status fv_session_new(fv_ctx *ctx, const fv_model *model, const fv_ses
                                 fv_session **session);
 FV_API void fv_session_free(fv_session *session);
 
+/* What its cache policies have to say about their options, a sentence each; NULL behind the last. */
+FV_API const char *fv_session_warning(const fv_session *session, int index);
+
 /* Appends tokens, as steps.  With logits: f32 rows of the vocabulary, of the last `rows` tokens, written to
  * logits[rows][vocab].  Any pieces, down to single tokens, give the same numbers.  FV_E_ARGUMENT for an id outside the
  * vocabulary, FV_E_SHAPE past the context (says how many fit), FV_E_INTERRUPTED (the session keeps whole chunks only).
  */
 FV_API fv_status fv_session_feed(fv_session *session, const int32_t *ids, int64_t count, float *logits, int64_t rows);
 
-/* As fv_session_feed, for a whole prompt: cache policies that judge one act at its end, and its logits come before. */
+/* As fv_session_feed, for a whole prompt: cache policies that judge one act at its end, and its logits come before.
+ * A policy that leaves tokens of a prompt out judges all that was fed, and its only logits are those of the last token
+ * that was kept: FV_E_USAGE where more are wanted, and for fv_session_stream. */
 FV_API fv_status fv_session_prompt(fv_session *session, const int32_t *ids, int64_t count, float *logits, int64_t rows);
 
 /* As fv_session_prompt, giving every row's logits to `sink` piece by piece, in bounded memory. */

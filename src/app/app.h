@@ -34,6 +34,8 @@ fv_status app_file_try(const char *path);
 
 /* One line of words on standard error, unless --quiet. */
 void app_say(const struct app *app, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* What the session's cache policies have to say about their options. */
+void app_warn(const struct app *app, const fv_session *session);
 /* The library's progress callback: a bar on a terminal, a line now and then elsewhere.  user is the app. */
 void app_progress(void *user, const char *what, double fraction);
 /* Takes the bar away before other words. */

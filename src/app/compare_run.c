@@ -193,6 +193,7 @@ static fv_status run_all(struct job *job)
 
     for (int r = 1; r < job->result->runs; r++) { /* every set-up is checked before the first long run */
         FV_TRY(open_session(job, &job->result->run[r]));
+        app_warn(job->app, job->session);
         close_session(job);
     }
     for (int r = 0; status == FV_OK && r < job->result->runs; r++) {

@@ -29,6 +29,14 @@ void app_say(const struct app *app, const char *format, ...)
     fputc('\n', stderr);
 }
 
+void app_warn(const struct app *app, const fv_session *session)
+{
+    const char *warning;
+
+    for (int i = 0; (warning = fv_session_warning(session, i)); i++)
+        app_say(app, "warning: %s", warning);
+}
+
 static void draw(const char *what, double fraction, double elapsed)
 {
     enum { CELLS = 30 };

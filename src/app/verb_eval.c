@@ -110,7 +110,9 @@ static fv_status job_begin(struct job *job, int64_t context)
         .precision = precision_of(values),
     };
 
-    return fv_session_new(job->app->ctx, job->model, &options, &job->session);
+    FV_TRY(fv_session_new(job->app->ctx, job->model, &options, &job->session));
+    app_warn(job->app, job->session);
+    return FV_OK;
 }
 
 /* ---- perplexity ------------------------------------------------------------------------------------------------ */

@@ -161,6 +161,7 @@ static fv_status job_begin(struct job *job, int64_t context)
     };
 
     FV_TRY(fv_session_new(job->app->ctx, job->model, &options, &job->session));
+    app_warn(job->app, job->session);
     FV_TRY(fv_sampler_new(&sampling, job->info.vocabulary, &job->sampler));
     FV_TRY(app_record_begin(&job->record, job->info.vocabulary));
     return FV_ALLOC(job->logits, job->info.vocabulary);

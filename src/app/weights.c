@@ -51,7 +51,7 @@ fv_status app_weights_of(fv_ctx *ctx, const fv_session_look *look, app_weights *
     struct work work = {.look = look, .out = weights};
     fv_pairs pairs = {0};
 
-    *weights = (app_weights){.heads = call->query_heads, .keys = call->keys};
+    *weights = (app_weights){.heads = call->query_heads, .keys = call->keys, .text = look->position};
     if (look->plan) {
         pairs.plan = *look->plan;
         weights->position = look->plan->key_position;

@@ -9,6 +9,7 @@ typedef struct app_weights {
     int64_t heads, keys;
     float *weight;           /* [heads, keys], by place of the key; 0 where it is not seen */
     const int32_t *position; /* [keys] of the keys; NULL: their places */
+    const int32_t *text;     /* where those stand in the text; NULL: there */
 } app_weights;
 
 /* Of a call of one query.  FV_E_USAGE where the mechanism has no pairs.  Scratch memory. */
@@ -16,7 +17,9 @@ fv_status app_weights_of(fv_ctx *ctx, const fv_session_look *look, app_weights *
 
 static inline int64_t app_weights_position(const app_weights *weights, int64_t key)
 {
-    return weights->position ? weights->position[key] : key;
+    int64_t place = weights->position ? weights->position[key] : key;
+
+    return weights->text ? weights->text[place] : place;
 }
 
 #endif

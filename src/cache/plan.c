@@ -107,7 +107,8 @@ static fv_status make_use(fv_cache_plan *plan, int part)
     if (use->policy->traits & FV_POLICY_FILTERS && !plan->layers.bare)
         return fv_fail(FV_E_USAGE, "%s: chooses the tokens of the whole model, so it cannot be for some layers",
                        use->policy->name);
-    return use->policy->open ? use->policy->open(use) : FV_OK;
+    if (use->policy->open) FV_TRY(use->policy->open(use));
+    return fv_text_status(&use->warning);
 }
 
 static fv_status make(const char *spec, fv_cache_plan *plan)
@@ -148,6 +149,7 @@ void fv_cache_plan_free(fv_cache_plan *plan)
         if (use->policy && use->policy->close) use->policy->close(use);
         fv_free((void *)(uintptr_t)use->options);
         fv_free((void *)(uintptr_t)use->layer);
+        fv_text_free(&use->warning);
     }
     fv_free(plan->use);
     if (plan->layers.specs) fv_layer_plan_free(&plan->layers);

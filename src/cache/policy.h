@@ -12,6 +12,7 @@
 #define FV_POLICY_H
 
 #include "base/options.h"
+#include "base/text.h"
 #include "cache/rows.h"
 #include "ops/ops.h"
 
@@ -52,7 +53,8 @@ typedef struct fv_policy_use {
     const fv_cache_model *model;
     const int64_t *layer; /* [layers] of the model it acts on, ascending */
     int64_t layers;
-    void *plan; /* what `open` made of options and plan files: the policy's own, the same for all streams */
+    void *plan;      /* what `open` made of options and plan files: the policy's own, the same for all streams */
+    fv_text warning; /* what `open` found that its user should know, in a sentence; empty: nothing */
 } fv_policy_use;
 
 /* One layer of one stream. */
@@ -71,7 +73,8 @@ typedef struct fv_policy_call {
     fv_tensor lse;             /* [1,H,queries] f32, of what was seen; with FV_POLICY_LSE, in `after` */
     fv_tensor input, residual; /* [queries,width] f32: what q, k and v are products of, and what its norm read */
     int64_t offset, queries;
-    bool prompt; /* of a prompt, or a step of decoding (one query) */
+    bool prompt;           /* of a prompt, or a step of decoding (one query) */
+    int64_t prompt_tokens; /* of the stream when its prompt ends, or ended; 0: it had none */
     fv_logits logits;
     const fv_rope_args *rope; /* how q was rotated (x, out and position left open) */
 } fv_policy_call;
@@ -94,8 +97,11 @@ struct fv_policy {
     fv_status (*open)(fv_policy_use *use);
     void (*close)(fv_policy_use *use);
 
+    /* FV_POLICY_PER_HEAD: whether all heads read alike at this layer, so that they can be taken together.  NULL: no. */
+    bool (*alike)(const fv_policy_layer *layer);
     /* `plan` has causal, offset and key_position set; head: the key-value head it is asked for, -1 without
-     * FV_POLICY_PER_HEAD (all see the same).  Lists in it have heads = 1 and come from scratch memory. */
+     * FV_POLICY_PER_HEAD or if they are alike (all see the same).  Lists in it have heads = 1 and come from scratch
+     * memory. */
     fv_status (*plan)(fv_ctx *ctx, fv_policy_layer *layer, const fv_policy_call *call, int64_t head, fv_plan *plan);
     /* Attends itself, where it takes more than fv_attend(args): args is filled in for the query heads of one key-value
      * head or of all. */
@@ -108,12 +114,12 @@ struct fv_policy {
     size_t (*state_bytes)(const fv_policy_layer *layer);
     const int32_t *(*selected)(const fv_policy_layer *layer, int64_t head, int64_t *count);
 
-    /* FV_POLICY_FILTERS: the layer at which a prompt of `tokens` is judged, and the places of the tokens to keep,
-     * ascending: q [1,H,1,D] of the last token and k [1,Hkv,tokens,D] of that layer, f32, rotated.  keep holds
-     * `tokens`. */
-    int64_t (*filter_layer)(const fv_policy_use *use);
-    fv_status (*filter)(fv_ctx *ctx, const fv_policy_use *use, const fv_tensor *q, const fv_tensor *k, int32_t *keep,
-                        int64_t *count);
+    /* FV_POLICY_FILTERS: the layer at which a prompt of `tokens` is judged (-1: it is kept whole), and the places of
+     * the tokens to keep, ascending: q [1,H,1,D] of the last token and k [1,Hkv,tokens,D] of that layer, f32, rotated;
+     * logits as the layer's own attention has them.  keep holds `tokens`. */
+    int64_t (*filter_layer)(const fv_policy_use *use, int64_t tokens);
+    fv_status (*filter)(fv_ctx *ctx, const fv_policy_use *use, const fv_logits *logits, const fv_tensor *q,
+                        const fv_tensor *k, int32_t *keep, int64_t *count);
     /* Rows a layer of the stream may hold: the capacity that is reserved for it.  NULL: the context. */
     int64_t (*bound)(const fv_policy_use *use, int64_t place);
 };

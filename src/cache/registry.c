@@ -3,6 +3,7 @@
 
 extern const fv_policy fv_policy_full, fv_policy_sinkring, fv_policy_snapkv, fv_policy_pyramidkv, fv_policy_compresskv,
     fv_policy_guikv;
+extern const fv_policy fv_policy_shard, fv_policy_layer_plan, fv_policy_moa, fv_policy_gemfilter;
 
 const fv_policy *const fv_policies[] = {
     &fv_policy_full,
@@ -11,6 +12,10 @@ const fv_policy *const fv_policies[] = {
     &fv_policy_pyramidkv,
     &fv_policy_compresskv,
     &fv_policy_guikv,
+    &fv_policy_shard,
+    &fv_policy_layer_plan,
+    &fv_policy_moa,
+    &fv_policy_gemfilter,
     NULL,
 };
 

@@ -81,11 +81,10 @@ static fv_status turn(const struct pass *p, const fv_layer *layer, const fv_tens
     return fv_rope(p->ctx, &rope);
 }
 
-/* Pairs the layer would have as the model is. */
-static double dense_pairs(const fv_sizes *sizes, const fv_forward_part *part, int64_t own_window)
+double fv_dense_pairs(const fv_sizes *sizes, int64_t position, int64_t tokens, int64_t own_window)
 {
-    double count = (double)part->count, window = (double)own_window;
-    double first = (double)part->session->length + 1, last = first + count - 1, sum = count * (first + last) / 2;
+    double count = (double)tokens, window = (double)own_window;
+    double first = (double)position + 1, last = first + count - 1, sum = count * (first + last) / 2;
 
     if (window > 0 && last > window) {
         double from = first > window ? first : window + 1; /* queries whose window is full */
@@ -107,6 +106,12 @@ struct reading {
     int64_t heads; /* key-value heads taken together: 1, or all */
     double *pairs; /* [calls] */
 };
+
+/* Where tokens stand in the text, if that is not where they stand in the cache. */
+static const int32_t *text_positions(const fv_session *session)
+{
+    return session->left_out > 0 ? session->history.position : NULL;
+}
 
 static fv_status look_at(const struct reading *r, int64_t head, const fv_attend_args *args)
 {
@@ -133,7 +138,8 @@ static fv_status look_at(const struct reading *r, int64_t head, const fv_attend_
                                                                   .attention = r->own->attention,
                                                                   .call = &call,
                                                                   .plan = plan,
-                                                                  .extra = &args->logits});
+                                                                  .extra = &args->logits,
+                                                                  .position = text_positions(session)});
 }
 
 /* Attends to the rows of `heads` key-value heads, the index-th of those there are. */
@@ -168,7 +174,8 @@ static fv_status read_heads(fv_ctx *ctx, void *user, int64_t index)
 static fv_status read_rows(fv_ctx *ctx, struct reading *r)
 {
     const fv_policy_layer *policy = r->own->policy;
-    bool apart = policy && policy->use->policy->plan && policy->use->policy->traits & FV_POLICY_PER_HEAD;
+    const fv_policy *acts = policy ? policy->use->policy : NULL;
+    bool apart = acts && acts->plan && acts->traits & FV_POLICY_PER_HEAD && !(acts->alike && acts->alike(policy));
     int64_t heads = r->pass->sizes->key_heads, calls;
     fv_status status = FV_OK;
 
@@ -239,9 +246,11 @@ static fv_status attend_by_mechanism(fv_ctx *ctx, struct reading *r)
     FV_TRY(fv_call_chunk(own->attention, &args, &call));
     call.pairs = &session->pairs;
     if (session->watch)
-        FV_TRY(session->watch(
-            session->watch_user,
-            &(fv_session_look){.layer = r->layer, .attention = own->attention, .call = &call, .extra = &extra.logits}));
+        FV_TRY(session->watch(session->watch_user, &(fv_session_look){.layer = r->layer,
+                                                                      .attention = own->attention,
+                                                                      .call = &call,
+                                                                      .extra = &extra.logits,
+                                                                      .position = text_positions(session)}));
     return fv_attention_chunk(ctx, own->attention, &call, &own->state, s->attention_cap > 0 ? &extra : NULL);
 }
 
@@ -278,10 +287,12 @@ static fv_status attend_part(fv_ctx *ctx, void *user, int64_t index)
                                  .offset = session->length,
                                  .queries = part->count,
                                  .prompt = part->prompt,
+                                 .prompt_tokens = session->prompt_tokens,
                                  .logits = {.scale = (float)s->scale, .softcap = (float)s->attention_cap},
                                  .rope = &rope}};
 
-    session->dense_pairs += dense_pairs(s, part, session->model->layers[work->layer].window);
+    session->dense_pairs +=
+        fv_dense_pairs(s, session->length + session->left_out, part->count, session->model->layers[work->layer].window);
     return own->dense ? attend_rows(ctx, &r) : attend_by_mechanism(ctx, &r);
 }
 
@@ -472,13 +483,34 @@ fv_status fv_forward_layers(fv_session *session, const int32_t *ids, int64_t cou
     return FV_OK;
 }
 
+/* What q and k of a layer are for the tokens from `at` on: k among all `keys`, q in its buffer. */
+static fv_status project_alone(fv_session *session, const struct pass *buffers, const fv_tensor *x,
+                               const fv_tensor *keys, int64_t at, int64_t l)
+{
+    const fv_layer *layer = &session->model->layers[l];
+    int64_t count = fv_min(buffers->tokens, x->dims[0] - at);
+    struct pass p = *buffers;
+    fv_status status;
+
+    p.tokens = count;
+    p.x = fv_slice(x, 0, at, count);
+    p.h = fv_slice(&p.h, 0, 0, count);
+    p.q = fv_slice(&p.q, 0, 0, count);
+    p.k = fv_slice(keys, 0, at, count);
+    p.v = fv_slice(&p.v, 0, 0, count);
+    FV_TRY(rms_norm(&p, &p.x, &layer->attention_norm, &p.h));
+    session->length = at; /* the positions they are rotated for */
+    status = project(&p, layer);
+    session->length = 0;
+    return status;
+}
+
 fv_status fv_forward_filter(fv_session *session, const int32_t *ids, int64_t count, int64_t layer, fv_tensor *q,
                             fv_tensor *k)
 {
     const fv_sizes *s = &session->model->sizes;
-    struct pass buffers, p;
+    struct pass buffers;
     fv_tensor x, keys, last;
-    int64_t first = 0;
 
     FV_TRY(begin_layers(session, ids, count, &buffers, &x));
     FV_TRY(fv_tensor_new(session->ctx, &keys, FV_F32, FV_DIMS(count, s->key_heads * s->key_dim)));
@@ -489,27 +521,12 @@ fv_status fv_forward_filter(fv_session *session, const int32_t *ids, int64_t cou
         fv_session_clear_layer(session, l);
     }
     for (int64_t at = 0; at < count; at += buffers.tokens) {
-        int64_t n = fv_min(buffers.tokens, count - at);
-        fv_forward_part part = {.session = session, .count = n, .prompt = true};
-        p = buffers;
-        p.parts = &part;
-        p.first = &first;
-        p.count = 1;
-        p.tokens = n;
-        p.x = fv_slice(&x, 0, at, n);
-        p.h = fv_slice(&p.h, 0, 0, n);
-        p.q = fv_slice(&p.q, 0, 0, n);
-        p.k = fv_slice(&keys, 0, at, n);
-        p.v = fv_slice(&p.v, 0, 0, n);
-        FV_TRY(rms_norm(&p, &p.x, &session->model->layers[layer].attention_norm, &p.h));
-        session->length = at;
-        fv_status status = project(&p, &session->model->layers[layer]);
-        session->length = 0;
-        FV_TRY(status);
-        if (at + n < count) continue;
-        fv_tensor row = fv_slice(&p.q, 0, n - 1, 1);
-        FV_TRY(fv_map_apply(session->ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = row, .out = last}));
+        fv_mark mark = fv_scratch_mark(session->ctx);
+        FV_TRY(project_alone(session, &buffers, &x, &keys, at, layer));
+        fv_scratch_release(session->ctx, mark);
     }
+    x = fv_slice(&buffers.q, 0, (count - 1) % buffers.tokens, 1);
+    FV_TRY(fv_map_apply(session->ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = x, .out = last}));
     *q = by_heads(&last, s->query_heads, s->key_dim);
     *k = by_heads(&keys, s->key_heads, s->key_dim);
     return FV_OK;

@@ -166,6 +166,7 @@ static fv_status make_cache(fv_session *session, const char *spec)
     status = fv_cache_plan_new(spec, &model, &session->cache);
     fv_scratch_release(session->ctx, mark);
     FV_TRY(status);
+    session->filter = fv_cache_plan_filter(&session->cache);
     if (fv_cache_plan_traits(&session->cache) & FV_POLICY_BOUNDED)
         session->chunk = fv_min(session->chunk, FV_POLICY_CHUNK);
     return make_policies(session);
@@ -246,6 +247,7 @@ void fv_session_free(fv_session *session)
     fv_free(session->policies);
     fv_free(session->policy_state);
     fv_cache_plan_free(&session->cache);
+    fv_history_free(&session->history);
     fv_free(session);
 }
 
@@ -262,12 +264,18 @@ void fv_session_clear_layer(fv_session *session, int64_t l)
         session->row_bytes += fv_rows_used(&session->layers[other].rows);
 }
 
-void fv_session_clear(fv_session *session)
+static void drop_rows(fv_session *session)
 {
     drop_policies(session);
     for (int64_t l = 0; l < session->model->sizes.layers; l++)
         fv_session_clear_layer(session, l);
-    session->length = session->left_out = 0;
+    session->length = session->left_out = session->prompt_tokens = 0;
+}
+
+void fv_session_clear(fv_session *session)
+{
+    drop_rows(session);
+    fv_history_clear(&session->history);
     session->broken = false;
     session->pairs = session->dense_pairs = 0;
 }
@@ -324,6 +332,8 @@ const int32_t *fv_session_positions(const fv_session *session, int64_t layer, in
     const fv_rows *rows = &session->layers[layer].rows;
 
     *count = rows->head ? fv_rows_count(rows, head) : 0;
+    if (session->filter && *count > 0) /* one after the other among the tokens held */
+        return session->history.position + fv_rows_positions(rows, head)[0];
     return rows->head ? fv_rows_positions(rows, head) : NULL;
 }
 
@@ -337,7 +347,16 @@ const int32_t *fv_session_selected(const fv_session *session, int64_t layer, int
 
 bool fv_session_renumbers(const fv_session *session)
 {
-    return fv_cache_plan_filter(&session->cache) != NULL;
+    return session->filter != NULL;
+}
+
+const char *fv_session_warning(const fv_session *session, int index)
+{
+    for (int u = 0; u < session->cache.uses; u++) {
+        const fv_text *warning = &session->cache.use[u].warning;
+        if (warning->length > 0 && index-- == 0) return fv_text_get(warning);
+    }
+    return NULL;
 }
 
 bool fv_session_selects(const fv_session *session)
@@ -353,8 +372,8 @@ static fv_status check_ids(const fv_session *session, const int32_t *ids, int64_
 
     if (count < 0) return fv_fail(FV_E_ARGUMENT, "feed: expected a count of tokens, got %lld", (long long)count);
     if (session->broken)
-        return fv_fail(FV_E_ARGUMENT, "feed: a recurrent state was left half way when this session was stopped; "
-                                      "clear the session and start again");
+        return fv_fail(FV_E_ARGUMENT, "feed: this session was stopped half way through something that cannot be taken "
+                                      "back; clear the session and start again");
     if (count > room)
         return fv_fail(FV_E_SHAPE, "%lld tokens do not fit: the context of %lld holds %lld more", (long long)count,
                        (long long)session->context, (long long)room);
@@ -426,8 +445,10 @@ void fv_session_undo(fv_session *session)
     session->broken = session->recurrent;
     for (int64_t l = 0; l < session->model->sizes.layers && !session->broken; l++) {
         fv_rows *rows = &session->layers[l].rows;
-        int64_t count = rows->head ? fv_rows_count(rows, 0) : 0;
-        if (count == 0 || fv_rows_positions(rows, 0)[count - 1] < session->length) continue;
+        bool begun = false;
+        for (int64_t g = 0; rows->head && g < rows->options.heads; g++)
+            begun = begun || fv_rows_below(rows, g, session->length) < fv_rows_count(rows, g);
+        if (!begun) continue;
         session->broken = session->layers[l].policy ||
                           fv_rows_truncate(rows, session->length, session->layers[l].window, NULL, NULL) != FV_OK;
     }
@@ -478,7 +499,8 @@ static fv_status feed_chunks(fv_session *session, const int32_t *ids, int64_t co
     return status;
 }
 
-bool fv_session_in_steps(const fv_session *session)
+/* Whether what several tokens leave at once is not what they leave one by one. */
+static bool one_by_one(const fv_session *session)
 {
     for (int u = 0; u < session->cache.uses; u++) {
         const fv_policy_use *use = &session->cache.use[u];
@@ -487,11 +509,27 @@ bool fv_session_in_steps(const fv_session *session)
     return false;
 }
 
+bool fv_session_in_steps(const fv_session *session)
+{
+    return session->filter || one_by_one(session);
+}
+
+/* Notes the tokens that went in. */
+static fv_status feed_tokens(fv_session *session, const int32_t *ids, int64_t count, int64_t chunk, bool prompt,
+                             bool layers, const struct wanted *wanted)
+{
+    int64_t before = session->length;
+    fv_status status;
+
+    if (session->filter) FV_TRY(fv_history_reserve(&session->history, fv_clamp(count, 0, session->context)));
+    status = feed_chunks(session, ids, count, chunk, prompt, layers, wanted);
+    if (session->filter) fv_history_add(&session->history, ids, session->length - before);
+    return status;
+}
+
 static fv_status feed_steps(fv_session *session, const int32_t *ids, int64_t count, const struct wanted *wanted)
 {
-    int64_t chunk = fv_session_in_steps(session) ? 1 : session->chunk;
-
-    return feed_chunks(session, ids, count, chunk, false, false, wanted);
+    return feed_tokens(session, ids, count, one_by_one(session) ? 1 : session->chunk, false, false, wanted);
 }
 
 fv_status fv_session_act(fv_session *session, int64_t l, int64_t prompt)
@@ -508,12 +546,105 @@ fv_status fv_session_act(fv_session *session, int64_t l, int64_t prompt)
     return status;
 }
 
+/* ---- prompts that are filtered ----------------------------------------------------------------------------------- */
+
+/* Refuses what cannot be given where not every token is read through the model. */
+static fv_status check_filtered(const fv_session *session, const int32_t *ids, int64_t count,
+                                const struct wanted *wanted)
+{
+    int64_t before = session->history.tokens;
+
+    FV_TRY(check_ids(session, ids, fv_min(count, session->context - session->length)));
+    if (count > session->context - before)
+        return fv_fail(FV_E_SHAPE,
+                       "%lld tokens do not fit: a context of %lld is judged as a whole, and %lld tokens came before",
+                       (long long)count, (long long)session->context, (long long)before);
+    if (wanted->sink || wanted->rows > 1)
+        return fv_fail(FV_E_USAGE,
+                       "%s: leaves some of the %lld tokens out, so there are no logits behind each token of the prompt",
+                       session->filter->policy->name, (long long)(before + count));
+    return FV_OK;
+}
+
+/* The first layers read the whole text and choose from it; the session is left empty. */
+static fv_status choose(fv_session *session, int64_t layer, int64_t total, int32_t *keep, int64_t *kept)
+{
+    const fv_sizes *s = &session->model->sizes;
+    const fv_logits logits = {.scale = (float)s->scale, .softcap = (float)s->attention_cap};
+    fv_ctx *ctx = session->ctx;
+    fv_precision before = ctx->precision;
+    fv_mark mark = fv_scratch_mark(ctx);
+    fv_tensor q, k;
+    fv_status status;
+
+    ctx->precision = session->precision;
+    status = fv_forward_filter(session, session->history.ids, total, layer, &q, &k);
+    if (status == FV_OK) status = session->filter->policy->filter(ctx, session->filter, &logits, &q, &k, keep, kept);
+    ctx->precision = before;
+    fv_scratch_release(ctx, mark);
+    return status;
+}
+
+/* What was chosen is read as a prompt of its own. */
+static fv_status read_chosen(fv_session *session, int64_t layer, int64_t total, const struct wanted *wanted)
+{
+    int32_t *keep, *ids;
+    int64_t kept;
+
+    FV_TRY(FV_SCRATCH(session->ctx, keep, total));
+    FV_TRY(FV_SCRATCH(session->ctx, ids, total));
+    FV_TRY(choose(session, layer, total, keep, &kept));
+    for (int64_t i = 0; i < kept; i++)
+        ids[i] = session->history.ids[keep[i]];
+    FV_TRY(feed_chunks(session, ids, kept, session->chunk, true, false, wanted));
+    memcpy(session->history.position, keep, (size_t)kept * sizeof *keep);
+    session->history.held = kept;
+    return FV_OK;
+}
+
+/* All that was fed before is judged again, together with the prompt.  What fails leaves a session that was empty empty,
+ * and any other broken. */
+static fv_status feed_filtered(fv_session *session, int64_t layer, const int32_t *ids, int64_t count,
+                               const struct wanted *wanted)
+{
+    int64_t before = session->history.tokens, total = before + count;
+    double pairs = session->pairs, dense = session->dense_pairs;
+    fv_mark mark = fv_scratch_mark(session->ctx);
+    fv_status status;
+
+    FV_TRY(check_filtered(session, ids, count, wanted));
+    FV_TRY(fv_history_reserve(&session->history, count));
+    memcpy(session->history.ids + before, ids, (size_t)count * sizeof *ids);
+    drop_rows(session);
+    status = read_chosen(session, layer, total, wanted);
+    fv_scratch_release(session->ctx, mark);
+    if (status == FV_OK) {
+        session->history.tokens = total;
+        session->left_out = total - session->length;
+        for (int64_t l = 0; l < session->model->sizes.layers; l++)
+            dense += fv_dense_pairs(&session->model->sizes, before, count, session->model->layers[l].window);
+    } else {
+        fv_session_clear(session);
+        session->pairs = pairs;
+        session->broken = before > 0;
+    }
+    session->dense_pairs = dense;
+    return status;
+}
+
 static fv_status feed_prompt(fv_session *session, const int32_t *ids, int64_t count, const struct wanted *wanted)
 {
     bool once = (fv_cache_plan_traits(&session->cache) & FV_POLICY_ONCE) != 0;
+    int64_t layer = -1;
 
     if (count == 0) return FV_OK;
-    FV_TRY(feed_chunks(session, ids, count, once ? count : session->chunk, true, once, wanted));
+    if (session->filter)
+        layer = session->filter->policy->filter_layer(session->filter, session->history.tokens + fv_max(count, 0));
+    if (layer >= 0) return feed_filtered(session, layer, ids, count, wanted);
+    session->prompt_tokens = session->length + fv_max(count, 0);
+    fv_status status = feed_tokens(session, ids, count, once ? count : session->chunk, true, once, wanted);
+    if (status != FV_OK) session->prompt_tokens = session->length;
+    FV_TRY(status);
     for (int64_t l = 0; l < session->model->sizes.layers && !once; l++)
         FV_TRY(fv_session_act(session, l, session->length));
     return FV_OK;

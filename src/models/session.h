@@ -4,6 +4,7 @@
 
 #include "attention/mechanism.h"
 #include "cache/policy.h"
+#include "models/history.h"
 #include "models/model.h"
 
 typedef struct fv_session_layer {
@@ -25,7 +26,8 @@ typedef struct fv_session_look {
     const fv_attention *attention;
     const fv_call *call;
     const fv_plan *plan;
-    const fv_logits *extra; /* the layer's own soft-cap */
+    const fv_logits *extra;  /* the layer's own soft-cap */
+    const int32_t *position; /* in the text, of what stands at 0, 1, ... here; NULL: the same */
 } fv_session_look;
 typedef fv_status fv_watch_fn(void *user, const fv_session_look *look);
 
@@ -34,14 +36,18 @@ struct fv_session {
     const fv_model *model;
     fv_precision precision;
     int64_t context, chunk, length;
-    int64_t left_out;  /* tokens of prompts that a policy did not let in */
-    bool keep_windows; /* rows that leave a layer\'s own window stay */
-    bool recurrent;    /* some layer keeps a state */
-    bool broken;       /* something was left half way */
+    int64_t left_out;      /* tokens of prompts that a policy did not let in */
+    int64_t prompt_tokens; /* length when the prompt that is being read ends, or the last one ended: whoever feeds parts
+                              of a prompt by fv_forward says it before the first */
+    bool keep_windows;     /* rows that leave a layer's own window stay */
+    bool recurrent;        /* some layer keeps a state */
+    bool broken;           /* something was left half way */
     double pairs, dense_pairs;
     size_t row_bytes, state_bytes, peak_bytes; /* of rows now held, of states; of both, at most so far */
     fv_cache_plan cache;
-    fv_policy_layer *policies; /* [layers of all uses together] */
+    const fv_policy_use *filter; /* of prompts; NULL: none */
+    fv_history history;          /* with a filter */
+    fv_policy_layer *policies;   /* [layers of all uses together] */
     void *policy_state;
     fv_session_layer *layers;
     fv_watch_fn *watch; /* NULL: nobody looks */
@@ -70,6 +76,9 @@ fv_status fv_forward(fv_ctx *ctx, const fv_forward_part *parts, int64_t count, f
 
 /* The same for a whole prompt, layer by layer, so that policies act on one layer before the next begins. */
 fv_status fv_forward_layers(fv_session *session, const int32_t *ids, int64_t count, fv_tensor *x);
+
+/* Pairs that a layer with such a window (0: none) would have for tokens at position .. as the model is. */
+double fv_dense_pairs(const fv_sizes *sizes, int64_t position, int64_t tokens, int64_t window);
 
 /* Queries of the last token and keys of all tokens of a prompt at a layer, rotated, for an empty session whose layers
  * below have no policy: q [1,H,1,D], k [1,Hkv,count,D] f32.  Leaves the session empty.  Scratch memory. */

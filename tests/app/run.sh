@@ -80,6 +80,46 @@ expect first_token 0 '' $call --raw -p "$words" -n 1 --logits l.npy --step-logit
 cmp -s <(tail -c $((49152 * 4)) l.npy) <(tail -c $((49152 * 4)) s.npy) || fail first_token 'row 0 is not the prompt'"'"'s last'
 echo ok first_token_comes_from_the_prompt
 
+# ---- policies by position, and a filter of prompts ----
+python3 -c 'import json; json.dump({"alphas": [[0] * 3] * 30, "betas": [[0.25, 0.5, 1]] * 30}, open("spans.json", "w"))'
+for spec in shard:block=16,local=4,stride=3 layer_plan:block=16,budget=96,full=interleaved moa:plan=spans.json,max_new=8 \
+    gemfilter:budget=70,keep_last=2; do
+    expect "cache $spec" 0 '' $call --raw -p "$words" -n 5 --cache "$spec" --json --kept kept.json
+    ! grep -q warning err || fail "no warning under $spec" "$(cat err)"
+    python3 - "$spec" > why 2>&1 <<'PYTHON' || fail "kept rows under $spec" "$(cat why)"
+import json, sys
+run, kept, spec = json.load(open("out")), json.load(open("kept.json")), sys.argv[1]
+T, n = kept["prompt_tokens"], kept["positions"]
+assert n == T + 4 == len(kept["ids"]) and kept["renumbered"] == spec.startswith("gem")
+full = [(2 * m + 1) * 30 // 22 for m in range(11)]
+def sees(p, l, g, j):
+    P, J = p // 16, j // 16
+    if spec.startswith("shard"): return P - J < 4 or (J + g) % 3 == 0
+    if spec.startswith("layer"): return l in full or J < 1 or P - J < 5
+    S = (max(int([.25, .5, 1][g] * (T + 8)), 128) + 63) // 64 * 64
+    return j < 64 or p - j < S - 64
+for when, count in ("prefill", T), ("end", n):
+    for l, heads in enumerate(kept[when]["kept"]):
+        for g, rows in enumerate(heads):
+            if spec.startswith("gem"):
+                assert rows == heads[0] == kept[when]["kept"][0][0] and len(rows) == 70 + count - T, (when, l, rows)
+                assert rows == sorted(set(rows)) and rows[68:] == list(range(T - 2, count)), rows
+            else:
+                assert rows == [j for j in range(count) if sees(count - 1, l, g, j)], (when, l, g, rows)
+rows = sum(len(rows) for heads in kept["end"]["kept"] for rows in heads)
+assert run["kv_bytes"] == rows * 64 * 2 * 2, (run["kv_bytes"], rows)
+PYTHON
+    echo "ok kept rows under $spec"
+done
+expect shards_that_lack_blocks 0 'warning: shard: outside the window 3 of every 8 blocks' $call -p a -n 1 --cache shard
+[ "$(grep -c warning: err)" -eq 1 ] || fail one_warning "$(cat err)"
+expect logits_of_what_is_left_out 2 'leaves some of' $call --raw -p "$words" -n 1 --cache gemfilter:budget=70 --logits g.npy
+absent no_logits_of_what_is_left_out g.npy
+expect moa_without_plan 2 'plan' $call -p a --cache moa
+expect moa_no_such_plan 1 'nosuch.json' $call -p a --cache moa:plan=nosuch.json
+echo '{"alphas": [[1]], "betas": [[1]]}' > short.json
+expect moa_short_plan 1 'expected 30 items, got 1' $call -p a --cache moa:plan=short.json
+
 # ---- the command line is wrong: 2 ----
 expect no_model 2 'is missing' "$fovea" run -p a
 expect no_prompt 2 'nothing to read' sh -c "exec $call < /dev/null"

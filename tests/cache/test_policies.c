@@ -327,7 +327,7 @@ static void steps_alone_do_as_a_prompt_does(void **state)
         if (strstr(policy_cases[c]->spec, "prefill=dense")) continue; /* that one tells a prompt apart */
         run(&f, "cpu", 2, with_plan(policy_cases[c]->spec), 0, &prompt);
         assert_ok(
-            fv_session_new(ctx, f.model, &(fv_session_options){.cache = with_plan(policy_cases[c]->spec)}, &session));
+            fv_session_new(ctx, f.model, &(fv_session_options){.cache = with_plan(policy_cases[c]->spec), .context = TOKENS_ALL}, &session));
         for (int64_t p = 0; p < TOKENS_ALL; p++)
             assert_ok(fv_session_feed(session, f.ids + p, 1, NULL, 0));
         memset(&steps, 0, sizeof steps);
@@ -447,6 +447,26 @@ static void bad_specs_are_refused_in_words(void **state)
         {"guikv:frames=7-99999999999", NULL, "expected start-end+start-end"},
         {"guikv:frames=9-9", NULL, "got 9-9 behind 0"},
         {"guikv:frames=3-9+8-12", NULL, "got 8-12 behind 9"},
+        {"shard:local=0", NULL, "expected 1 to"},
+        {"shard:stride=0", NULL, "expected 1 to"},
+        {"shard:block=0", NULL, "expected 1 to"},
+        {"shard:offset=-1", NULL, "expected 0 to"},
+        {"shard:homo=2", NULL, "homo"},
+        {"shard:dense_heads=3", NULL, "expected 0 to 2 (this model's key-value heads)"},
+        {"layer_plan:n_full=5", NULL, "at most the 4 layers it acts on, got 5"},
+        {"0-1/layer_plan:n_full=3", NULL, "at most the 2 layers it acts on, got 3"},
+        {"layer_plan:full=centre", NULL, "middle or top or bottom or interleaved"},
+        {"layer_plan:pattern=sinks", NULL, "sink or stride"},
+        {"layer_plan:budget=127", NULL, "two blocks of 64 or more, got 127"},
+        {"moa", NULL, "plan"},
+        {"moa:plan=x,sink=-1", NULL, "expected 0 to"},
+        {"moa:plan=x,max_new=-1", NULL, "expected 0 to"},
+        {"gemfilter:budget=0", NULL, "expected 1 to"},
+        {"gemfilter:layer=4", NULL, "expected -1 to 3 (this model's layers), got 4"},
+        {"gemfilter:kernel=4", NULL, "expected an odd number, got 4"},
+        {"gemfilter:score=mean", NULL, "raw or softmax"},
+        {"gemfilter:budget=5,keep_first=3,keep_last=3", NULL, "6 tokens, more than the budget of 5"},
+        {"0-1/gemfilter", NULL, "cannot be for some layers"},
         {"sinkring", "moba:block=8", "acts on the model's own attention, not on 'moba'"},
     };
     struct fixture f;

@@ -19,6 +19,9 @@ void policy_choice(double gap)
 {
     policy_margin = fmin(policy_margin, gap);
 }
+extern const policy_case policy_shard, policy_shard_wide, policy_shard_homo, policy_shard_dense, policy_shard_tokens;
+extern const policy_case policy_layer_plan, policy_layer_plan_top, policy_layer_plan_bottom,
+    policy_layer_plan_interleaved;
 
 static void full(const tiny_model *m, tiny_policy *twin)
 {
@@ -51,5 +54,15 @@ const policy_case *const policy_cases[] = {
     &policy_guikv_svd,
     &policy_guikv_query,
     &policy_guikv_one,
+    /* blocks */
+    &policy_shard,
+    &policy_shard_wide,
+    &policy_shard_homo,
+    &policy_shard_dense,
+    &policy_shard_tokens,
+    &policy_layer_plan,
+    &policy_layer_plan_top,
+    &policy_layer_plan_bottom,
+    &policy_layer_plan_interleaved,
     NULL,
 };

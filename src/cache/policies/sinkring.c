@@ -3,7 +3,7 @@
  * rope=cache counts positions within the cache once it is full: sinks are read as if they stood right before the
  * window.  Keys stay as they were rotated; the query is rotated a second time for the sinks, and the two parts are
  * merged by their log-sum-exp. */
-#include "cache/policy.h"
+#include "cache/block_rule.h"
 
 struct sinkring {
     int64_t sink, window, budget;
@@ -94,11 +94,8 @@ static void trim(fv_policy_layer *layer, int64_t last)
 {
     const struct sinkring *o = layer->use->options;
 
-    for (int64_t g = 0; g < layer->rows->options.heads; g++) {
-        int64_t from = fv_rows_below(layer->rows, g, o->sink);
-        int64_t to = fv_rows_below(layer->rows, g, last - window_of(o) + 1);
-        if (to > from) fv_rows_erase(layer->rows, g, from, to - from);
-    }
+    for (int64_t g = 0; g < layer->rows->options.heads; g++)
+        fv_rows_forget(layer->rows, g, o->sink, last - window_of(o) + 1);
 }
 
 static fv_status after(fv_ctx *ctx, fv_policy_layer *layer, const fv_policy_call *call)
