@@ -2,11 +2,11 @@
 #include "cache/policy.h"
 
 extern const fv_policy fv_policy_full, fv_policy_sinkring;
+extern const fv_policy fv_policy_h2o, fv_policy_alisa, fv_policy_blocktopk, fv_policy_hylra;
 
 const fv_policy *const fv_policies[] = {
-    &fv_policy_full,
-    &fv_policy_sinkring,
-    NULL,
+    &fv_policy_full,      &fv_policy_sinkring, &fv_policy_h2o, &fv_policy_alisa,
+    &fv_policy_blocktopk, &fv_policy_hylra,    NULL,
 };
 
 const fv_policy *fv_policy_find(const char *name)

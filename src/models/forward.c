@@ -172,11 +172,12 @@ static fv_status read_heads(fv_ctx *ctx, void *user, int64_t index)
     return acts && acts->read ? acts->read(ctx, policy, &r->call, &args) : fv_attend(ctx, &args);
 }
 
-/* Heads that hold different rows are read one by one: side by side where each is little work. */
+/* Heads that hold different rows, or are to be asked apart what they read, are read one by one: side by side where each
+ * is little work. */
 static fv_status read_rows(fv_ctx *ctx, struct reading *r)
 {
-    const fv_policy_layer *policy = r->own->policy;
-    bool apart = policy && policy->use->policy->traits & FV_POLICY_PER_HEAD;
+    const fv_policy *policy = r->own->policy ? r->own->policy->use->policy : NULL;
+    bool apart = policy && policy->plan && policy->traits & FV_POLICY_PER_HEAD;
     int64_t heads = r->pass->sizes->key_heads, calls;
     fv_status status = FV_OK;
 
