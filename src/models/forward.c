@@ -423,6 +423,7 @@ static fv_status run_layer_alone(fv_session *session, struct pass *buffers, cons
 {
     static const fv_tensor none;
     const fv_layer *layer = &session->model->layers[l];
+    bool last = l + 1 == session->model->sizes.layers;
     int64_t before = session->length, tokens = x->dims[0], chunk = buffers->tokens;
     fv_status status = FV_OK;
 
@@ -440,7 +441,8 @@ static fv_status run_layer_alone(fv_session *session, struct pass *buffers, cons
         for (size_t b = 0; b < sizeof own / sizeof *own; b++)
             *own[b] = fv_slice(own[b], 0, 0, count);
         status = rms_norm(&p, &p.x, &layer->attention_norm, &p.h);
-        if (status == FV_OK) status = run_layer(&p, l, &none);
+        /* the norm behind it too, as when layers follow each other: the same bits */
+        if (status == FV_OK) status = run_layer(&p, l, last ? &none : &layer[1].attention_norm);
         fv_scratch_release(session->ctx, mark);
         session->length += count;
         fv_ctx_report(session->ctx, "tokens",

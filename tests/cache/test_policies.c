@@ -219,6 +219,7 @@ static void room_for_everything_is_the_full_cache(void **state)
 {
     static struct outcome full, got;
     struct fixture f;
+    char what[300];
     (void)state;
 
     for (int m = 0; m < MODELS; m++) {
@@ -227,7 +228,8 @@ static void room_for_everything_is_the_full_cache(void **state)
         for (int c = 0; policy_cases[c]; c++) {
             if (!policy_cases[c]->whole) continue;
             run(&f, "cpu", 2, policy_cases[c]->whole, 0, &got);
-            same(policy_cases[c]->whole, &f, &full, &got);
+            snprintf(what, sizeof what, "%s of %s", policy_cases[c]->whole, f.tiny.architecture);
+            same(what, &f, &full, &got);
         }
         end(&f);
     }
