@@ -114,24 +114,24 @@ struct gather {
     const fv_tensor *from;
     int64_t head;
     fv_tensor out;
-    size_t row_bytes;
+    size_t row_bytes, apart; /* of rows chosen, and between those held */
 };
 
 /* Runs of rows that follow each other are copied at once. */
 static void gather_head(void *user, int64_t item, int thread)
 {
     const struct gather *g = user;
-    int64_t count, head = g->head + item;
+    int64_t count, head = g->head + item, run;
     const int32_t *place = fv_chosen_list(g->chosen, head, &count);
-    int64_t apart = g->from->strides[1] / fv_dtype_block(g->from->dtype), run;
-    const char *rows = (const char *)g->from->data + head * apart * (int64_t)fv_dtype_block_bytes(g->from->dtype);
+    fv_tensor rows = fv_slice(g->from, 1, head, 1);
     char *out = (char *)g->out.data + (size_t)(item * count) * g->row_bytes;
 
     (void)thread;
     for (int64_t i = 0; i < count; i += run) {
-        for (run = 1; i + run < count && place[i + run] == place[i] + run;)
+        for (run = 1; g->apart == g->row_bytes && i + run < count && place[i + run] == place[i] + run;)
             run++;
-        memcpy(out + (size_t)i * g->row_bytes, rows + (size_t)place[i] * g->row_bytes, (size_t)run * g->row_bytes);
+        memcpy(out + (size_t)i * g->row_bytes, (const char *)rows.data + (size_t)place[i] * g->apart,
+               (size_t)run * g->row_bytes);
     }
 }
 
@@ -144,6 +144,7 @@ static fv_status gather(fv_ctx *ctx, const fv_chosen *chosen, const fv_tensor *r
 
     (void)fv_chosen_list(chosen, head, &count);
     FV_TRY(fv_dtype_bytes(rows->dtype, rows->dims[3], &g.row_bytes));
+    FV_TRY(fv_dtype_bytes(rows->dtype, rows->strides[2], &g.apart));
     FV_TRY(fv_tensor_new(ctx, &g.out, rows->dtype, FV_DIMS(1, heads, count, rows->dims[3])));
     fv_run(ctx, heads, gather_head, &g);
     *out = g.out;

@@ -172,12 +172,11 @@ static fv_status read_heads(fv_ctx *ctx, void *user, int64_t index)
     return acts && acts->read ? acts->read(ctx, policy, &r->call, &args) : fv_attend(ctx, &args);
 }
 
-/* Heads that hold different rows, or are to be asked apart what they read, are read one by one: side by side where each
- * is little work. */
+/* Heads that hold different rows are read one by one: side by side where each is little work. */
 static fv_status read_rows(fv_ctx *ctx, struct reading *r)
 {
-    const fv_policy *policy = r->own->policy ? r->own->policy->use->policy : NULL;
-    bool apart = policy && policy->plan && policy->traits & FV_POLICY_PER_HEAD;
+    const fv_policy_layer *policy = r->own->policy;
+    bool apart = policy && policy->use->policy->plan && policy->use->policy->traits & FV_POLICY_PER_HEAD;
     int64_t heads = r->pass->sizes->key_heads, calls;
     fv_status status = FV_OK;
 
@@ -418,12 +417,14 @@ fv_status fv_forward(fv_ctx *ctx, const fv_forward_part *parts, int64_t count, f
 
 /* ---- layer by layer ---------------------------------------------------------------------------------------------- */
 
-/* Chunk by chunk through one layer.  The session's length moves with the chunks, and back. */
+/* Chunk by chunk through one layer.  The session's length moves with the chunks, and back.  Where a norm of what the
+ * layer gives is one pass with the next layer's norm, it is so here too, so that x has the same bits. */
 static fv_status run_layer_alone(fv_session *session, struct pass *buffers, const fv_tensor *x, int64_t l)
 {
     static const fv_tensor none;
     const fv_layer *layer = &session->model->layers[l];
-    bool last = l + 1 == session->model->sizes.layers;
+    bool together = fv_present(&layer->post_mlp_norm) && l + 1 < session->model->sizes.layers;
+    const fv_tensor *next = together ? &layer[1].attention_norm : &none;
     int64_t before = session->length, tokens = x->dims[0], chunk = buffers->tokens;
     fv_status status = FV_OK;
 
@@ -441,8 +442,7 @@ static fv_status run_layer_alone(fv_session *session, struct pass *buffers, cons
         for (size_t b = 0; b < sizeof own / sizeof *own; b++)
             *own[b] = fv_slice(own[b], 0, 0, count);
         status = rms_norm(&p, &p.x, &layer->attention_norm, &p.h);
-        /* the norm behind it too, as when layers follow each other: the same bits */
-        if (status == FV_OK) status = run_layer(&p, l, last ? &none : &layer[1].attention_norm);
+        if (status == FV_OK) status = run_layer(&p, l, next);
         fv_scratch_release(session->ctx, mark);
         session->length += count;
         fv_ctx_report(session->ctx, "tokens",

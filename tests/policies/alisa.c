@@ -8,7 +8,7 @@
 enum { LOCAL, GLOBAL, LAST };
 
 struct alisa {
-    policy_choice choice;
+    policy_selection selection;
     double r;
     int score;
     bool by_head;
@@ -33,9 +33,9 @@ static void choose(void *user, const tiny_cache *c)
             for (int64_t t = from; t < n; t++)
                 sum[j] += s->map[c->l][s->by_head ? g : 0][t][j];
         }
-        if (!dense) policy_pick(sum, older, n, k, true, 0, picked, &s->choice.margin);
+        if (!dense) policy_pick(sum, older, n, k, true, 0, picked);
         for (int64_t j = 0; j <= n; j++)
-            s->choice.sees[c->l][g][j] = dense || j >= n - k || picked[j];
+            s->selection.sees[c->l][g][j] = dense || j >= n - k || picked[j];
     }
 }
 
@@ -57,7 +57,7 @@ static void begin_with(const tiny_model *m, tiny_policy *twin, double r, int sco
     s->score = score;
     s->by_head = by_head;
     s->refresh = refresh;
-    policy_choice_begin(m, twin, s, choose);
+    policy_selection_begin(m, twin, s, choose);
     twin->after = after;
 }
 
@@ -91,14 +91,14 @@ static void begin_least(const tiny_model *m, tiny_policy *twin)
     begin_with(m, twin, 0.001, LAST, true, 0);
 }
 
-const policy_case policy_alisa = {"alisa", "alisa:r=1", begin, policy_choice_end, policy_choice_selected};
+const policy_case policy_alisa = {"alisa", "alisa:r=1", begin, policy_selection_end, policy_selection_read};
 const policy_case policy_alisa_wide = {"alisa:r=0.7,sets=kv,refresh=7", "alisa:r=1,sets=kv", begin_wide,
-                                       policy_choice_end, policy_choice_selected};
+                                       policy_selection_end, policy_selection_read};
 const policy_case policy_alisa_global = {"alisa:r=0.3,score=global", "alisa:r=1,score=global", begin_global,
-                                         policy_choice_end, policy_choice_selected};
+                                         policy_selection_end, policy_selection_read};
 const policy_case policy_alisa_global_heads = {"alisa:r=0.3,score=global,sets=kv,refresh=5", "alisa:refresh=1",
-                                               begin_global_heads, policy_choice_end, policy_choice_selected};
-const policy_case policy_alisa_last = {"alisa:r=0.25,score=last", "alisa:r=1,score=last", begin_last, policy_choice_end,
-                                       policy_choice_selected};
+                                               begin_global_heads, policy_selection_end, policy_selection_read};
+const policy_case policy_alisa_last = {"alisa:r=0.25,score=last", "alisa:r=1,score=last", begin_last,
+                                       policy_selection_end, policy_selection_read};
 const policy_case policy_alisa_least = {"alisa:r=0.001,score=last,sets=kv,bits=16,resident=0,recompute=0", NULL,
-                                        begin_least, policy_choice_end, policy_choice_selected};
+                                        begin_least, policy_selection_end, policy_selection_read};

@@ -6,7 +6,7 @@
 #include "policies/policies.h"
 
 struct blocktopk {
-    policy_choice choice;
+    policy_selection selection;
     int64_t block, top, sink, local, dense_layers;
 };
 
@@ -46,9 +46,9 @@ static void choose(void *user, const tiny_cache *c)
             all[b] = true;
             scale = fmax(scale, fabs(scores[b]));
         }
-        if (!dense) policy_pick(scores, all, blocks, s->top, false, scale, picked, &s->choice.margin);
+        if (!dense) policy_pick(scores, all, blocks, s->top, false, scale, picked);
         for (int64_t j = 0; j < n; j++)
-            s->choice.sees[c->l][g][j] =
+            s->selection.sees[c->l][g][j] =
                 dense || j < s->sink || j >= s->sink + blocks * s->block || picked[(j - s->sink) / s->block];
     }
 }
@@ -58,7 +58,7 @@ static void begin_with(const tiny_model *m, tiny_policy *twin, struct blocktopk 
     struct blocktopk *s = malloc(sizeof *s);
 
     *s = options;
-    policy_choice_begin(m, twin, s, choose);
+    policy_selection_begin(m, twin, s, choose);
 }
 
 static void begin(const tiny_model *m, tiny_policy *twin)
@@ -78,9 +78,9 @@ static void begin_late(const tiny_model *m, tiny_policy *twin)
 }
 
 const policy_case policy_blocktopk = {"blocktopk:block=5,top=3,sink=2,local=7,dense_layers=0", "blocktopk", begin,
-                                      policy_choice_end, policy_choice_selected};
+                                      policy_selection_end, policy_selection_read};
 const policy_case policy_blocktopk_rows = {"blocktopk:block=1,top=20,sink=0,local=0", "blocktopk:block=1,top=90,sink=0",
-                                           begin_second, policy_choice_end, policy_choice_selected};
+                                           begin_second, policy_selection_end, policy_selection_read};
 const policy_case policy_blocktopk_late = {"blocktopk:block=8,top=8,local=6,dense_layers=0",
                                            "blocktopk:block=3,top=1,sink=0,local=1,dense_layers=99", begin_late,
-                                           policy_choice_end, policy_choice_selected};
+                                           policy_selection_end, policy_selection_read};

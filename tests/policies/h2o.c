@@ -6,7 +6,6 @@
 
 struct h2o {
     int64_t budget, recent;
-    double margin;
     double score[8][8][TOKENS_ALL]; /* [layer, key-value head, position] */
 };
 
@@ -33,7 +32,7 @@ static void evict(void *user, tiny_cache *c)
             older[j] = held[j] && behind >= s->recent;
             behind += held[j];
         }
-        policy_pick(s->score[c->l][g], older, c->p + 1, s->budget - s->recent, false, 0, picked, &s->margin);
+        policy_pick(s->score[c->l][g], older, c->p + 1, s->budget - s->recent, false, 0, picked);
         for (int64_t j = 0; j <= c->p; j++)
             held[j] = held[j] && (!older[j] || picked[j]);
     }
@@ -45,19 +44,13 @@ static void after(void *user, tiny_cache *c)
     if (c->p >= c->prompt) evict(user, c);
 }
 
-static double margin(const void *user)
-{
-    return ((const struct h2o *)user)->margin;
-}
-
 static void begin_with(tiny_policy *twin, int64_t budget, int64_t recent)
 {
     struct h2o *s = calloc(1, sizeof *s);
 
     s->budget = budget;
     s->recent = recent;
-    s->margin = 1;
-    *twin = (tiny_policy){.after = after, .act = evict, .margin = margin, .user = s};
+    *twin = (tiny_policy){.after = after, .act = evict, .user = s};
 }
 
 static void end(tiny_policy *twin)

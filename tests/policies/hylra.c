@@ -1,20 +1,18 @@
 /* HyLRA from its definition: layers that choose read the chunks of sinks and recent rows and the best of the others by
  * one of three scores; layers that reuse read what their source chose; full ones read everything. */
 #include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <unistd.h>
 
 #include "policies/policies.h"
+
+void hylra_write_plan(const tiny_model *m, FILE *file);
 
 enum { CHUNK = 4, SINK = 3, RECENT = 9, BITS = 128 };
 enum { MEAN, EXACT, HASH };
 enum { OWN, REUSE, FULL };
 
-static const char plan_file[] = "hylra.json";
-
 struct hylra {
-    policy_choice choice;
+    policy_selection selection;
     int64_t keep, recent, activate_at;
     int estimator;
 };
@@ -38,11 +36,8 @@ static int64_t first_acted(const tiny_model *m)
     return l;
 }
 
-void policies_write_files(const tiny_model *m)
+void hylra_write_plan(const tiny_model *m, FILE *file)
 {
-    FILE *file = fopen(plan_file, "w");
-
-    assert_non_null(file);
     fprintf(file, "{\"model\":\"a key of no meaning\",\"plan\":[");
     for (int64_t l = 0; l < m->layers; l++)
         fprintf(file, "%s%d", l > 0 ? "," : "", tiny_sees_all(m, l) && role(m, l) == REUSE ? (int)first_acted(m) : -1);
@@ -50,12 +45,6 @@ void policies_write_files(const tiny_model *m)
     for (int64_t l = 0, n = 0; l < m->layers; l++)
         if (tiny_sees_all(m, l) && role(m, l) == FULL) fprintf(file, "%s%d", n++ > 0 ? "," : "", (int)l);
     fprintf(file, "]}\n");
-    assert_int_equal(fclose(file), 0);
-}
-
-void policies_remove_files(void)
-{
-    unlink(plan_file);
 }
 
 /* ---- scores ------------------------------------------------------------------------------------------------------ */
@@ -170,8 +159,8 @@ static void score(const struct hylra *s, const tiny_cache *c, int64_t g, int64_t
 
 static void choose_head(struct hylra *s, const tiny_cache *c, int64_t g, int64_t chunks)
 {
-    double low[TOKENS_ALL], high[TOKENS_ALL], scale = 0, worst = INFINITY;
-    bool forced[TOKENS_ALL], rest[TOKENS_ALL], picked[TOKENS_ALL];
+    double low[TOKENS_ALL] = {0}, high[TOKENS_ALL] = {0}, scale = 0, worst = INFINITY;
+    bool forced[TOKENS_ALL] = {0}, rest[TOKENS_ALL] = {0}, picked[TOKENS_ALL];
     int64_t left = s->keep / CHUNK;
 
     score(s, c, g, chunks, low, high);
@@ -182,13 +171,13 @@ static void choose_head(struct hylra *s, const tiny_cache *c, int64_t g, int64_t
         left -= forced[n];
         if (s->estimator == MEAN) scale = fmax(scale, fabs(high[n]));
     }
-    policy_pick(high, rest, chunks, left > 0 ? left : 0, false, scale, picked, &s->choice.margin);
+    policy_pick(high, rest, chunks, left > 0 ? left : 0, false, scale, picked);
     for (int64_t n = 0; n < chunks; n++)
         if (picked[n]) worst = fmin(worst, high[n]);
     for (int64_t n = 0; n < chunks; n++) /* a sign that may turn could decide */
-        if (rest[n] && left > 0 && low[n] != high[n] && low[n] <= worst && worst <= high[n]) s->choice.margin = 0;
+        if (rest[n] && left > 0 && low[n] != high[n] && low[n] <= worst && worst <= high[n]) policy_choice(0);
     for (int64_t j = 0; j <= c->p; j++)
-        s->choice.sees[c->l][g][j] = forced[j / CHUNK] || picked[j / CHUNK];
+        s->selection.sees[c->l][g][j] = forced[j / CHUNK] || picked[j / CHUNK];
 }
 
 static void choose(void *user, const tiny_cache *c)
@@ -199,7 +188,7 @@ static void choose(void *user, const tiny_cache *c)
 
     for (int64_t g = 0; g < c->m->key_heads; g++)
         for (int64_t j = 0; j < n; j++)
-            s->choice.sees[c->l][g][j] = dense || s->choice.sees[first_acted(c->m)][g][j];
+            s->selection.sees[c->l][g][j] = dense || s->selection.sees[first_acted(c->m)][g][j];
     for (int64_t g = 0; g < c->m->key_heads && !dense && role(c->m, c->l) == OWN; g++)
         choose_head(s, c, g, chunks);
 }
@@ -213,7 +202,7 @@ static void begin_with(const tiny_model *m, tiny_policy *twin, int64_t keep, int
     s->recent = recent;
     s->activate_at = activate_at;
     s->estimator = estimator;
-    policy_choice_begin(m, twin, s, choose);
+    policy_selection_begin(m, twin, s, choose);
 }
 
 static void begin_mean(const tiny_model *m, tiny_policy *twin)
@@ -243,16 +232,16 @@ static void begin_forced(const tiny_model *m, tiny_policy *twin)
     begin_with(m, twin, CHUNK, RECENT, 0, EXACT);
 }
 
-#define HYLRA "hylra:plan=hylra.json,chunk=4,sink=3"
+#define HYLRA "hylra:plan=@,chunk=4,sink=3"
 const policy_case policy_hylra = {HYLRA ",recent=9,keep=30,activate_at=0", HYLRA ",keep=92,activate_at=0", begin_mean,
-                                  policy_choice_end, policy_choice_selected};
+                                  policy_selection_end, policy_selection_read};
 const policy_case policy_hylra_exact = {HYLRA ",recent=9,keep=28,activate_at=70,estimator=exact",
-                                        HYLRA ",keep=92,activate_at=0,estimator=exact", begin_exact, policy_choice_end,
-                                        policy_choice_selected};
+                                        HYLRA ",keep=92,activate_at=0,estimator=exact", begin_exact,
+                                        policy_selection_end, policy_selection_read};
 const policy_case policy_hylra_hash = {HYLRA ",recent=9,keep=32,activate_at=0,estimator=hash",
-                                       "hylra:plan=hylra.json,estimator=hash", begin_hash, policy_choice_end,
-                                       policy_choice_selected};
-const policy_case policy_hylra_free = {HYLRA ",recent=0,keep=20,activate_at=0", NULL, begin_free, policy_choice_end,
-                                       policy_choice_selected};
+                                       "hylra:plan=@,estimator=hash", begin_hash, policy_selection_end,
+                                       policy_selection_read};
+const policy_case policy_hylra_free = {HYLRA ",recent=0,keep=20,activate_at=0", NULL, begin_free, policy_selection_end,
+                                       policy_selection_read};
 const policy_case policy_hylra_forced = {HYLRA ",recent=9,keep=4,activate_at=0,estimator=exact", NULL, begin_forced,
-                                         policy_choice_end, policy_choice_selected};
+                                         policy_selection_end, policy_selection_read};

@@ -21,7 +21,7 @@ static int64_t best_of(const double *score, const bool *candidate, const bool *p
 }
 
 void policy_pick(const double *score, const bool *candidate, int64_t count, int64_t k, bool higher, double scale,
-                 bool *picked, double *margin)
+                 bool *picked)
 {
     int64_t last = -1, next;
 
@@ -35,51 +35,45 @@ void policy_pick(const double *score, const bool *candidate, int64_t count, int6
     next = best_of(score, candidate, picked, count, higher);
     if (last < 0 || next < 0 || score[last] == score[next]) return;
     if (scale == 0) scale = fmax(fabs(score[last]), fabs(score[next]));
-    *margin = fmin(*margin, (score[last] - score[next]) / scale);
+    policy_choice((score[last] - score[next]) / scale);
 }
 
 static bool sees(void *user, const tiny_cache *c, int64_t g, int64_t j)
 {
-    policy_choice *choice = user;
+    policy_selection *selection = user;
 
-    if (choice->next[c->l] != c->p + 1) choice->choose(user, c);
-    choice->next[c->l] = c->p + 1;
-    return choice->sees[c->l][g][j];
+    if (selection->next[c->l] != c->p + 1) selection->choose(user, c);
+    selection->next[c->l] = c->p + 1;
+    return selection->sees[c->l][g][j];
 }
 
-static double margin(const void *user)
+void policy_selection_begin(const tiny_model *m, tiny_policy *twin, void *user,
+                            void (*choose)(void *user, const tiny_cache *c))
 {
-    return ((const policy_choice *)user)->margin;
-}
+    policy_selection *selection = user;
 
-void policy_choice_begin(const tiny_model *m, tiny_policy *twin, void *user,
-                         void (*choose)(void *user, const tiny_cache *c))
-{
-    policy_choice *choice = user;
-
-    choice->choose = choose;
-    choice->margin = 1;
-    choice->layers = m->layers;
-    choice->key_heads = m->key_heads;
+    selection->choose = choose;
+    selection->layers = m->layers;
+    selection->key_heads = m->key_heads;
     for (int64_t l = 0; l < m->layers; l++)
         for (int64_t g = 0; g < m->key_heads; g++)
             for (int64_t j = 0; j < TOKENS_ALL; j++) /* layers with a window read what they hold */
-                choice->sees[l][g][j] = TOKENS_ALL - 1 - j < m->window || tiny_sees_all(m, l);
-    *twin = (tiny_policy){.sees = sees, .margin = margin, .user = user};
+                selection->sees[l][g][j] = TOKENS_ALL - 1 - j < m->window || tiny_sees_all(m, l);
+    *twin = (tiny_policy){.sees = sees, .user = user};
 }
 
-void policy_choice_end(tiny_policy *twin)
+void policy_selection_end(tiny_policy *twin)
 {
     free(twin->user);
 }
 
-const bool *policy_choice_selected(const tiny_policy *twin)
+const bool *policy_selection_read(const tiny_policy *twin)
 {
-    policy_choice *choice = twin->user;
+    policy_selection *selection = twin->user;
 
-    for (int64_t l = 0; l < choice->layers; l++)
-        for (int64_t g = 0; g < choice->key_heads; g++)
+    for (int64_t l = 0; l < selection->layers; l++)
+        for (int64_t g = 0; g < selection->key_heads; g++)
             for (int64_t j = 0; j < TOKENS_ALL; j++)
-                choice->selected[(l * choice->key_heads + g) * TOKENS_ALL + j] = choice->sees[l][g][j];
-    return choice->selected;
+                selection->selected[(l * selection->key_heads + g) * TOKENS_ALL + j] = selection->sees[l][g][j];
+    return selection->selected;
 }

@@ -1,11 +1,24 @@
 #include "policies/policies.h"
 
+#include <math.h>
+
 extern const policy_case policy_sinkring, policy_sinkring_budget, policy_sinkring_dense, policy_sinkring_cache;
 extern const policy_case policy_h2o, policy_h2o_recent, policy_h2o_none, policy_h2o_late;
 extern const policy_case policy_alisa, policy_alisa_wide, policy_alisa_global, policy_alisa_global_heads,
     policy_alisa_last, policy_alisa_least;
 extern const policy_case policy_blocktopk, policy_blocktopk_rows, policy_blocktopk_late;
 extern const policy_case policy_hylra, policy_hylra_exact, policy_hylra_hash, policy_hylra_free, policy_hylra_forced;
+
+void hylra_write_plan(const tiny_model *m, FILE *file);
+
+const policy_plan policy_plans[] = {{"hylra", hylra_write_plan}, {NULL, NULL}};
+
+double policy_margin = INFINITY;
+
+void policy_choice(double gap)
+{
+    policy_margin = fmin(policy_margin, gap);
+}
 
 static void full(const tiny_model *m, tiny_policy *twin)
 {

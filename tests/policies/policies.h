@@ -3,6 +3,8 @@
 #ifndef FV_POLICIES_H
 #define FV_POLICIES_H
 
+#include <stdio.h>
+
 #include "support/tiny_model.h"
 
 enum { TOKENS_PROMPT = 61, TOKENS_ALL = 90 };
@@ -17,30 +19,36 @@ typedef struct policy_case {
     const bool *(*selected)(const tiny_policy *twin);
 } policy_case;
 
-/* Writes the plan files that SPECs name into the current directory, for a model of these layers; and removes them. */
-void policies_write_files(const tiny_model *m);
-void policies_remove_files(void);
+/* Writes the plan file that `@` in a policy's SPECs stands for. */
+typedef struct policy_plan {
+    const char *policy;
+    void (*write)(const tiny_model *m, FILE *file);
+} policy_plan;
+extern const policy_plan policy_plans[]; /* ended by a policy of NULL */
 
-/* Marks the k best of the candidates among score[0..count): the largest; of equals the lower, or the higher ones.
- * `margin` is lowered to the distance between the worst that is in and the best that is out, unless they are equal:
- * relative to the larger of the two, or to `scale` if that is not 0. */
+/* The least gap, relative to them, between a score that a twin took and one that it left, since somebody made this
+ * infinite.  Scores in f32 may fall the other way where it is no more than their rounding. */
+extern double policy_margin;
+void policy_choice(double gap);
+
+/* Marks the k best of the candidates among score[0..count): the largest; of equals the lower, or the higher ones.  Its
+ * gap is relative to the larger of the two scores, or to `scale` if that is not 0; equal ones have none. */
 void policy_pick(const double *score, const bool *candidate, int64_t count, int64_t k, bool higher, double scale,
-                 bool *picked, double *margin);
+                 bool *picked);
 
 /* The first member of a selection's twin: what `choose` says that token c->p reads in layer c->l, in sees[c->l]. */
-typedef struct policy_choice {
+typedef struct policy_selection {
     void (*choose)(void *user, const tiny_cache *c);
-    double margin;
     int64_t layers, key_heads;
-    int64_t next[8];                                           /* [layer] one behind the token it was last chosen for */
+    int64_t next[8];                                           /* [layer] one behind the token it last chose for */
     bool sees[8][8][TOKENS_ALL], selected[8 * 8 * TOKENS_ALL]; /* [layer, key-value head, position] */
-} policy_choice;
+} policy_selection;
 
-/* `user` begins with a choice and is freed at the end. */
-void policy_choice_begin(const tiny_model *m, tiny_policy *twin, void *user,
-                         void (*choose)(void *user, const tiny_cache *c));
-void policy_choice_end(tiny_policy *twin);
-const bool *policy_choice_selected(const tiny_policy *twin);
+/* `user` begins with a selection and is freed at the end. */
+void policy_selection_begin(const tiny_model *m, tiny_policy *twin, void *user,
+                            void (*choose)(void *user, const tiny_cache *c));
+void policy_selection_end(tiny_policy *twin);
+const bool *policy_selection_read(const tiny_policy *twin);
 
 /* NULL-ended. */
 extern const policy_case *const policy_cases[];

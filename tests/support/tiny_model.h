@@ -65,9 +65,6 @@ typedef struct tiny_policy {
                     int64_t j); /* before any soft-cap; NULL: q.k / sqrt(D) */
     void (*after)(void *user, tiny_cache *c);
     void (*act)(void *user, tiny_cache *c);
-    /* How near two scores came that decided differently, relative; what is computed in floats may decide otherwise
-     * where that is next to nothing.  NULL: nothing was decided by scores. */
-    double (*margin)(const void *user);
     void *user;
 } tiny_policy;
 
