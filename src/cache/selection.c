@@ -2,6 +2,12 @@
 
 #include <math.h>
 
+enum {
+    LONG = 8,   /* rows of a mean block that is read where it lies */
+    AHEAD = 12, /* rows that lie apart are asked for so many early */
+    COLUMNS = 256,
+};
+
 /* ---- sums of weights by row ------------------------------------------------------------------------------------- */
 
 static const double unit = 0x1p38;
@@ -24,7 +30,8 @@ void fv_row_sums_free(fv_row_sums *sums)
 static int64_t units(float weight)
 {
     if (!(weight > 0)) return 0; /* also what is not a number */
-    return (int64_t)(fmin((double)weight, 0x1p24) * unit + 0.5);
+    if (weight > 0x1p24f) weight = 0x1p24f;
+    return (int64_t)((double)weight * unit + 0.5);
 }
 
 void fv_row_sums_add(fv_row_sums *sums, int64_t row, const float *weight, int64_t count)
@@ -41,11 +48,16 @@ void fv_row_sums_subtract(fv_row_sums *sums, int64_t row, const float *weight, i
 
 void fv_sum_heads(const float *weight, int64_t heads, int64_t apart, int64_t count, float *out)
 {
-    for (int64_t j = 0; j < count; j++) {
-        double sum = 0;
+    double sum[COLUMNS];
+
+    for (int64_t from = 0; from < count; from += COLUMNS) {
+        int64_t columns = fv_min(COLUMNS, count - from);
+        memset(sum, 0, sizeof sum);
         for (int64_t h = 0; h < heads; h++)
-            sum += (double)weight[h * apart + j];
-        out[j] = (float)sum;
+            for (int64_t j = 0; j < columns; j++)
+                sum[j] += (double)weight[h * apart + from + j];
+        for (int64_t j = 0; j < columns; j++)
+            out[from + j] = (float)sum[j];
     }
 }
 
@@ -55,27 +67,44 @@ void fv_chosen_free(fv_chosen *chosen)
 {
     fv_free(chosen->place);
     fv_free(chosen->start);
+    fv_free(chosen->edge);
+    fv_free(chosen->entry);
+    fv_free(chosen->first);
     *chosen = (fv_chosen){0};
 }
 
 size_t fv_chosen_bytes(const fv_chosen *chosen)
 {
-    return (size_t)chosen->places_room * sizeof *chosen->place + (size_t)chosen->lists_room * sizeof *chosen->start;
+    return (size_t)(chosen->place_room + chosen->entry_room) * sizeof(int32_t) +
+           (size_t)(chosen->start_room + chosen->edge_room + chosen->first_room) * sizeof(int64_t);
 }
 
 fv_status fv_chosen_begin(fv_chosen *chosen, int64_t lists, int64_t most)
 {
-    chosen->lists = 0;
-    FV_TRY(FV_GROW(chosen->place, chosen->places_room, fv_max(lists * most, 1)));
-    FV_TRY(FV_GROW(chosen->start, chosen->lists_room, lists + 1));
+    chosen->lists = chosen->blocks = 0;
+    FV_TRY(FV_GROW(chosen->place, chosen->place_room, fv_max(lists * most, 1)));
+    FV_TRY(FV_GROW(chosen->start, chosen->start_room, lists + 1));
     chosen->start[0] = 0;
+    return FV_OK;
+}
+
+fv_status fv_chosen_begin_blocks(fv_chosen *chosen, int64_t lists, int64_t blocks, int64_t most)
+{
+    FV_TRY(fv_chosen_begin(chosen, lists, 0));
+    FV_TRY(FV_GROW(chosen->edge, chosen->edge_room, blocks + 1));
+    FV_TRY(FV_GROW(chosen->entry, chosen->entry_room, fv_max(lists * most, 1)));
+    FV_TRY(FV_GROW(chosen->first, chosen->first_room, lists + 1));
+    chosen->blocks = blocks;
+    chosen->first[0] = 0;
     return FV_OK;
 }
 
 void fv_chosen_next(fv_chosen *chosen)
 {
-    chosen->lists++;
-    chosen->start[chosen->lists] = chosen->start[chosen->lists - 1];
+    int64_t list = ++chosen->lists;
+
+    chosen->start[list] = chosen->start[list - 1];
+    if (chosen->blocks > 0) chosen->first[list] = chosen->first[list - 1];
 }
 
 void fv_chosen_add(fv_chosen *chosen, int64_t place, int64_t count)
@@ -84,6 +113,16 @@ void fv_chosen_add(fv_chosen *chosen, int64_t place, int64_t count)
 
     for (int64_t i = 0; i < count; i++)
         chosen->place[(*end)++] = (int32_t)(place + i);
+}
+
+fv_status fv_chosen_add_block(fv_chosen *chosen, int64_t block)
+{
+    int64_t from = chosen->edge[block], count = chosen->edge[block + 1] - from;
+
+    FV_TRY(FV_GROW(chosen->place, chosen->place_room, chosen->start[chosen->lists] + count));
+    chosen->entry[chosen->first[chosen->lists]++] = (int32_t)block;
+    fv_chosen_add(chosen, from, count);
+    return FV_OK;
 }
 
 const int32_t *fv_chosen_list(const fv_chosen *chosen, int64_t head, int64_t *count)
@@ -98,57 +137,78 @@ const int32_t *fv_chosen_list(const fv_chosen *chosen, int64_t head, int64_t *co
 
 void fv_chosen_plan(const fv_chosen *chosen, int64_t keys, fv_plan *plan)
 {
+    bool blocks = chosen->blocks > 0;
+
     if (chosen->lists == 0) return;
     plan->lists = (fv_lists){.query_block = 1,
                              .key_block = 1,
                              .groups = 1,
-                             .key_blocks = keys,
+                             .key_blocks = blocks ? chosen->blocks : keys,
+                             .key_start = blocks ? chosen->edge : NULL,
                              .heads = chosen->lists,
                              .head_stride = chosen->lists > 1,
-                             .row_start = chosen->start,
-                             .entry = chosen->place};
+                             .row_start = blocks ? chosen->first : chosen->start,
+                             .entry = blocks ? chosen->entry : chosen->place};
 }
 
 struct gather {
     const fv_chosen *chosen;
-    const fv_tensor *from;
-    int64_t head;
-    fv_tensor out;
-    size_t row_bytes, apart; /* of rows chosen, and between those held */
+    int64_t head, heads;
+    const fv_tensor *from[2]; /* keys, values */
+    fv_tensor out[2];
+    size_t row_bytes[2], apart[2]; /* of rows chosen, and between those held */
 };
 
-/* Runs of rows that follow each other are copied at once. */
-static void gather_head(void *user, int64_t item, int thread)
+/* The cache lines of a row that is copied soon. */
+static void ask(const char *row, size_t bytes)
+{
+    for (size_t at = 0; at < bytes; at += 64)
+        __builtin_prefetch(row + at);
+}
+
+/* Keys or values of a head.  Runs of rows that follow each other are copied at once. */
+static void gather_item(void *user, int64_t item, int thread)
 {
     const struct gather *g = user;
-    int64_t count, head = g->head + item, run;
-    const int32_t *place = fv_chosen_list(g->chosen, head, &count);
-    fv_tensor rows = fv_slice(g->from, 1, head, 1);
-    char *out = (char *)g->out.data + (size_t)(item * count) * g->row_bytes;
+    int64_t side = item / g->heads, head = item % g->heads, count, run;
+    size_t bytes = g->row_bytes[side], apart = g->apart[side];
+    const int32_t *place = fv_chosen_list(g->chosen, g->head + head, &count);
+    fv_tensor own = fv_slice(g->from[side], 1, g->head + head, 1);
+    const char *rows = own.data;
+    char *out = (char *)g->out[side].data + (size_t)(head * count) * bytes;
 
     (void)thread;
     for (int64_t i = 0; i < count; i += run) {
-        for (run = 1; g->apart == g->row_bytes && i + run < count && place[i + run] == place[i] + run;)
+        for (run = 1; apart == bytes && i + run < count && place[i + run] == place[i] + run;)
             run++;
-        memcpy(out + (size_t)i * g->row_bytes, (const char *)rows.data + (size_t)place[i] * g->apart,
-               (size_t)run * g->row_bytes);
+        if (run == 1 && i + AHEAD < count) ask(rows + (size_t)place[i + AHEAD] * apart, bytes);
+        memcpy(out + (size_t)i * bytes, rows + (size_t)place[i] * apart, (size_t)run * bytes);
     }
 }
 
-/* The rows of `heads` heads from `head` on, which are equally many. */
-static fv_status gather(fv_ctx *ctx, const fv_chosen *chosen, const fv_tensor *rows, int64_t head, int64_t heads,
-                        fv_tensor *out)
+/* The rows of `heads` heads from `head` on, which are equally many, in the place of all. */
+static fv_status gather(fv_ctx *ctx, const fv_chosen *chosen, int64_t head, int64_t heads, fv_attend_args *args)
 {
-    struct gather g = {.chosen = chosen, .from = rows, .head = head};
+    struct gather g = {.chosen = chosen, .head = head, .heads = heads, .from = {&args->k, &args->v}};
     int64_t count;
 
     (void)fv_chosen_list(chosen, head, &count);
-    FV_TRY(fv_dtype_bytes(rows->dtype, rows->dims[3], &g.row_bytes));
-    FV_TRY(fv_dtype_bytes(rows->dtype, rows->strides[2], &g.apart));
-    FV_TRY(fv_tensor_new(ctx, &g.out, rows->dtype, FV_DIMS(1, heads, count, rows->dims[3])));
-    fv_run(ctx, heads, gather_head, &g);
-    *out = g.out;
+    for (int side = 0; side < 2; side++) {
+        const fv_tensor *from = g.from[side];
+        FV_TRY(fv_dtype_bytes(from->dtype, from->dims[3], &g.row_bytes[side]));
+        FV_TRY(fv_dtype_bytes(from->dtype, from->strides[2], &g.apart[side]));
+        FV_TRY(fv_tensor_new(ctx, &g.out[side], from->dtype, FV_DIMS(1, heads, count, from->dims[3])));
+    }
+    fv_run(ctx, 2 * heads, gather_item, &g);
+    args->k = g.out[0];
+    args->v = g.out[1];
+    args->plan = NULL; /* no row chosen comes after the query */
     return FV_OK;
+}
+
+static bool has_long_blocks(const fv_chosen *chosen)
+{
+    return chosen->blocks > 0 && chosen->start[chosen->lists] >= LONG * chosen->first[chosen->lists];
 }
 
 fv_status fv_chosen_read(fv_ctx *ctx, const fv_chosen *chosen, const fv_attend_args *args, fv_tensor *keys)
@@ -156,7 +216,7 @@ fv_status fv_chosen_read(fv_ctx *ctx, const fv_chosen *chosen, const fv_attend_a
     int64_t heads = args->k.dims[1], group = args->q.dims[1] / heads, together = heads, count, other;
 
     if (keys) *keys = (fv_tensor){0};
-    if (chosen->lists == 0) return fv_attend(ctx, args);
+    if (chosen->lists == 0 || has_long_blocks(chosen)) return fv_attend(ctx, args);
     (void)fv_chosen_list(chosen, 0, &count);
     for (int64_t g = 1; g < heads; g++) {
         (void)fv_chosen_list(chosen, g, &other);
@@ -164,12 +224,10 @@ fv_status fv_chosen_read(fv_ctx *ctx, const fv_chosen *chosen, const fv_attend_a
     }
     for (int64_t g = 0; g < heads; g += together) {
         fv_attend_args part = *args;
-        part.plan = NULL; /* no row chosen comes after the query */
         part.q = fv_slice(&args->q, 1, g * group, together * group);
         part.o = fv_slice(&args->o, 1, g * group, together * group);
         if (fv_present(&args->lse)) part.lse = fv_slice(&args->lse, 1, g * group, together * group);
-        FV_TRY(gather(ctx, chosen, &args->k, g, together, &part.k));
-        FV_TRY(gather(ctx, chosen, &args->v, g, together, &part.v));
+        FV_TRY(gather(ctx, chosen, g, together, &part));
         FV_TRY(fv_attend(ctx, &part));
         if (keys && together == heads) *keys = part.k;
     }

@@ -31,12 +31,16 @@ void fv_sum_heads(const float *weight, int64_t heads, int64_t apart, int64_t cou
 /* ---- the rows a step reads -------------------------------------------------------------------------------------- */
 
 /* Places of rows, ascending: one list for all key-value heads, or one for each; or everything (lists 0).  Where all
- * rows are held a place is a position. */
+ * rows are held a place is a position.  Lists are of rows, or of blocks of rows that all lists share. */
 typedef struct fv_chosen {
     int64_t lists;
     int32_t *place;
-    int64_t *start; /* [lists + 1] */
-    int64_t places_room, lists_room;
+    int64_t *start; /* [lists + 1] into place */
+    int64_t blocks; /* 0: lists are of rows */
+    int64_t *edge;  /* [blocks + 1]: block b holds the rows edge[b] .. edge[b+1]-1 */
+    int32_t *entry; /* blocks of each list */
+    int64_t *first; /* [lists + 1] into entry */
+    int64_t place_room, start_room, edge_room, entry_room, first_room;
 } fv_chosen;
 
 void fv_chosen_free(fv_chosen *chosen);
@@ -49,8 +53,11 @@ static inline void fv_chosen_all(fv_chosen *chosen)
 /* Starts anew, with room for `lists` lists of at most `most` places; then lists are filled one after the other.
  * FV_E_MEMORY: everything is read. */
 fv_status fv_chosen_begin(fv_chosen *chosen, int64_t lists, int64_t most);
+/* The same for lists of at most `most` of `blocks` blocks, whose edges the caller writes before it adds any. */
+fv_status fv_chosen_begin_blocks(fv_chosen *chosen, int64_t lists, int64_t blocks, int64_t most);
 void fv_chosen_next(fv_chosen *chosen);                              /* the next list */
 void fv_chosen_add(fv_chosen *chosen, int64_t place, int64_t count); /* to the last one */
+fv_status fv_chosen_add_block(fv_chosen *chosen, int64_t block);     /* FV_E_MEMORY */
 
 /* The list of a key-value head; NULL: everything. */
 const int32_t *fv_chosen_list(const fv_chosen *chosen, int64_t head, int64_t *count);
@@ -58,9 +65,9 @@ const int32_t *fv_chosen_list(const fv_chosen *chosen, int64_t head, int64_t *co
 /* Says in a plan of `keys` keys what one query reads. */
 void fv_chosen_plan(const fv_chosen *chosen, int64_t keys, fv_plan *plan);
 
-/* Attends as args says, one query of all heads, to the rows chosen, which are gathered first: rows that lie apart cost
- * more to ask for one by one.  `keys` (or NULL) receives the gathered ones, [1,Hkv,count,D], where all lists are of one
- * length (else it is absent); scratch memory. */
+/* Attends as args says (its plan holds the lists), one query of all heads, to the rows chosen.  Rows, and
+ * blocks of few, are gathered first, since they cost more to ask for one by one; then `keys` (or NULL) receives the
+ * gathered keys, [1,Hkv,count,D], if all lists are of one length (else it is absent); scratch memory. */
 fv_status fv_chosen_read(fv_ctx *ctx, const fv_chosen *chosen, const fv_attend_args *args, fv_tensor *keys);
 
 /* ---- weights ----------------------------------------------------------------------------------------------------- */

@@ -44,25 +44,35 @@ static fv_status mean_query(fv_ctx *ctx, const fv_policy_layer *layer, const fv_
     return FV_OK;
 }
 
+/* Sinks, blocks, and what lies behind them, as blocks that lists are made of. */
+static void set_edges(const struct blocktopk *o, int64_t rows, int64_t blocks, int64_t *edge)
+{
+    edge[0] = 0;
+    for (int64_t b = 0; b <= blocks; b++)
+        edge[1 + b] = o->sink + b * o->block;
+    edge[2 + blocks] = rows;
+}
+
 static fv_status choose(fv_ctx *ctx, fv_policy_layer *layer, const fv_tensor *q, int64_t rows, int64_t blocks)
 {
     const struct blocktopk *o = layer->use->options;
     struct layer *own = layer->state;
-    int64_t heads = layer->rows->options.heads, behind = o->sink + blocks * o->block;
+    int64_t heads = layer->rows->options.heads;
     fv_tensor mean, scores, index;
 
     FV_TRY(mean_query(ctx, layer, q, &mean));
     FV_TRY(fv_block_means_scores(ctx, &own->means, &mean, blocks, &scores));
     scores = fv_reshaped(&scores, FV_DIMS(heads, blocks));
     FV_TRY(fv_best_blocks(ctx, &scores, o->top, &index));
-    FV_TRY(fv_chosen_begin(&own->chosen, heads, o->sink + o->top * o->block + rows - behind));
+    FV_TRY(fv_chosen_begin_blocks(&own->chosen, heads, blocks + 2, o->top + 2));
+    set_edges(o, rows, blocks, own->chosen.edge);
     for (int64_t g = 0; g < heads; g++) {
         const int32_t *best = (const int32_t *)index.data + g * o->top;
         fv_chosen_next(&own->chosen);
-        fv_chosen_add(&own->chosen, 0, o->sink);
+        FV_TRY(fv_chosen_add_block(&own->chosen, 0));
         for (int64_t n = 0; n < o->top && best[n] >= 0; n++)
-            fv_chosen_add(&own->chosen, o->sink + best[n] * o->block, o->block);
-        fv_chosen_add(&own->chosen, behind, rows - behind);
+            FV_TRY(fv_chosen_add_block(&own->chosen, 1 + best[n]));
+        FV_TRY(fv_chosen_add_block(&own->chosen, 1 + blocks));
     }
     return FV_OK;
 }

@@ -315,12 +315,14 @@ static fv_status choose(fv_ctx *ctx, fv_policy_layer *layer, const fv_policy_cal
         FV_TRY(score_hashes(ctx, layer, call, chunks, scores.data));
     count = fv_max(o->keep / o->chunk, force(o, rows, heads, chunks, scores.data));
     FV_TRY(fv_best_blocks(ctx, &scores, count, &index));
-    FV_TRY(fv_chosen_begin(&own->chosen, heads, count * o->chunk));
+    FV_TRY(fv_chosen_begin_blocks(&own->chosen, heads, chunks, count));
+    for (int64_t c = 0; c <= chunks; c++)
+        own->chosen.edge[c] = fv_min(c * o->chunk, rows);
     for (int64_t g = 0; g < heads; g++) {
         const int32_t *best = (const int32_t *)index.data + g * count;
         fv_chosen_next(&own->chosen);
         for (int64_t n = 0; n < count && best[n] >= 0; n++)
-            fv_chosen_add(&own->chosen, best[n] * o->chunk, fv_min(o->chunk, rows - best[n] * o->chunk));
+            FV_TRY(fv_chosen_add_block(&own->chosen, best[n]));
     }
     return FV_OK;
 }
