@@ -14,7 +14,8 @@ enum { VOCABULARY = 50, MOST_LAYERS = 8 };
 /* Of the largest logit: f32 sums against doubles, through a few layers. */
 static const double tolerance = 7e-5;
 
-/* Of two scores: what is closer may fall either way in f32.  As far as logits are off, so are those of attention. */
+/* Of two scores: closer ones may fall either way in f32.  A score is a sum of weights exp(s - lse), so it is off by as
+ * much, relative to itself, as a logit s is off in all: no more than the logits at the end are. */
 static const double clear_choice = 1e-4;
 
 static const char f32_rows[] = "k=f32,v=f32";
@@ -195,7 +196,7 @@ static void twin_of(const struct fixture *f, const policy_case *c, tiny_policy *
 }
 
 /* Draws other weights and tokens until no choice of the twin is closer than f32 can tell. */
-static void begin_clear(struct fixture *f, const tiny_model *tiny, const policy_case *c)
+static void draw_until_clear(struct fixture *f, const tiny_model *tiny, const policy_case *c)
 {
     static double logits[TOKENS_ALL * VOCABULARY];
     tiny_policy twin = {0};
@@ -241,7 +242,7 @@ static void policies_equal_their_twins(void **state)
     for (int m = 0; m < MODELS; m++) {
         begin(&f, models[m]);
         for (int c = 0; policy_cases[c]; c++) {
-            begin_clear(&f, &models[m], policy_cases[c]);
+            draw_until_clear(&f, &models[m], policy_cases[c]);
             check_twin(&f, policy_cases[c], "ref", 0);
             check_twin(&f, policy_cases[c], "cpu", 0);
             check_twin(&f, policy_cases[c], "cpu", 17);
@@ -303,7 +304,7 @@ static void chunks_of_a_prompt_change_no_rows(void **state)
 
     begin(&f, models[0]);
     for (int c = 0; policy_cases[c]; c++) {
-        begin_clear(&f, &models[0], policy_cases[c]);
+        draw_until_clear(&f, &models[0], policy_cases[c]);
         run(&f, "cpu", 2, with_f32(with_plan(policy_cases[c]->spec)), 64, &whole);
         run(&f, "cpu", 2, with_f32(with_plan(policy_cases[c]->spec)), 7, &parts);
         same_rows(policy_cases[c]->spec, &f, &whole, &parts);
