@@ -28,9 +28,10 @@ static const fv_option options[] = {
     FV_ENUM(struct alisa, score, "local", scores, "weights of the last k queries, of all so far, or of the last one"),
     FV_ENUM(struct alisa, sets, "layer", sets, "one set for a layer, or one for each key-value head"),
     FV_INT(struct alisa, refresh, 0, 0, INT32_MAX, "every so many steps one reads everything; 0: none"),
-    FV_ENUM(struct alisa, bits, "16", widths, "16: rows in their storage type"),
-    FV_INT(struct alisa, resident, 0, 0, INT32_MAX, "rows that stay on the device; 0: all"),
-    FV_INT(struct alisa, recompute, 0, 0, INT32_MAX, "oldest rows that are computed again when they are read"),
+    FV_ENUM(struct alisa, bits, "16", widths, "16: rows in their storage type; 8 is not supported"),
+    FV_INT(struct alisa, resident, 0, 0, INT32_MAX, "rows that stay in memory; 0: all, and nothing else is supported"),
+    FV_INT(struct alisa, recompute, 0, 0, INT32_MAX,
+           "oldest rows that are computed again when they are read; 0: none, and nothing else is supported"),
     FV_OPTIONS_END,
 };
 
@@ -65,14 +66,14 @@ static fv_status check(const void *values)
     const struct alisa *o = values;
 
     if (o->bits == BITS_8)
-        return fv_fail(FV_E_UNSUPPORTED,
-                       "alisa: option 'bits': 8 is not built yet; k=q8_0,v=q8_0 stores rows in 8 bits");
+        return fv_fail(FV_E_UNSUPPORTED, "alisa: option 'bits': rows of 8 bits by channel are not supported; "
+                                         "k=q8_0,v=q8_0 stores them in blocks of 8 bits");
     if (o->resident > 0)
-        return fv_fail(FV_E_UNSUPPORTED, "alisa: option 'resident': rows cannot leave memory yet, expected 0, got %lld",
+        return fv_fail(FV_E_UNSUPPORTED,
+                       "alisa: option 'resident': rows do not leave memory: expected 0 (all), got %lld",
                        (long long)o->resident);
     if (o->recompute > 0)
-        return fv_fail(FV_E_UNSUPPORTED,
-                       "alisa: option 'recompute': rows cannot leave memory yet, expected 0, got %lld",
+        return fv_fail(FV_E_UNSUPPORTED, "alisa: option 'recompute': rows do not leave memory: expected 0, got %lld",
                        (long long)o->recompute);
     return FV_OK;
 }
@@ -130,24 +131,53 @@ static fv_status push(struct layer *own, int64_t token, const struct query *quer
     return FV_OK;
 }
 
+/* The weights [1, heads of a group, queries, to] that are added to what a set has of a block. */
+struct summing {
+    const float *weight;
+    float *out, *sum; /* [BLOCK, to], and room of the same size */
+    int64_t heads, queries, to;
+};
+
+static void sum_query(void *user, int64_t i, int thread)
+{
+    const struct summing *s = user;
+    float *out = s->out + i * s->to, *sum = s->sum + i * s->to;
+
+    (void)thread;
+    fv_sum_heads(s->weight + i * s->to, s->heads, s->queries * s->to, s->to, sum);
+    for (int64_t j = 0; j < s->to; j++)
+        out[j] += sum[j];
+}
+
+/* q [H, queries, D] of the block's queries. */
+static fv_status block_queries(fv_ctx *ctx, const fv_policy_layer *layer, int64_t from, int64_t queries, float **q)
+{
+    const fv_cache_model *m = layer->use->model;
+    int64_t dim = m->key_dim;
+
+    FV_TRY(FV_SCRATCH(ctx, *q, m->query_heads * queries * dim));
+    for (int64_t h = 0; h < m->query_heads; h++)
+        for (int64_t i = 0; i < queries; i++)
+            memcpy(*q + (h * queries + i) * dim, query_at(layer->state, from + i)->q + h * dim,
+                   (size_t)dim * sizeof **q);
+    return FV_OK;
+}
+
 /* Weights of a block of a prompt's queries, of each set the sums over its heads; a key-value head at a time, so that
  * no more is formed than heads of a group times BLOCK rows. */
 static fv_status form_block(fv_ctx *ctx, fv_policy_layer *layer, int64_t from, int64_t to)
 {
     struct layer *own = layer->state;
     const fv_cache_model *m = layer->use->model;
-    int64_t queries = to - from, heads = m->query_heads, dim = m->key_dim, per = heads / m->key_heads,
-            n = set_count(layer);
-    float *q, *sum;
+    int64_t queries = to - from, dim = m->key_dim, per = m->query_heads / m->key_heads, n = set_count(layer);
+    struct summing summing = {.heads = per, .queries = queries, .to = to};
+    float *q;
 
     own->block_to = own->block_from = 0;
     FV_TRY(FV_GROW(own->block, own->block_room, n * BLOCK * to));
     memset(own->block, 0, (size_t)(n * BLOCK * to) * sizeof *own->block);
-    FV_TRY(FV_SCRATCH(ctx, q, heads * queries * dim));
-    FV_TRY(FV_SCRATCH(ctx, sum, to));
-    for (int64_t h = 0; h < heads; h++)
-        for (int64_t i = 0; i < queries; i++)
-            memcpy(q + (h * queries + i) * dim, query_at(own, from + i)->q + h * dim, (size_t)dim * sizeof *q);
+    FV_TRY(block_queries(ctx, layer, from, queries, &q));
+    FV_TRY(FV_SCRATCH(ctx, summing.sum, queries * to));
     for (int64_t g = 0; g < m->key_heads; g++) {
         fv_mark mark = fv_scratch_mark(ctx);
         fv_tensor k, v, weight, part;
@@ -155,12 +185,9 @@ static fv_status form_block(fv_ctx *ctx, fv_policy_layer *layer, int64_t from, i
         fv_rows_view(layer->rows, g, 1, &k, &v);
         k = fv_slice(&k, 2, 0, to);
         FV_TRY(fv_query_weights(ctx, &part, &k, &own->logits, from + 1, &weight));
-        for (int64_t i = 0; i < queries; i++) {
-            float *out = own->block + ((n > 1 ? g : 0) * BLOCK + i) * to;
-            fv_sum_heads((const float *)weight.data + i * to, per, queries * to, to, sum);
-            for (int64_t j = 0; j < to; j++)
-                out[j] += sum[j];
-        }
+        summing.weight = weight.data;
+        summing.out = own->block + (n > 1 ? g : 0) * BLOCK * to;
+        fv_run(ctx, queries, sum_query, &summing);
         fv_scratch_release(ctx, mark);
     }
     own->block_from = from;
