@@ -20,7 +20,7 @@
 enum {
     FV_POLICY_POSITION = 1 << 0, /* what is kept and read depends on positions only */
     FV_POLICY_SCORES = 1 << 1,   /* on scores that the model's own attention gives */
-    FV_POLICY_PER_HEAD = 1 << 2, /* key-value heads may hold or read different rows: plan is asked for each */
+    FV_POLICY_PER_HEAD = 1 << 2, /* key-value heads may hold different rows, and plan is asked for each */
     FV_POLICY_ONCE = 1 << 3,     /* acts at the end of a prompt, from full attention */
     FV_POLICY_SELECTS = 1 << 4,  /* keeps every row and reads some */
     FV_POLICY_BOUNDED = 1 << 5,  /* never holds more than its bound + FV_POLICY_CHUNK rows */
@@ -100,8 +100,8 @@ struct fv_policy {
     /* FV_POLICY_PER_HEAD: whether all heads read alike at this layer, so that they can be taken together.  NULL: no. */
     bool (*alike)(const fv_policy_layer *layer);
     /* `plan` has causal, offset and key_position set; head: the key-value head it is asked for, -1 without
-     * FV_POLICY_PER_HEAD or if they are alike (all see the same).  Lists in it have heads = 1 and come from scratch
-     * memory. */
+     * FV_POLICY_PER_HEAD or if they are alike (all see the same, or lists have the key-value heads).  Lists live until
+     * the next call. */
     fv_status (*plan)(fv_ctx *ctx, fv_policy_layer *layer, const fv_policy_call *call, int64_t head, fv_plan *plan);
     /* Attends itself, where it takes more than fv_attend(args): args is filled in for the query heads of one key-value
      * head or of all. */

@@ -321,13 +321,14 @@ static void steps_alone_do_as_a_prompt_does(void **state)
 
     begin(&f, models[1]);
     for (int c = 0; policy_cases[c]; c++) {
-        fv_ctx *ctx = test_ctx("cpu", 2);
         fv_session *session;
         if (!(policy_of(policy_cases[c]->spec)->traits & FV_POLICY_CHUNKS)) continue;
         if (strstr(policy_cases[c]->spec, "prefill=dense")) continue; /* that one tells a prompt apart */
+        fv_ctx *ctx = test_ctx("cpu", 2);
         run(&f, "cpu", 2, with_plan(policy_cases[c]->spec), 0, &prompt);
-        assert_ok(
-            fv_session_new(ctx, f.model, &(fv_session_options){.cache = with_plan(policy_cases[c]->spec), .context = TOKENS_ALL}, &session));
+        assert_ok(fv_session_new(
+            ctx, f.model, &(fv_session_options){.cache = with_plan(policy_cases[c]->spec), .context = TOKENS_ALL},
+            &session));
         for (int64_t p = 0; p < TOKENS_ALL; p++)
             assert_ok(fv_session_feed(session, f.ids + p, 1, NULL, 0));
         memset(&steps, 0, sizeof steps);

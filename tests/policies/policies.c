@@ -11,7 +11,15 @@ extern const policy_case policy_guikv, policy_guikv_small, policy_guikv_frames, 
 
 void compresskv_write_plan(const tiny_model *m, FILE *file);
 
-const policy_plan policy_plans[] = {{"compresskv", compresskv_write_plan}, {NULL, NULL}};
+extern const policy_case policy_h2o, policy_h2o_recent, policy_h2o_none, policy_h2o_late;
+extern const policy_case policy_alisa, policy_alisa_wide, policy_alisa_global, policy_alisa_global_heads,
+    policy_alisa_last, policy_alisa_least;
+extern const policy_case policy_blocktopk, policy_blocktopk_rows, policy_blocktopk_late;
+extern const policy_case policy_hylra, policy_hylra_exact, policy_hylra_hash, policy_hylra_free, policy_hylra_forced;
+
+void hylra_write_plan(const tiny_model *m, FILE *file);
+
+const policy_plan policy_plans[] = {{"compresskv", compresskv_write_plan}, {"hylra", hylra_write_plan}, {NULL, NULL}};
 
 double policy_margin = INFINITY;
 
@@ -64,5 +72,23 @@ const policy_case *const policy_cases[] = {
     &policy_layer_plan_top,
     &policy_layer_plan_bottom,
     &policy_layer_plan_interleaved,
+    &policy_h2o,
+    &policy_h2o_recent,
+    &policy_h2o_none,
+    &policy_h2o_late,
+    &policy_alisa,
+    &policy_alisa_wide,
+    &policy_alisa_global,
+    &policy_alisa_global_heads,
+    &policy_alisa_last,
+    &policy_alisa_least,
+    &policy_blocktopk,
+    &policy_blocktopk_rows,
+    &policy_blocktopk_late,
+    &policy_hylra,
+    &policy_hylra_exact,
+    &policy_hylra_hash,
+    &policy_hylra_free,
+    &policy_hylra_forced,
     NULL,
 };

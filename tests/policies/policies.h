@@ -31,6 +31,25 @@ extern const policy_plan policy_plans[]; /* ended by a policy of NULL */
 extern double policy_margin;
 void policy_choice(double gap);
 
+/* Marks the k best of the candidates among score[0..count): the largest; of equals the lower, or the higher ones.  Its
+ * gap is relative to the larger of the two scores, or to `scale` if that is not 0; equal ones have none. */
+void policy_pick(const double *score, const bool *candidate, int64_t count, int64_t k, bool higher, double scale,
+                 bool *picked);
+
+/* The first member of a selection's twin: what `choose` says that token c->p reads in layer c->l, in sees[c->l]. */
+typedef struct policy_selection {
+    void (*choose)(void *user, const tiny_cache *c);
+    int64_t layers, key_heads;
+    int64_t next[8];                                           /* [layer] one behind the token it last chose for */
+    bool sees[8][8][TOKENS_ALL], selected[8 * 8 * TOKENS_ALL]; /* [layer, key-value head, position] */
+} policy_selection;
+
+/* `user` begins with a selection and is freed at the end. */
+void policy_selection_begin(const tiny_model *m, tiny_policy *twin, void *user,
+                            void (*choose)(void *user, const tiny_cache *c));
+void policy_selection_end(tiny_policy *twin);
+const bool *policy_selection_read(const tiny_policy *twin);
+
 /* NULL-ended. */
 extern const policy_case *const policy_cases[];
 
