@@ -74,6 +74,7 @@ typedef struct fv_session_options {
     fv_precision precision; /* AUTO or F32 */
     int64_t chunk;          /* tokens in a prefill step; 0: chosen */
     const char *cache;      /* SPEC or layer plan of cache policies; NULL: full, rows of f16 */
+    bool lends;             /* other sessions may read its rows: they lie where pages can be shared */
 } fv_session_options;
 
 /* FV_E_USAGE for a bad SPEC or one a causal language model cannot use; FV_E_MEMORY. */

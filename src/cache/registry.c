@@ -1,11 +1,12 @@
 /* The list of policies. */
 #include "cache/policy.h"
 
-extern const fv_policy fv_policy_full, fv_policy_sinkring;
+extern const fv_policy fv_policy_full, fv_policy_sinkring, fv_policy_vattn;
 
 const fv_policy *const fv_policies[] = {
     &fv_policy_full,
     &fv_policy_sinkring,
+    &fv_policy_vattn,
     NULL,
 };
 

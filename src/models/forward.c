@@ -108,14 +108,6 @@ struct reading {
     double *pairs; /* [calls] */
 };
 
-static size_t row_bytes(const fv_rows *rows)
-{
-    fv_rows_bytes bytes;
-
-    fv_rows_measure(rows, &bytes);
-    return bytes.used;
-}
-
 static fv_status look_at(const struct reading *r, int64_t head, const fv_attend_args *args)
 {
     const fv_session *session = r->part->session;
@@ -199,10 +191,11 @@ static fv_status read_rows(fv_ctx *ctx, struct reading *r)
 }
 
 /* Rows that nobody's window reaches any more. */
-static void leave_window(fv_session_layer *own, int64_t last)
+static fv_status leave_window(fv_session_layer *own, int64_t last)
 {
     for (int64_t g = 0; own->window > 0 && g < own->rows.options.heads; g++)
-        fv_rows_erase(&own->rows, g, 0, fv_rows_below(&own->rows, g, last - own->window + 1));
+        FV_TRY(fv_rows_erase(&own->rows, g, 0, fv_rows_below(&own->rows, g, last - own->window + 1)));
+    return FV_OK;
 }
 
 static fv_status attend_rows(fv_ctx *ctx, struct reading *r)
@@ -210,18 +203,18 @@ static fv_status attend_rows(fv_ctx *ctx, struct reading *r)
     fv_session *session = r->part->session;
     fv_session_layer *own = r->own;
     const fv_policy *policy = own->policy ? own->policy->use->policy : NULL;
-    size_t before = row_bytes(&own->rows);
+    size_t before = fv_rows_used(&own->rows);
 
     FV_TRY(fv_rows_append(ctx, &own->rows, &r->k, &r->v, session->length));
-    session->row_bytes += row_bytes(&own->rows) - before;
+    session->row_bytes += fv_rows_used(&own->rows) - before;
     if (session->row_bytes + session->state_bytes > session->peak_bytes)
         session->peak_bytes = session->row_bytes + session->state_bytes;
     if (policy && policy->traits & FV_POLICY_LSE) FV_TRY(fv_tensor_new(ctx, &r->call.lse, FV_F32, 3, r->call.q.dims));
     FV_TRY(read_rows(ctx, r));
-    before = row_bytes(&own->rows);
+    before = fv_rows_used(&own->rows);
     if (policy && policy->after) FV_TRY(policy->after(ctx, own->policy, &r->call));
-    leave_window(own, session->length + r->part->count - 1);
-    session->row_bytes -= before - row_bytes(&own->rows);
+    FV_TRY(leave_window(own, session->length + r->part->count - 1));
+    session->row_bytes -= before - fv_rows_used(&own->rows);
     return FV_OK;
 }
 
@@ -239,9 +232,9 @@ static fv_status attend_by_mechanism(fv_ctx *ctx, struct reading *r)
     fv_call call;
 
     if (own->rows.head) {
-        size_t before = row_bytes(&own->rows);
+        size_t before = fv_rows_used(&own->rows);
         FV_TRY(fv_rows_append(ctx, &own->rows, &r->k, &r->v, session->length));
-        session->row_bytes += row_bytes(&own->rows) - before;
+        session->row_bytes += fv_rows_used(&own->rows) - before;
         fv_rows_view(&own->rows, 0, s->key_heads, &args.k, &args.v);
     }
     FV_TRY(fv_call_chunk(own->attention, &args, &call));

@@ -40,6 +40,7 @@ struct fv_session {
     double pairs, dense_pairs;
     size_t row_bytes, state_bytes, peak_bytes; /* of rows now held, of states; of both, at most so far */
     fv_cache_plan cache;
+    fv_lender *lender;         /* of the file its rows lie in where they can be shared; NULL: they cannot */
     fv_policy_layer *policies; /* [layers of all uses together] */
     void *policy_state;
     fv_session_layer *layers;

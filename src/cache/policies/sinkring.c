@@ -90,15 +90,16 @@ static fv_status read(fv_ctx *ctx, fv_policy_layer *layer, const fv_policy_call 
     return fv_merge(ctx, &merge);
 }
 
-static void trim(fv_policy_layer *layer, int64_t last)
+static fv_status trim(fv_policy_layer *layer, int64_t last)
 {
     const struct sinkring *o = layer->use->options;
 
     for (int64_t g = 0; g < layer->rows->options.heads; g++) {
         int64_t from = fv_rows_below(layer->rows, g, o->sink);
         int64_t to = fv_rows_below(layer->rows, g, last - window_of(o) + 1);
-        if (to > from) fv_rows_erase(layer->rows, g, from, to - from);
+        if (to > from) FV_TRY(fv_rows_erase(layer->rows, g, from, to - from));
     }
+    return FV_OK;
 }
 
 static fv_status after(fv_ctx *ctx, fv_policy_layer *layer, const fv_policy_call *call)
@@ -106,15 +107,14 @@ static fv_status after(fv_ctx *ctx, fv_policy_layer *layer, const fv_policy_call
     const struct sinkring *o = layer->use->options;
 
     (void)ctx;
-    if (!call->prompt || o->prefill == PREFILL_WINDOW) trim(layer, call->offset + call->queries - 1);
-    return FV_OK;
+    if (call->prompt && o->prefill != PREFILL_WINDOW) return FV_OK;
+    return trim(layer, call->offset + call->queries - 1);
 }
 
 static fv_status act(fv_ctx *ctx, fv_policy_layer *layer, int64_t prompt)
 {
     (void)ctx;
-    trim(layer, prompt - 1);
-    return FV_OK;
+    return trim(layer, prompt - 1);
 }
 
 static int64_t bound(const fv_policy_use *use, int64_t place)
