@@ -21,7 +21,8 @@ char *fv_lender_map(const fv_lender *lender, void *at, size_t bytes, int64_t pla
 bool fv_lender_write(const fv_lender *lender, const char *from, size_t bytes, int64_t place);
 void fv_lender_punch(const fv_lender *lender, int64_t place, size_t bytes); /* the pages go back */
 
-/* Maps in this process that came of sharing: the system allows some 65,000 in all.  Adds, and says how many there are. */
+/* Maps in this process that came of sharing: the system allows some 65,000 in all.  Adds, and says how many there are.
+ */
 int64_t fv_lender_count(int64_t more);
 enum { FV_MOST_MAPS = 32768 };
 

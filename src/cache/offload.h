@@ -17,7 +17,7 @@ typedef struct fv_record {
 /* In a folder (NULL: TMPDIR, or /tmp).  FV_E_IO, FV_E_MEMORY.  Lives until its last user lets it go. */
 fv_status fv_offload_new(const char *folder, fv_offload **file);
 fv_offload *fv_offload_hold(fv_offload *file);
-void fv_offload_drop(fv_offload *file); /* also NULL */
+void fv_offload_drop(fv_offload *file);    /* also NULL */
 int64_t fv_offload_size(fv_offload *file); /* bytes of the file */
 
 /* Writes `count` records of `size` bytes that lie one behind the other; one write where places allow.  FV_E_IO: no

@@ -72,8 +72,8 @@ static bool reclaim(fv_pages *pages, size_t bytes)
     return pages->stats.mapped + bytes <= limit;
 }
 
-/* One call of the system for bytes mapped .. to, taking the faults now.  Old systems cannot: then every page is touched,
- * which nobody else does before it counts as mapped. */
+/* One call of the system for bytes mapped .. to, taking the faults now.  Old systems cannot: then every page is
+ * touched, which nobody else does before it counts as mapped. */
 static int populate(char *from, size_t bytes)
 {
     size_t system = (size_t)sysconf(_SC_PAGESIZE);

@@ -56,7 +56,8 @@ static fv_status make_part(fv_rows *rows, int which)
     if (o->beside) {
         fv_slab *slab = o->beside->side[which].slab;
         if (!slab || fv_slab_row_bytes(slab) != side->stride || o->beside->options.capacity != o->capacity)
-            return fv_fail(FV_E_ARGUMENT, "cache rows: layers of one tensor need the same heads, dims, types and tokens");
+            return fv_fail(FV_E_ARGUMENT,
+                           "cache rows: layers of one tensor need the same heads, dims, types and tokens");
         side->slab = fv_slab_hold(slab);
     } else {
         FV_TRY(fv_slab_take(o->pages, side->stride, o->capacity, 0, &side->slab));
@@ -142,9 +143,9 @@ fv_status fv_rows_new(fv_rows *rows, const fv_rows_options *options)
 void fv_rows_free(fv_rows *rows)
 {
     fv_away_free(rows);
-    fv_map_free(rows);
     free_side(rows, &rows->side[0]);
     free_side(rows, &rows->side[1]);
+    fv_map_free(rows);
     if (rows->position) munmap(rows->position, position_bytes(rows));
     fv_free(rows->head);
     *rows = (fv_rows){0};
@@ -224,8 +225,8 @@ fv_status fv_rows_own(fv_rows *rows, int64_t g, int64_t from, int64_t to)
 
     for (int side = 0; side < 2 && rows->map && to > from && status == FV_OK; side++) {
         size_t bytes = rows->side[side].row_bytes;
-        status = fv_map_own(rows, side, g, fv_page_down(rows, (size_t)from * bytes),
-                            fv_page_up(rows, (size_t)to * bytes));
+        status =
+            fv_map_own(rows, side, g, fv_page_down(rows, (size_t)from * bytes), fv_page_up(rows, (size_t)to * bytes));
     }
     if (status != FV_OK) rows->refused = true;
     return status;

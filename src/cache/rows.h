@@ -90,8 +90,8 @@ void fv_rows_view(const fv_rows *rows, int64_t head, int64_t heads, fv_tensor *k
 fv_status fv_rows_append(fv_ctx *ctx, fv_rows *rows, const fv_tensor *k, const fv_tensor *v, int64_t position);
 
 /* Drops rows of a head by place: `count` from `from` on; or all but keep[0..count), ascending.  The rows stay dense,
- * whole free pages go back.  FV_E_MEMORY: pages that others read would have to be copied and the system refused; nothing
- * has changed, and if nobody looks, the next append fails. */
+ * whole free pages go back.  FV_E_MEMORY: pages that others read would have to be copied and the system refused;
+ * nothing has changed, and if nobody looks, the next append fails. */
 fv_status fv_rows_erase(fv_rows *rows, int64_t head, int64_t from, int64_t count);
 fv_status fv_rows_keep(fv_rows *rows, int64_t head, const int32_t *keep, int64_t count);
 
@@ -133,8 +133,8 @@ static inline bool fv_rows_shares(const fv_rows *rows) /* whether pages can be s
 fv_status fv_rows_offload(fv_rows *rows, fv_offload *file, int64_t head, int64_t from, int64_t count);
 /* The same of rows by place, ascending. */
 fv_status fv_rows_offload_some(fv_rows *rows, fv_offload *file, int64_t head, const int32_t *place, int64_t count);
-/* Brings rows of a head back, by position, ascending, each to its place in the order.  FV_E_ARGUMENT: one of them is not
- * in the file; FV_E_IO: the file was cut or changed; FV_E_MEMORY.  Nothing has changed then. */
+/* Brings rows of a head back, by position, ascending, each to its place in the order.  FV_E_ARGUMENT: one of them is
+ * not in the file; FV_E_IO: the file was cut or changed; FV_E_MEMORY.  Nothing has changed then. */
 fv_status fv_rows_fetch(fv_rows *rows, int64_t head, const int32_t *position, int64_t count);
 /* Begins to read rows that will be fetched next, while the caller computes: a fetch of some of them takes them from
  * memory.  A hint: what goes wrong shows in the fetch. */

@@ -64,8 +64,8 @@ static fv_status make_away(fv_rows *rows, fv_offload *file)
 
     if (rows->away) return FV_OK;
     if (!file) return fv_fail(FV_E_ARGUMENT, "offloading rows: expected a file with the first of them");
-    FV_TRY(fv_zalloc((void **)&away,
-                     (int64_t)sizeof *away + rows->options.heads * (int64_t)sizeof(struct away_head), 1));
+    FV_TRY(
+        fv_zalloc((void **)&away, (int64_t)sizeof *away + rows->options.heads * (int64_t)sizeof(struct away_head), 1));
     away->file = fv_offload_hold(file);
     rows->away = away;
     return FV_OK;

@@ -366,8 +366,9 @@ fv_status fv_rows_share_window(fv_rows *to, fv_rows *from, int64_t length, int64
     for (int64_t g = 0; g < from->options.heads; g++) {
         int64_t first = fv_rows_below(from, g, begin), count = fv_rows_below(from, g, length) - first;
         if (length < 0 || count != length - begin)
-            return fv_fail(FV_E_ARGUMENT, "sharing rows: expected those of positions %lld to %lld, of which head %lld "
-                                          "holds %lld",
+            return fv_fail(FV_E_ARGUMENT,
+                           "sharing rows: expected those of positions %lld to %lld, of which head %lld "
+                           "holds %lld",
                            (long long)begin, (long long)length - 1, (long long)g, (long long)fv_max(count, 0));
         FV_TRY(prepare(to, g, count));
     }
@@ -488,7 +489,8 @@ fv_status fv_rows_measure_all(const fv_rows *const *rows, int64_t count, fv_rows
         bytes->reserved += one.reserved;
         bytes->host += one.host;
         for (int64_t s = 0; rows[n]->map && s < rows[n]->map->spans && status == FV_OK; s++)
-            status = add_span(rows[n], (int)(s / rows[n]->options.heads), s % rows[n]->options.heads, &used, &committed);
+            status =
+                add_span(rows[n], (int)(s / rows[n]->options.heads), s % rows[n]->options.heads, &used, &committed);
     }
     if (status == FV_OK) {
         bytes->shared = surplus(&committed);

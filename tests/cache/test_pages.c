@@ -1,5 +1,5 @@
-/* A pool of tensors: what is mapped is what is needed and a little ahead; what is given back serves the next one; rows in
- * it are the rows of memory of their own, bit for bit. */
+/* A pool of tensors: what is mapped is what is needed and a little ahead; what is given back serves the next one; rows
+ * in it are the rows of memory of their own, bit for bit. */
 #define _GNU_SOURCE
 #include <setjmp.h>
 #include <signal.h>

@@ -20,7 +20,8 @@
 
 enum { HEADS = 2, D = 64, E = 32, CAPACITY = 1500, STREAMS = 6 };
 
-/* ---- a system that refuses ------------------------------------------------------------------------------------------ */
+/* ---- a system that refuses ------------------------------------------------------------------------------------------
+ */
 
 /* The n-th call from now on of what a set names, and all later ones, fail (0: none). */
 static _Atomic long calls, refused_from;
@@ -72,7 +73,8 @@ ssize_t __wrap_pwrite(int file, const void *bytes, size_t count, off_t offset)
     return -1;
 }
 
-/* ---- plain lists ---------------------------------------------------------------------------------------------------- */
+/* ---- plain lists ----------------------------------------------------------------------------------------------------
+ */
 
 typedef struct plain_row {
     int32_t position, tag; /* tag: which append wrote it */
@@ -162,8 +164,7 @@ static fv_status append_rows(fv_ctx *ctx, fv_rows *rows, int64_t position, int32
         for (int64_t g = 0; g < HEADS; g++)
             for (int64_t i = 0; i < count; i++)
                 for (int64_t d = 0; d < dim; d++)
-                    *(float *)fv_at(&side[which], 0, g, i, d) =
-                        value(g, (int32_t)(position + i), tag, d + 100 * which);
+                    *(float *)fv_at(&side[which], 0, g, i, d) = value(g, (int32_t)(position + i), tag, d + 100 * which);
     }
     status = fv_rows_append(ctx, rows, &side[0], &side[1], position);
     fv_scratch_release(ctx, mark);
@@ -195,7 +196,8 @@ static void end(stream *s)
     s->alive = false;
 }
 
-/* ---- what the system counts ----------------------------------------------------------------------------------------- */
+/* ---- what the system counts -----------------------------------------------------------------------------------------
+ */
 
 /* Bytes of a stream's spans that are resident. */
 static size_t resident(const fv_rows *rows)
@@ -269,7 +271,8 @@ static void check_bytes(const stream *streams)
     assert_true(together.used <= used && together.used <= together.committed);
 }
 
-/* ---- random lives --------------------------------------------------------------------------------------------------- */
+/* ---- random lives ---------------------------------------------------------------------------------------------------
+ */
 
 /* Places in memory of a head's rows, as the plain list has them: [count]. */
 static int64_t in_memory(const stream *s, int64_t g, int64_t *index)
@@ -384,7 +387,8 @@ static void share_random(stream *to, stream *from, const fv_rows_options *o, fv_
     to->length = length;
     for (int64_t g = 0; g < HEADS; g++)
         for (int64_t i = 0; i < from->count[g]; i++)
-            if (!from->row[g][i].away && from->row[g][i].position < length) to->row[g][to->count[g]++] = from->row[g][i];
+            if (!from->row[g][i].away && from->row[g][i].position < length)
+                to->row[g][to->count[g]++] = from->row[g][i];
 }
 
 static void step(fv_ctx *ctx, stream *streams, const fv_rows_options *o, fv_offload *file, fv_random *random)
@@ -431,6 +435,7 @@ static void streams_that_share_hold_what_plain_lists_say(void **state)
         assert_ok(fv_offload_new(NULL, &file));
         o.lender = life % 3 ? lender : NULL; /* of all, or of each */
         o.page = life % 4 == 3 ? 16384 : 0;
+        if (life % 2) o.capacity = 20000; /* spans of some MB */
         for (int n = 0; n < 250; n++) {
             step(ctx, streams, &o, file, &random);
             check_bytes(streams);
@@ -451,7 +456,8 @@ static void streams_that_share_hold_what_plain_lists_say(void **state)
     fv_ctx_free(ctx);
 }
 
-/* ---- figures -------------------------------------------------------------------------------------------------------- */
+/* ---- figures --------------------------------------------------------------------------------------------------------
+ */
 
 /* Whole pages once, the partly filled last one of each span twice; until a stream writes, and not those it does not. */
 static void shared_pages_count_once(void **state)
@@ -553,7 +559,8 @@ static void a_merge_in_one_stream_leaves_the_others(void **state)
     fv_ctx_free(ctx);
 }
 
-/* ---- threads -------------------------------------------------------------------------------------------------------- */
+/* ---- threads --------------------------------------------------------------------------------------------------------
+ */
 
 static void *live(void *user)
 {
@@ -627,7 +634,8 @@ static void streams_of_several_threads_share(void **state)
     fv_ctx_free(ctx);
 }
 
-/* ---- refusals ------------------------------------------------------------------------------------------------------- */
+/* ---- refusals -------------------------------------------------------------------------------------------------------
+ */
 
 /* Whatever call of the system is refused: rows are copied, or nothing has changed and the sentence says so. */
 static void refused_maps_lose_nothing(void **state)
@@ -735,7 +743,8 @@ static void refused_memory_loses_nothing(void **state)
     fv_ctx_free(ctx);
 }
 
-/* ---- the file ------------------------------------------------------------------------------------------------------- */
+/* ---- the file -------------------------------------------------------------------------------------------------------
+ */
 
 /* The number that the next file gets. */
 static int next_file(void)

@@ -12,5 +12,7 @@ static void full(const tiny_model *m, tiny_policy *twin)
 static const policy_case policy_full = {"full", "full", full, NULL, NULL};
 
 const policy_case *const policy_cases[] = {
-    &policy_full, &policy_vattn, &policy_vattn_small, &policy_vattn_one, &policy_sinkring, &policy_sinkring_budget, &policy_sinkring_dense, &policy_sinkring_cache, NULL,
+    &policy_full,           &policy_vattn,          &policy_vattn_small,
+    &policy_vattn_one,      &policy_sinkring,       &policy_sinkring_budget,
+    &policy_sinkring_dense, &policy_sinkring_cache, NULL,
 };

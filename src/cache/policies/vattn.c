@@ -30,8 +30,7 @@ static void pool(const fv_policy_use *use, fv_pages_options *pool, bool *one)
 {
     const struct vattn *o = use->options;
 
-    *pool = (fv_pages_options){
-        .page = o->page, .async = o->async, .deferred = o->deferred, .lookahead = o->lookahead};
+    *pool = (fv_pages_options){.page = o->page, .async = o->async, .deferred = o->deferred, .lookahead = o->lookahead};
     *one = o->megacache && use->layers > 1;
 }
 
