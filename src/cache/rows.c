@@ -11,6 +11,10 @@
 #include "ops/blocks.h"
 #include "ops/ops.h"
 
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25 /* of Linux 6.1; headers may be older */
+#endif
+
 enum {
     SLACK = 32 << 10, /* bytes of a span that may lie idle before they go back */
     HUGE = 2 << 20,   /* a huge page */
@@ -396,7 +400,6 @@ static fv_status write_side(fv_ctx *ctx, const fv_rows *rows, int side, const fv
  * that no byte is resident that holds no row.  Old systems say no, and nothing is lost. */
 static void make_huge(const fv_rows *rows, int64_t g, int64_t before)
 {
-#ifdef MADV_COLLAPSE
     const fv_rows_head *head = &rows->head[g];
 
     for (int side = 0; side < 2 && !rows->map && !rows->options.pages; side++) {
@@ -407,9 +410,6 @@ static void make_huge(const fv_rows *rows, int64_t g, int64_t before)
             from += HUGE;
         if (to > from) (void)madvise(fv_row_at(rows, side, g, 0) + from, to - from, MADV_COLLAPSE);
     }
-#else
-    (void)rows, (void)g, (void)before;
-#endif
 }
 
 /* Room for n rows more, which are this stream's own, at the end of every head. */
