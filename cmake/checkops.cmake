@@ -12,3 +12,7 @@ target_link_libraries(fovea-activations PRIVATE fovea_static)
 # fovea-plans: plans and terms of attention beside dense attention.
 add_executable(fovea-plans bench/plans/main.c src/app/json.c src/app/measure.c src/app/noise.c src/app/peaks.c src/app/table.c)
 target_link_libraries(fovea-plans PRIVATE fovea_static)
+
+# fovea-storage: what keeping rows of keys and values costs.
+add_executable(fovea-storage bench/storage/main.c src/app/json.c src/app/measure.c src/app/noise.c src/app/peaks.c src/app/table.c)
+target_link_libraries(fovea-storage PRIVATE fovea_static)

@@ -27,6 +27,9 @@ foreach(source ${test_sources})
     set_tests_properties(${name} PROPERTIES TIMEOUT 900 LABELS "${labels}" ENVIRONMENT "CMOCKA_MESSAGE_OUTPUT=STDOUT")
 endforeach()
 
+# What the system may refuse, on demand.
+target_link_options(test_share PRIVATE -Wl,--wrap=mmap,--wrap=mprotect,--wrap=memfd_create,--wrap=pwrite)
+
 # The fuzz targets' seeds run in every test run, without libFuzzer.
 file(GLOB fuzz_targets CONFIGURE_DEPENDS tests/fuzz/fuzz_*.c)
 target_sources(test_seeds PRIVATE ${fuzz_targets})

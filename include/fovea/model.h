@@ -76,6 +76,7 @@ typedef struct fv_session_options {
     const char *cache;      /* SPEC or layer plan of cache policies; NULL: full, rows of f16 */
     bool keep_windows;      /* layers with a window of their own keep the rows that leave it, so that rows of any
                                beginning of the tokens can be lent to other sessions */
+    bool lends;             /* other sessions may read its rows: they lie where pages can be shared */
 } fv_session_options;
 
 /* FV_E_USAGE for a bad SPEC or one a causal language model cannot use; FV_E_MEMORY. */

@@ -33,6 +33,7 @@ void fv_ctx_end(fv_ctx *ctx)
     for (int t = 0; ctx->child && t < fv_ctx_threads(ctx); t++)
         fv_ctx_end(ctx->child[t]);
     fv_free(ctx->child);
+    if (ctx->kept) ctx->free_kept(ctx->kept);
     fv_pool_free(ctx->pool);
     fv_arena_free(ctx->arena);
     fv_free(ctx);

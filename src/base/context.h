@@ -34,6 +34,8 @@ struct fv_ctx {
     fv_progress_fn *progress;
     void *progress_user;
     struct fv_ctx **child; /* [threads] of fv_run_apart; NULL: not made yet */
+    void *kept;            /* by a floor above, with what frees it */
+    void (*free_kept)(void *kept);
 };
 
 /* fv_ctx_new without the choice of a backend, which is made a floor above (ops/backend.c). */

@@ -75,13 +75,15 @@ fv_status fv_block_rule_plan(fv_ctx *ctx, const fv_block_rule *rule, const fv_ro
     return fv_lists_end(&builder, plan);
 }
 
-void fv_block_rule_trim(const fv_block_rule *rule, fv_rows *rows, int64_t head, const fv_policy_call *call)
+fv_status fv_block_rule_trim(const fv_block_rule *rule, fv_rows *rows, int64_t head, const fv_policy_call *call)
 {
     int64_t from, to;
 
     leaving(rule, call, &from, &to);
     for (int64_t block = to - 1; block >= from; block--)
-        if (!owns(rule, block)) fv_rows_forget(rows, head, block * rule->block, (block + 1) * rule->block);
+        if (!owns(rule, block))
+            FV_TRY(fv_rows_forget(rows, head, block * rule->block, (block + 1) * rule->block));
+    return FV_OK;
 }
 
 int64_t fv_block_rule_bound(const fv_block_rule *rule, int64_t context)
@@ -91,9 +93,9 @@ int64_t fv_block_rule_bound(const fv_block_rule *rule, int64_t context)
     return (fv_min(rule->local, blocks) + fv_ceil_div(blocks, rule->stride)) * rule->block;
 }
 
-void fv_rows_forget(fv_rows *rows, int64_t head, int64_t from, int64_t to)
+fv_status fv_rows_forget(fv_rows *rows, int64_t head, int64_t from, int64_t to)
 {
     int64_t first = fv_rows_below(rows, head, from), end = fv_rows_below(rows, head, to);
 
-    if (end > first) fv_rows_erase(rows, head, first, end - first);
+    return end > first ? fv_rows_erase(rows, head, first, end - first) : FV_OK;
 }

@@ -27,11 +27,11 @@ void fv_shards_warn(const fv_shards *shards, const fv_cache_model *model, const 
 fv_status fv_block_rule_plan(fv_ctx *ctx, const fv_block_rule *rule, const fv_rows *rows, int64_t head,
                              const fv_policy_call *call, fv_plan *plan);
 /* Drops the rows that the last query of a call did not see. */
-void fv_block_rule_trim(const fv_block_rule *rule, fv_rows *rows, int64_t head, const fv_policy_call *call);
+fv_status fv_block_rule_trim(const fv_block_rule *rule, fv_rows *rows, int64_t head, const fv_policy_call *call);
 /* Most rows that remain of `context` tokens. */
 int64_t fv_block_rule_bound(const fv_block_rule *rule, int64_t context);
 
-/* Drops a head's rows of positions from .. to-1. */
-void fv_rows_forget(fv_rows *rows, int64_t head, int64_t from, int64_t to);
+/* Drops a head's rows of positions from .. to-1.  FV_E_MEMORY, as fv_rows_erase. */
+fv_status fv_rows_forget(fv_rows *rows, int64_t head, int64_t from, int64_t to);
 
 #endif

@@ -120,6 +120,8 @@ struct fv_policy {
     int64_t (*filter_layer)(const fv_policy_use *use, int64_t tokens);
     fv_status (*filter)(fv_ctx *ctx, const fv_policy_use *use, const fv_logits *logits, const fv_tensor *q,
                         const fv_tensor *k, int32_t *keep, int64_t *count);
+    /* Rows lie in tensors of a page pool: its knobs, and whether all layers acted on share one.  NULL: they do not. */
+    void (*pool)(const fv_policy_use *use, fv_pages_options *pool, bool *one);
     /* Rows a layer of the stream may hold: the capacity that is reserved for it.  NULL: the context. */
     int64_t (*bound)(const fv_policy_use *use, int64_t place);
 };

@@ -7,10 +7,18 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "cache/rows_inside.h"
 #include "ops/blocks.h"
 #include "ops/ops.h"
 
-enum { SLACK = 32 << 10 /* bytes of a span that may lie idle before they go back */ };
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25 /* of Linux 6.1; headers may be older */
+#endif
+
+enum {
+    SLACK = 32 << 10, /* bytes of a span that may lie idle before they go back */
+    HUGE = 2 << 20,   /* a huge page */
+};
 
 /* ---- address space ---------------------------------------------------------------------------------------------- */
 
@@ -22,9 +30,45 @@ static fv_status reserve(size_t bytes, void **memory)
     return fv_fail(FV_E_MEMORY, "a cache needs %zu bytes of address space: %s", bytes, strerror(errno));
 }
 
-static size_t round_up(size_t bytes, size_t to)
+/* Long spans of pages of its own begin on huge ones. */
+static fv_status reserve_side(fv_rows *rows, int which, size_t all)
 {
-    return (bytes + to - 1) / to * to;
+    fv_rows_side *side = &rows->side[which];
+    void *memory;
+
+    if (rows->map) return fv_map_reserve(rows, which, side->reserved, &side->memory);
+    if (side->reserved < HUGE) {
+        FV_TRY(reserve(all, &memory));
+    } else {
+        FV_TRY(reserve(all + HUGE, &memory));
+        side->alignment = (HUGE - (uintptr_t)memory % HUGE) % HUGE;
+    }
+    side->memory = (char *)memory + side->alignment;
+    return FV_OK;
+}
+
+/* A layer's part of a pool's tensor: [tokens, layers, heads, dim]. */
+static fv_status make_part(fv_rows *rows, int which)
+{
+    const fv_rows_options *o = &rows->options;
+    fv_rows_side *side = &rows->side[which];
+    int64_t layers = fv_max(o->layers, 1);
+    size_t token;
+
+    if (!fv_mul_size((size_t)o->heads, side->row_bytes, &token) || !fv_mul_size((size_t)layers, token, &side->stride))
+        return fv_fail(FV_E_MEMORY, "a cache of %lld layers is more than memory can hold", (long long)layers);
+    if (o->beside) {
+        fv_slab *slab = o->beside->side[which].slab;
+        if (!slab || fv_slab_row_bytes(slab) != side->stride || o->beside->options.capacity != o->capacity)
+            return fv_fail(FV_E_ARGUMENT,
+                           "cache rows: layers of one tensor need the same heads, dims, types and tokens");
+        side->slab = fv_slab_hold(slab);
+    } else {
+        FV_TRY(fv_slab_take(o->pages, side->stride, o->capacity, 0, &side->slab));
+    }
+    side->memory = fv_slab_memory(side->slab) + (size_t)o->layer * token;
+    side->apart = side->row_bytes;
+    return FV_OK;
 }
 
 /* Spans begin on pages, and lie whole blocks apart, since strides count elements. */
@@ -32,30 +76,36 @@ static fv_status make_side(fv_rows *rows, int which, fv_dtype type, int64_t dim)
 {
     fv_rows_side *side = &rows->side[which];
     size_t block = fv_dtype_block_bytes(type), unit = rows->page, bytes, all;
-    void *memory;
 
     if (!fv_blocks_storable(type))
         return fv_fail(FV_E_DTYPE, "cache rows: expected f16, bf16, f32, q8_0 or q4_0, got %s", fv_dtype_name(type));
     if (dim % fv_dtype_block(type) != 0)
         return fv_fail(FV_E_SHAPE, "cache rows of %s: expected a head dim that %lld divides, got %lld",
                        fv_dtype_name(type), (long long)fv_dtype_block(type), (long long)dim);
-    while (unit % block != 0)
-        unit += rows->page;
     *side = (fv_rows_side){.type = type, .dim = dim};
     FV_TRY(fv_dtype_bytes(type, dim, &side->row_bytes));
-    if (!fv_mul_size((size_t)rows->options.capacity, side->row_bytes, &bytes) || bytes > SIZE_MAX / 4 ||
-        !fv_mul_size(round_up(bytes, unit), (size_t)rows->options.heads, &all) || all > SIZE_MAX / 4)
+    if (rows->options.pages) return make_part(rows, which);
+    if (!fv_mul_size((size_t)rows->options.capacity, side->row_bytes, &bytes) || bytes > SIZE_MAX / 4)
+        bytes = SIZE_MAX / 4;
+    if (bytes >= HUGE && HUGE % rows->page == 0) unit = HUGE;
+    for (size_t step = unit; unit % block != 0;)
+        unit += step;
+    if (!fv_mul_size((bytes + unit - 1) / unit * unit, (size_t)rows->options.heads, &all) || all > SIZE_MAX / 4)
         return fv_fail(FV_E_MEMORY, "a cache of %lld tokens is more than memory can hold",
                        (long long)rows->options.capacity);
-    side->reserved = round_up(bytes, unit);
-    FV_TRY(reserve(all, &memory));
-    side->memory = memory;
-    return FV_OK;
+    side->reserved = side->apart = (bytes + unit - 1) / unit * unit;
+    side->stride = side->row_bytes;
+    return reserve_side(rows, which, all);
 }
 
 static void free_side(const fv_rows *rows, fv_rows_side *side)
 {
-    if (side->memory) munmap(side->memory, side->reserved * (size_t)rows->options.heads);
+    size_t more = side->reserved < HUGE || rows->map ? 0 : HUGE;
+
+    if (side->slab)
+        fv_slab_drop(side->slab);
+    else if (side->memory)
+        munmap(side->memory - side->alignment, side->reserved * (size_t)rows->options.heads + more);
     *side = (fv_rows_side){0};
 }
 
@@ -75,7 +125,9 @@ static fv_status make(fv_rows *rows)
         positions > INT64_MAX / 8)
         return fv_fail(FV_E_MEMORY, "a cache of %lld heads and %lld tokens is more than memory can hold",
                        (long long)o->heads, (long long)o->capacity);
-    rows->page = round_up(fv_max(o->page, 1) > (int64_t)system ? (size_t)o->page : system, system);
+    rows->page = (size_t)fv_max(o->page, (int64_t)system);
+    rows->page = (rows->page + system - 1) / system * system;
+    if (o->shared && !o->pages) FV_TRY(fv_map_new(rows));
     FV_TRY(make_side(rows, 0, o->key_type, o->key_dim));
     FV_TRY(make_side(rows, 1, o->value_type, o->value_dim));
     FV_TRY(reserve(position_bytes(rows), &memory));
@@ -87,14 +139,17 @@ fv_status fv_rows_new(fv_rows *rows, const fv_rows_options *options)
 {
     *rows = (fv_rows){.options = *options};
     fv_status status = make(rows);
+    rows->options.beside = NULL; /* it may move */
     if (status != FV_OK) fv_rows_free(rows);
     return status;
 }
 
 void fv_rows_free(fv_rows *rows)
 {
+    fv_away_free(rows);
     free_side(rows, &rows->side[0]);
     free_side(rows, &rows->side[1]);
+    fv_map_free(rows);
     if (rows->position) munmap(rows->position, position_bytes(rows));
     fv_free(rows->head);
     *rows = (fv_rows){0};
@@ -102,24 +157,13 @@ void fv_rows_free(fv_rows *rows)
 
 /* ---- pages ------------------------------------------------------------------------------------------------------ */
 
-static char *span(const fv_rows *rows, int side, int64_t head)
+static void give_back(fv_rows *rows, int side, int64_t head, size_t begin, size_t end)
 {
-    return rows->side[side].memory + (size_t)head * rows->side[side].reserved;
-}
-
-static char *row_at(const fv_rows *rows, int side, int64_t head, int64_t row)
-{
-    return span(rows, side, head) + (size_t)row * rows->side[side].row_bytes;
-}
-
-static size_t round_down(size_t bytes, size_t to)
-{
-    return bytes / to * to;
-}
-
-static void give_back(const fv_rows *rows, int side, int64_t head, size_t begin, size_t end)
-{
-    if (end > begin) (void)madvise(span(rows, side, head) + begin, end - begin, MADV_DONTNEED);
+    if (end <= begin) return;
+    if (rows->map)
+        fv_map_give_back(rows, side, head, begin, end);
+    else
+        (void)madvise(fv_row_at(rows, side, head, 0) + begin, end - begin, MADV_DONTNEED);
 }
 
 static void release_head(fv_rows *rows, int64_t g)
@@ -127,31 +171,69 @@ static void release_head(fv_rows *rows, int64_t g)
     fv_rows_head *head = &rows->head[g];
     int64_t end = head->first + head->count;
 
-    for (int side = 0; side < 2; side++) {
-        size_t bytes = rows->side[side].row_bytes, page = rows->page;
-        size_t from = round_down((size_t)head->first * bytes, page), to = round_up((size_t)end * bytes, page);
-        give_back(rows, side, g, round_down((size_t)head->bottom * bytes, page), head->count > 0 ? from : to);
-        give_back(rows, side, g, to, round_up((size_t)head->top * bytes, page));
+    for (int side = 0; side < 2 && !rows->options.pages; side++) {
+        size_t bytes = rows->side[side].row_bytes;
+        size_t from = fv_page_down(rows, (size_t)head->first * bytes), to = fv_page_up(rows, (size_t)end * bytes);
+        give_back(rows, side, g, fv_page_down(rows, (size_t)head->bottom * bytes), head->count > 0 ? from : to);
+        give_back(rows, side, g, to, fv_page_up(rows, (size_t)head->top * bytes));
     }
     head->bottom = head->first;
     head->top = end;
+}
+
+/* A pool's tensor of this layer alone. */
+static void shrink_parts(fv_rows *rows)
+{
+    int64_t top = 0;
+
+    for (int64_t g = 0; g < rows->options.heads; g++)
+        top = fv_max(top, rows->head[g].top);
+    for (int side = 0; side < 2 && rows->options.layers <= 1; side++)
+        if (rows->side[side].slab) fv_slab_shrink(rows->side[side].slab, top);
 }
 
 void fv_rows_release(fv_rows *rows)
 {
     for (int64_t g = 0; rows->head && g < rows->options.heads; g++)
         release_head(rows, g);
+    if (rows->head) shrink_parts(rows);
 }
 
-/* Moves rows `from` .. from+count-1 of a head to `to`. */
-static void move(fv_rows *rows, int64_t g, int64_t from, int64_t to, int64_t count)
+static void move_bytes(const fv_rows *rows, int side, int64_t g, int64_t from, int64_t to, int64_t count)
+{
+    const fv_rows_side *s = &rows->side[side];
+
+    if (s->stride == s->row_bytes) {
+        memmove(fv_row_at(rows, side, g, to), fv_row_at(rows, side, g, from), (size_t)count * s->row_bytes);
+        return;
+    }
+    for (int64_t n = 0; n < count; n++) { /* away from where it moves to first */
+        int64_t i = to < from ? n : count - 1 - n;
+        memcpy(fv_row_at(rows, side, g, to + i), fv_row_at(rows, side, g, from + i), s->row_bytes);
+    }
+}
+
+void fv_rows_move(fv_rows *rows, int64_t g, int64_t from, int64_t to, int64_t count)
 {
     int32_t *position = rows->position + g * rows->options.capacity;
 
     if (count == 0 || from == to) return;
     for (int side = 0; side < 2; side++)
-        memmove(row_at(rows, side, g, to), row_at(rows, side, g, from), (size_t)count * rows->side[side].row_bytes);
+        move_bytes(rows, side, g, from, to, count);
     memmove(position + to, position + from, (size_t)count * sizeof *position);
+}
+
+fv_status fv_rows_own(fv_rows *rows, int64_t g, int64_t from, int64_t to)
+{
+    fv_status status = FV_OK;
+
+    for (int side = 0; side < 2 && rows->map && to > from && status == FV_OK; side++) {
+        size_t bytes = rows->side[side].row_bytes;
+        status =
+            fv_map_own(rows, side, g, fv_page_down(rows, (size_t)from * bytes), fv_page_up(rows, (size_t)to * bytes));
+    }
+    if (status != FV_OK) rows->refused = true;
+    return status;
 }
 
 /* Brings a head back to where idle rows before and behind it are few. */
@@ -162,8 +244,8 @@ static void settle(fv_rows *rows, int64_t g)
     int64_t slack = fv_max(SLACK, (int64_t)rows->page) / wide;
 
     if (head->count == 0) head->first = 0;
-    if (head->first > slack) {
-        move(rows, g, head->first, 0, head->count);
+    if (head->first > slack && fv_rows_own(rows, g, 0, head->count) == FV_OK) {
+        fv_rows_move(rows, g, head->first, 0, head->count);
         head->first = 0;
     }
     if (head->bottom > head->first) head->bottom = head->first;
@@ -172,9 +254,12 @@ static void settle(fv_rows *rows, int64_t g)
 
 void fv_rows_clear(fv_rows *rows)
 {
-    for (int64_t g = 0; rows->head && g < rows->options.heads; g++)
+    for (int64_t g = 0; rows->head && g < rows->options.heads; g++) {
         rows->head[g].count = rows->head[g].first = 0;
+        fv_away_truncate(rows, g, 0);
+    }
     fv_rows_release(rows);
+    rows->refused = false;
 }
 
 /* ---- reading ---------------------------------------------------------------------------------------------------- */
@@ -215,11 +300,13 @@ int64_t fv_rows_below(const fv_rows *rows, int64_t g, int64_t position)
 static fv_tensor view(const fv_rows *rows, int which, int64_t head, int64_t heads)
 {
     const fv_rows_side *side = &rows->side[which];
-    int64_t block = fv_dtype_block(side->type), apart = (int64_t)(side->reserved / fv_dtype_block_bytes(side->type));
-    fv_tensor whole = {.data = row_at(rows, which, head, rows->head[head].first), .dtype = side->type};
+    size_t block = fv_dtype_block_bytes(side->type);
+    int64_t apart = (int64_t)(side->apart / block) * fv_dtype_block(side->type);
+    int64_t stride = (int64_t)(side->stride / block) * fv_dtype_block(side->type);
+    fv_tensor whole = {.data = fv_row_at(rows, which, head, rows->head[head].first), .dtype = side->type};
 
     return fv_view(&whole, 4, (const int64_t[]){1, heads, rows->head[head].count, side->dim},
-                   (const int64_t[]){heads * apart * block, apart * block, side->dim, 1}, 0);
+                   (const int64_t[]){heads * apart, apart, stride, 1}, 0);
 }
 
 void fv_rows_view(const fv_rows *rows, int64_t head, int64_t heads, fv_tensor *keys, fv_tensor *values)
@@ -228,20 +315,41 @@ void fv_rows_view(const fv_rows *rows, int64_t head, int64_t heads, fv_tensor *k
     *values = view(rows, 1, head, heads);
 }
 
+size_t fv_rows_used(const fv_rows *rows)
+{
+    int64_t count = 0;
+
+    for (int64_t g = 0; rows->head && g < rows->options.heads; g++)
+        count += rows->head[g].count;
+    return (size_t)count * (rows->side[0].row_bytes + rows->side[1].row_bytes);
+}
+
+static void measure_side(const fv_rows *rows, int side, fv_rows_bytes *bytes)
+{
+    const fv_rows_side *s = &rows->side[side];
+
+    if (s->slab && rows->options.layer == 0) {
+        bytes->reserved += fv_slab_reserved(s->slab);
+        bytes->committed += fv_slab_mapped(s->slab);
+    }
+    if (s->slab) return;
+    bytes->reserved += s->reserved * (size_t)rows->options.heads;
+    for (int64_t g = 0; g < rows->options.heads; g++) {
+        const fv_rows_head *head = &rows->head[g];
+        size_t begin = fv_page_down(rows, (size_t)head->bottom * s->row_bytes);
+        size_t end = head->top > head->bottom ? fv_page_up(rows, (size_t)head->top * s->row_bytes) : begin;
+        if (rows->map)
+            fv_map_measure(rows, side, g, begin, end, bytes);
+        else
+            bytes->committed += end - begin;
+    }
+}
+
 void fv_rows_measure(const fv_rows *rows, fv_rows_bytes *bytes)
 {
-    *bytes = (fv_rows_bytes){0};
-    for (int side = 0; rows->head && side < 2; side++) {
-        const fv_rows_side *s = &rows->side[side];
-        bytes->reserved += s->reserved * (size_t)rows->options.heads;
-        for (int64_t g = 0; g < rows->options.heads; g++) {
-            const fv_rows_head *head = &rows->head[g];
-            size_t end = round_up((size_t)head->top * s->row_bytes, rows->page);
-            bytes->used += (size_t)head->count * s->row_bytes;
-            if (head->top > head->bottom)
-                bytes->committed += end - round_down((size_t)head->bottom * s->row_bytes, rows->page);
-        }
-    }
+    *bytes = (fv_rows_bytes){.used = fv_rows_used(rows), .host = fv_away_bytes(rows)};
+    for (int side = 0; rows->head && side < 2; side++)
+        measure_side(rows, side, bytes);
 }
 
 /* ---- writing ---------------------------------------------------------------------------------------------------- */
@@ -261,7 +369,7 @@ static void append_item(void *user, int64_t item, int thread)
 
     (void)thread;
     fv_blocks_store(a->rows->side[a->side].type, fv_at(a->from, 0, g, i, 0), a->from->dims[3],
-                    row_at(a->rows, a->side, g, head->first + head->count + i));
+                    fv_row_at(a->rows, a->side, g, head->first + head->count + i));
 }
 
 static fv_status write_side(fv_ctx *ctx, const fv_rows *rows, int side, const fv_tensor *from)
@@ -288,163 +396,104 @@ static fv_status write_side(fv_ctx *ctx, const fv_rows *rows, int side, const fv
     return FV_OK;
 }
 
-fv_status fv_rows_append(fv_ctx *ctx, fv_rows *rows, const fv_tensor *k, const fv_tensor *v, int64_t position)
+/* Ranges that are full become huge pages: kernels that read them need fewer translations.  Nothing but a full one, so
+ * that no byte is resident that holds no row.  Old systems say no, and nothing is lost. */
+static void make_huge(const fv_rows *rows, int64_t g, int64_t before)
 {
-    int64_t n = k->dims[2], capacity = rows->options.capacity;
+    const fv_rows_head *head = &rows->head[g];
 
+    for (int side = 0; side < 2 && !rows->map && !rows->options.pages; side++) {
+        size_t bytes = rows->side[side].row_bytes, bottom = (size_t)head->bottom * bytes;
+        size_t from = (size_t)before * bytes / HUGE * HUGE;
+        size_t to = (size_t)(head->first + head->count) * bytes / HUGE * HUGE;
+        while (from < bottom)
+            from += HUGE;
+        if (to > from) (void)madvise(fv_row_at(rows, side, g, 0) + from, to - from, MADV_COLLAPSE);
+    }
+}
+
+/* Room for n rows more, which are this stream's own, at the end of every head. */
+static fv_status make_room(fv_rows *rows, int64_t n)
+{
+    int64_t capacity = rows->options.capacity, top = 0;
+
+    if (rows->refused)
+        return fv_fail(FV_E_MEMORY, "cache rows: pages that other streams read could not be copied for a change");
     for (int64_t g = 0; g < rows->options.heads; g++) {
         fv_rows_head *head = &rows->head[g];
         if (head->count + n > capacity)
             return fv_fail(FV_E_MEMORY, "cache rows: %lld more do not fit beside %lld of at most %lld", (long long)n,
                            (long long)head->count, (long long)capacity);
-        if (head->first + head->count + n <= capacity) continue;
-        move(rows, g, head->first, 0, head->count);
-        head->first = 0;
-        head->bottom = 0;
+        if (head->first + head->count + n > capacity) {
+            FV_TRY(fv_rows_own(rows, g, 0, head->count + n));
+            fv_rows_move(rows, g, head->first, 0, head->count);
+            head->first = 0;
+            head->bottom = 0;
+        }
+        FV_TRY(fv_rows_own(rows, g, head->first + head->count, head->first + head->count + n));
+        top = fv_max(top, head->first + head->count + n);
     }
+    for (int side = 0; side < 2; side++)
+        if (rows->side[side].slab) FV_TRY(fv_slab_map(rows->side[side].slab, top));
+    return FV_OK;
+}
+
+fv_status fv_rows_append(fv_ctx *ctx, fv_rows *rows, const fv_tensor *k, const fv_tensor *v, int64_t position)
+{
+    int64_t n = k->dims[2], capacity = rows->options.capacity;
+
+    FV_TRY(make_room(rows, n));
     FV_TRY(write_side(ctx, rows, 0, k));
     FV_TRY(write_side(ctx, rows, 1, v));
     for (int64_t g = 0; g < rows->options.heads; g++) {
         fv_rows_head *head = &rows->head[g];
-        int32_t *to = rows->position + g * capacity + head->first + head->count;
+        int64_t end = head->first + head->count;
+        int32_t *to = rows->position + g * capacity + end;
         for (int64_t i = 0; i < n; i++)
             to[i] = (int32_t)(position + i);
         head->count += n;
-        head->top = fv_max(head->top, head->first + head->count);
+        head->top = fv_max(head->top, end + n);
+        make_huge(rows, g, end);
     }
     return FV_OK;
 }
 
-void fv_rows_erase(fv_rows *rows, int64_t g, int64_t from, int64_t count)
+fv_status fv_rows_erase(fv_rows *rows, int64_t g, int64_t from, int64_t count)
 {
     fv_rows_head *head = &rows->head[g];
-    int64_t behind = head->count - from - count;
+    int64_t first = head->first, behind = head->count - from - count;
 
     assert(from >= 0 && count >= 0 && behind >= 0);
-    if (count == 0) return;
+    if (count == 0) return FV_OK;
     if (from < behind) { /* the shorter part moves */
-        move(rows, g, head->first, head->first + count, from);
+        if (from > 0) FV_TRY(fv_rows_own(rows, g, first + count, first + count + from));
+        fv_rows_move(rows, g, first, first + count, from);
         head->first += count;
     } else {
-        move(rows, g, head->first + from + count, head->first + from, behind);
+        if (behind > 0) FV_TRY(fv_rows_own(rows, g, first + from, first + from + behind));
+        fv_rows_move(rows, g, first + from + count, first + from, behind);
     }
     head->count -= count;
     settle(rows, g);
+    return FV_OK;
 }
 
-void fv_rows_keep(fv_rows *rows, int64_t g, const int32_t *keep, int64_t count)
+fv_status fv_rows_keep(fv_rows *rows, int64_t g, const int32_t *keep, int64_t count)
 {
     fv_rows_head *head = &rows->head[g];
+    int64_t same = 0;
 
-    for (int64_t n = 0, to = 0; n < count; to = n) {
+    while (same < count && keep[same] == same)
+        same++;
+    FV_TRY(fv_rows_own(rows, g, head->first + same, head->first + count));
+    for (int64_t n = same, to = same; n < count; to = n) {
         int64_t run = 1;
         while (n + run < count && keep[n + run] == keep[n] + run)
             run++;
-        move(rows, g, head->first + keep[n], head->first + to, run);
+        fv_rows_move(rows, g, head->first + keep[n], head->first + to, run);
         n += run;
     }
     head->count = count;
     settle(rows, g);
-}
-
-/* ---- going back ------------------------------------------------------------------------------------------------- */
-
-/* The first position below `length` that a fresh layer would hold and this one does not; -1: none. */
-static int64_t missing(const fv_rows *rows, int64_t g, int64_t length, int64_t window, fv_rows_held_fn *held,
-                       void *user)
-{
-    const int32_t *position = fv_rows_positions(rows, g);
-    int64_t n = 0, count = fv_rows_below(rows, g, length);
-
-    if (!held && !window && count == length) return -1;
-    for (int64_t j = window > 0 ? fv_max(length - window, 0) : 0; j < length; j++) {
-        while (n < count && position[n] < j)
-            n++;
-        if ((n == count || position[n] != j) && (!held || held(user, g, j))) return j;
-    }
-    return -1;
-}
-
-fv_status fv_rows_truncate(fv_rows *rows, int64_t length, int64_t window, fv_rows_held_fn *held, void *user)
-{
-    for (int64_t g = 0; g < rows->options.heads; g++) {
-        int64_t gone = missing(rows, g, length, window, held, user);
-        if (gone >= 0)
-            return fv_fail(FV_E_ARGUMENT,
-                           "going back to %lld tokens: the row of position %lld, which they need, is "
-                           "gone",
-                           (long long)length, (long long)gone);
-    }
-    for (int64_t g = 0; g < rows->options.heads; g++) {
-        rows->head[g].count = fv_rows_below(rows, g, length);
-        settle(rows, g);
-    }
-    return FV_OK;
-}
-
-/* ---- merging and converting ------------------------------------------------------------------------------------- */
-
-static void load(const fv_rows *rows, int side, int64_t g, int64_t row, float *out)
-{
-    const fv_rows_side *s = &rows->side[side];
-
-    fv_blocks_load(s->type, row_at(rows, side, g, row), 0, s->dim / fv_dtype_block(s->type), out);
-}
-
-fv_status fv_rows_merge(fv_ctx *ctx, fv_rows *rows, int64_t g, const int32_t *place, const float *weight, int64_t count)
-{
-    int64_t first = rows->head[g].first, widest = fv_max(rows->options.key_dim, rows->options.value_dim);
-    fv_mark mark = fv_arena_mark(ctx->arena);
-    float *row, *sum;
-
-    if (count < 1) return fv_fail(FV_E_ARGUMENT, "merge: expected one or more rows, got %lld", (long long)count);
-    for (int64_t i = 0; i < count; i++)
-        if (place[i] < 0 || place[i] >= rows->head[g].count || (i > 0 && place[i] <= place[i - 1]))
-            return fv_fail(FV_E_ARGUMENT, "merge: row %lld: expected ascending places of 0 to %lld, got %d",
-                           (long long)i, (long long)rows->head[g].count - 1, place[i]);
-    FV_TRY(FV_SCRATCH(ctx, row, widest));
-    FV_TRY(FV_SCRATCH(ctx, sum, widest));
-    for (int side = 0; side < 2; side++) {
-        int64_t dim = rows->side[side].dim;
-        memset(sum, 0, (size_t)dim * sizeof *sum);
-        for (int64_t i = 0; i < count; i++) {
-            float w = weight ? weight[i] : 1 / (float)count;
-            load(rows, side, g, first + place[i], row);
-            for (int64_t d = 0; d < dim; d++)
-                sum[d] += w * row[d];
-        }
-        fv_blocks_store(rows->side[side].type, sum, dim, row_at(rows, side, g, first + place[count - 1]));
-    }
-    for (int64_t i = count - 2; i >= 0; i--)
-        fv_rows_erase(rows, g, place[i], 1);
-    fv_arena_release(ctx->arena, mark);
-    return FV_OK;
-}
-
-fv_status fv_rows_convert(fv_ctx *ctx, fv_rows *rows, fv_dtype key_type, fv_dtype value_type)
-{
-    fv_rows_options options = rows->options;
-    int64_t widest = fv_max(options.key_dim, options.value_dim);
-    fv_mark mark = fv_arena_mark(ctx->arena);
-    fv_rows other;
-    float *row;
-
-    options.key_type = key_type;
-    options.value_type = value_type;
-    FV_TRY(FV_SCRATCH(ctx, row, widest));
-    FV_TRY(fv_rows_new(&other, &options));
-    for (int64_t g = 0; g < options.heads; g++) {
-        int64_t count = rows->head[g].count;
-        other.head[g] = (fv_rows_head){.count = count, .top = count};
-        memcpy(other.position + g * options.capacity, fv_rows_positions(rows, g), (size_t)count * sizeof(int32_t));
-        for (int side = 0; side < 2; side++)
-            for (int64_t i = 0; i < count; i++) {
-                load(rows, side, g, rows->head[g].first + i, row);
-                fv_blocks_store(other.side[side].type, row, other.side[side].dim, row_at(&other, side, g, i));
-            }
-    }
-    fv_arena_release(ctx->arena, mark);
-    fv_rows_free(rows);
-    *rows = other;
     return FV_OK;
 }

@@ -174,7 +174,7 @@ static fv_status keep_best(fv_ctx *ctx, fv_rows *rows, int64_t key_head, int64_t
     for (int64_t i = 0; i < vote->window; i++)
         keep[chosen + i] = (int32_t)(columns + i);
     for (int64_t g = key_head; g < key_head + key_heads; g++)
-        fv_rows_keep(rows, g, keep, budget);
+        FV_TRY(fv_rows_keep(rows, g, keep, budget));
     return FV_OK;
 }
 

@@ -198,10 +198,11 @@ static fv_status read_rows(fv_ctx *ctx, struct reading *r)
 }
 
 /* Rows that nobody's window reaches any more. */
-static void leave_window(fv_session_layer *own, int64_t last)
+static fv_status leave_window(fv_session_layer *own, int64_t last)
 {
     for (int64_t g = 0; own->window > 0 && g < own->rows.options.heads; g++)
-        fv_rows_erase(&own->rows, g, 0, fv_rows_below(&own->rows, g, last - own->window + 1));
+        FV_TRY(fv_rows_erase(&own->rows, g, 0, fv_rows_below(&own->rows, g, last - own->window + 1)));
+    return FV_OK;
 }
 
 static fv_status attend_rows(fv_ctx *ctx, struct reading *r)
@@ -219,7 +220,7 @@ static fv_status attend_rows(fv_ctx *ctx, struct reading *r)
     FV_TRY(read_rows(ctx, r));
     before = fv_rows_used(&own->rows);
     if (policy && policy->after) FV_TRY(policy->after(ctx, own->policy, &r->call));
-    if (!session->keep_windows) leave_window(own, session->length + r->part->count - 1);
+    if (!session->keep_windows) FV_TRY(leave_window(own, session->length + r->part->count - 1));
     session->row_bytes -= before - fv_rows_used(&own->rows);
     return FV_OK;
 }

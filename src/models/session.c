@@ -91,6 +91,23 @@ static int64_t capacity(const fv_session *session, int64_t l)
     return bound >= session->context ? session->context : fv_min(bound + session->chunk, session->context);
 }
 
+/* Rows in tensors of a page pool that all sessions of the context use. */
+static fv_status use_pool(const fv_session *session, const fv_policy_layer *policy, fv_rows_options *options)
+{
+    const fv_policy_use *use = policy->use;
+    fv_pages_options pool = {0};
+    bool one = false;
+
+    if (!use->policy->pool) return FV_OK;
+    use->policy->pool(use, &pool, &one);
+    FV_TRY(fv_pages_of(session->ctx, &pool, &options->pages));
+    if (!one) return FV_OK;
+    options->layers = use->layers;
+    options->layer = policy->place;
+    if (policy->place > 0) options->beside = &session->layers[use->layer[0]].rows;
+    return FV_OK;
+}
+
 static fv_status make_rows(fv_session *session, int64_t l)
 {
     const fv_sizes *s = &session->model->sizes;
@@ -102,12 +119,15 @@ static fv_status make_rows(fv_session *session, int64_t l)
                                .capacity = capacity(session, l),
                                .key_type = fv_policy_type(common->k),
                                .value_type = fv_policy_type(common->v),
-                               .page = common->page};
+                               .page = common->page,
+                               .shared = session->lender != NULL,
+                               .lender = session->lender};
     int64_t width = fv_attention_state_width(own->attention, s->key_dim);
 
     if (own->policy && !own->dense)
         return fv_fail(FV_E_USAGE, "layer %lld: the cache policy '%s' acts on the model's own attention, not on '%s'",
                        (long long)l, own->policy->use->policy->name, fv_attention_mechanism(own->attention)->name);
+    if (own->policy) FV_TRY(use_pool(session, own->policy, &options));
     if (width == 0) FV_TRY(make_kept(session, own));
     if (width == 0) return fv_rows_new(&own->rows, &options);
     session->recurrent = true;
@@ -212,6 +232,7 @@ fv_status fv_session_new(fv_ctx *ctx, const fv_model *model, const fv_session_op
     s->keep_windows = options->keep_windows;
     s->context = options->context ? options->context : model->sizes.context;
     s->chunk = options->chunk ? options->chunk : CHUNK;
+    if (options->lends) (void)fv_lender_new(&s->lender); /* otherwise rows are copied where they would be lent */
     fv_status status = make_layers(s, options);
     if (status == FV_OK && s->precision != FV_PRECISION_F32) fv_model_pack(ctx, model);
     if (status == FV_OK)
@@ -248,6 +269,7 @@ void fv_session_free(fv_session *session)
     fv_free(session->policy_state);
     fv_cache_plan_free(&session->cache);
     fv_history_free(&session->history);
+    fv_lender_drop(session->lender);
     fv_free(session);
 }
 
@@ -322,6 +344,7 @@ void fv_session_measure(const fv_session *session, fv_session_stats *stats)
         fv_rows_measure(&layer->rows, &bytes);
         stats->committed_bytes += bytes.committed;
         stats->reserved_bytes += bytes.reserved;
+        stats->host_bytes += bytes.host;
         if (policy) stats->policy_bytes += policy->layer_bytes;
         if (policy && policy->state_bytes) stats->policy_bytes += policy->state_bytes(layer->policy);
     }

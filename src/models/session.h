@@ -47,6 +47,7 @@ struct fv_session {
     fv_cache_plan cache;
     const fv_policy_use *filter; /* of prompts; NULL: none */
     fv_history history;          /* with a filter */
+    fv_lender *lender;           /* of the file its rows lie in where they can be shared; NULL: they cannot */
     fv_policy_layer *policies;   /* [layers of all uses together] */
     void *policy_state;
     fv_session_layer *layers;

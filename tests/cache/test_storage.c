@@ -1,6 +1,8 @@
 /* Rows of keys and values: what was stored is what is read, in order, whatever was dropped; pages come and go. */
+#define _GNU_SOURCE
 #include <math.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "cache/rows.h"
 #include "ops/blocks.h"
@@ -134,6 +136,46 @@ static void rows_stay_in_order_whatever_is_dropped(void **state)
     for (int t = 0; t < TYPES; t++)
         for (int life = 0; life < 6; life++)
             random_life(ctx, types[t], types[(t + life) % TYPES], &random);
+    fv_ctx_free(ctx);
+}
+
+/* Long spans, whose full ranges may become huge pages: what is reported is what the system has. */
+static void long_spans_hold_what_is_resident(void **state)
+{
+    enum { LONG = 40000 };
+    static unsigned char pages[1 << 14];
+    fv_ctx *ctx = test_ctx("cpu", 2);
+    fv_rows_options o = options(FV_F32, FV_F16);
+    fv_rows rows;
+    (void)state;
+
+    o.capacity = LONG;
+    assert_ok(fv_rows_new(&rows, &o));
+    for (int64_t at = 0; at < LONG; at += 2000) {
+        append(ctx, &rows, at, 2000);
+        if (at == 20000) fv_rows_erase(&rows, 1, 0, 17000);
+        if (at == 30000) assert_ok(fv_rows_erase(&rows, 2, 9000, 15000));
+        fv_rows_bytes bytes;
+        size_t resident = 0;
+        for (int s = 0; s < 2; s++) {
+            size_t count = rows.side[s].reserved * HEADS / 4096;
+            assert_true(count <= sizeof pages);
+            assert_int_equal(mincore(rows.side[s].memory, count * 4096, pages), 0);
+            for (size_t p = 0; p < count; p++)
+                resident += pages[p] & 1 ? 4096 : 0;
+        }
+        fv_rows_measure(&rows, &bytes);
+        assert_int_equal(bytes.committed, resident);
+        assert_true(bytes.committed <= bytes.used + 2 * HEADS * (64 << 10));
+    }
+    for (int64_t i = 0; i < LONG; i += 777) {
+        fv_tensor side[2];
+        fv_rows_view(&rows, 0, 1, &side[0], &side[1]);
+        assert_int_equal(fv_rows_positions(&rows, 0)[i], i);
+        for (int64_t d = 0; d < D; d++)
+            assert_true(*(float *)fv_at(&side[0], 0, 0, i, d) == value(0, i, d));
+    }
+    fv_rows_free(&rows);
     fv_ctx_free(ctx);
 }
 
@@ -297,6 +339,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(rows_stay_in_order_whatever_is_dropped),
+        cmocka_unit_test(long_spans_hold_what_is_resident),
         cmocka_unit_test(going_back_needs_the_rows_of_a_fresh_stream),
         cmocka_unit_test(rows_merge_into_the_last),
         cmocka_unit_test(rows_change_their_types),

@@ -2,6 +2,7 @@
 
 #include <math.h>
 
+extern const policy_case policy_vattn, policy_vattn_small, policy_vattn_one;
 extern const policy_case policy_sinkring, policy_sinkring_budget, policy_sinkring_dense, policy_sinkring_cache;
 extern const policy_case policy_snapkv, policy_snapkv_max, policy_snapkv_layer, policy_snapkv_layer_max;
 extern const policy_case policy_pyramidkv, policy_pyramidkv_clipped, policy_pyramidkv_short;
@@ -41,6 +42,9 @@ static const policy_case policy_full = {"full", "full", full, NULL, NULL};
 
 const policy_case *const policy_cases[] = {
     &policy_full,
+    &policy_vattn,
+    &policy_vattn_small,
+    &policy_vattn_one,
     &policy_sinkring,
     &policy_sinkring_budget,
     &policy_sinkring_dense,

@@ -285,8 +285,7 @@ static fv_status keep(fv_ctx *ctx, const struct head *h, const float *scores, in
     }
     for (int64_t j = 0; j < h->count; j++)
         if (j >= h->columns || kept[j]) place[count++] = (int32_t)j;
-    fv_rows_keep(h->layer->rows, h->key_head, place, count);
-    return FV_OK;
+    return fv_rows_keep(h->layer->rows, h->key_head, place, count);
 }
 
 /* rows [G, columns]: of the head's query heads.  What frames add and take is the same for all of them. */

@@ -94,14 +94,15 @@ static int64_t lowest(const fv_row_sums *score, int64_t older)
     return least;
 }
 
-static void erase(fv_policy_layer *layer, int64_t g, int64_t row)
+static fv_status erase(fv_policy_layer *layer, int64_t g, int64_t row)
 {
     struct layer *own = layer->state;
     fv_row_sums *score = &own->score[g];
 
-    fv_rows_erase(layer->rows, g, row, 1);
+    FV_TRY(fv_rows_erase(layer->rows, g, row, 1));
     memmove(score->sum + row, score->sum + row + 1, (size_t)(score->count - row - 1) * sizeof *score->sum);
     score->count--;
+    return FV_OK;
 }
 
 /* Keeps the newest rows and the best of the `older` ones. */
@@ -123,10 +124,10 @@ static fv_status keep(fv_ctx *ctx, fv_policy_layer *layer, int64_t g, int64_t ol
     FV_TRY(fv_select(ctx, &(fv_select_args){.scores = scores, .index = index, .count = count}));
     for (int64_t n = 0; n < recent; n++)
         place[best + n] = (int32_t)(older + n);
+    FV_TRY(fv_rows_keep(layer->rows, g, place, o->budget));
     for (int64_t n = 0; n < o->budget; n++)
         score->sum[n] = score->sum[place[n]];
     score->count = o->budget;
-    fv_rows_keep(layer->rows, g, place, o->budget);
     return FV_OK;
 }
 
@@ -140,7 +141,7 @@ static fv_status evict(fv_ctx *ctx, fv_policy_layer *layer)
     for (int64_t g = 0; g < layer->rows->options.heads; g++) {
         int64_t rows = fv_rows_count(layer->rows, g);
         if (rows == o->budget + 1)
-            erase(layer, g, lowest(&own->score[g], rows - recent));
+            FV_TRY(erase(layer, g, lowest(&own->score[g], rows - recent)));
         else if (rows > o->budget)
             FV_TRY(keep(ctx, layer, g, rows - recent, recent));
     }

@@ -134,9 +134,9 @@ static fv_status after(fv_ctx *ctx, fv_policy_layer *layer, const fv_policy_call
     for (int64_t g = 0; g < layer->rows->options.heads && !full_at(layer); g++) {
         fv_block_rule rule = rule_of(layer->use, g);
         if (o->pattern == STRIDE)
-            fv_block_rule_trim(&rule, layer->rows, g, call);
+            FV_TRY(fv_block_rule_trim(&rule, layer->rows, g, call));
         else
-            fv_rows_forget(layer->rows, g, o->block, (last - window_of(o) + 1) * o->block);
+            FV_TRY(fv_rows_forget(layer->rows, g, o->block, (last - window_of(o) + 1) * o->block));
     }
     return FV_OK;
 }

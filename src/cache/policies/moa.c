@@ -172,7 +172,7 @@ static fv_status after(fv_ctx *ctx, fv_policy_layer *layer, const fv_policy_call
     (void)ctx;
     for (int64_t g = 0; g < layer->rows->options.heads; g++) {
         int64_t span = span_of(layer->use, layer->layer, g, total_of(layer->use, call)), sink = fv_min(span, o->sink);
-        fv_rows_forget(layer->rows, g, sink, last - (span - sink) + 1);
+        FV_TRY(fv_rows_forget(layer->rows, g, sink, last - (span - sink) + 1));
     }
     return FV_OK;
 }

@@ -71,7 +71,7 @@ static fv_status after(fv_ctx *ctx, fv_policy_layer *layer, const fv_policy_call
     (void)ctx;
     for (int64_t g = 0; g < layer->rows->options.heads && !is_dense(layer->use, g); g++) {
         fv_block_rule rule = rule_of(layer->use, g);
-        fv_block_rule_trim(&rule, layer->rows, g, call);
+        FV_TRY(fv_block_rule_trim(&rule, layer->rows, g, call));
     }
     return FV_OK;
 }

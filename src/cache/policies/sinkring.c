@@ -90,12 +90,13 @@ static fv_status read(fv_ctx *ctx, fv_policy_layer *layer, const fv_policy_call 
     return fv_merge(ctx, &merge);
 }
 
-static void trim(fv_policy_layer *layer, int64_t last)
+static fv_status trim(fv_policy_layer *layer, int64_t last)
 {
     const struct sinkring *o = layer->use->options;
 
     for (int64_t g = 0; g < layer->rows->options.heads; g++)
-        fv_rows_forget(layer->rows, g, o->sink, last - window_of(o) + 1);
+        FV_TRY(fv_rows_forget(layer->rows, g, o->sink, last - window_of(o) + 1));
+    return FV_OK;
 }
 
 static fv_status after(fv_ctx *ctx, fv_policy_layer *layer, const fv_policy_call *call)
@@ -103,15 +104,14 @@ static fv_status after(fv_ctx *ctx, fv_policy_layer *layer, const fv_policy_call
     const struct sinkring *o = layer->use->options;
 
     (void)ctx;
-    if (!call->prompt || o->prefill == PREFILL_WINDOW) trim(layer, call->offset + call->queries - 1);
-    return FV_OK;
+    if (call->prompt && o->prefill != PREFILL_WINDOW) return FV_OK;
+    return trim(layer, call->offset + call->queries - 1);
 }
 
 static fv_status act(fv_ctx *ctx, fv_policy_layer *layer, int64_t prompt)
 {
     (void)ctx;
-    trim(layer, prompt - 1);
-    return FV_OK;
+    return trim(layer, prompt - 1);
 }
 
 static int64_t bound(const fv_policy_use *use, int64_t place)
