@@ -64,6 +64,21 @@ INLINE vf read_q8_0(const char *row, int64_t index, int64_t count)
     return to_float(load_i8((const int8_t *)block + 2 + index % 32)) * splat_f16(block);
 }
 
+/* The same of 16 bytes: low nibbles, less 8, are the first half of a block, high ones the second. */
+INLINE vf read_q4_0(const char *row, int64_t index, int64_t count)
+{
+    const char *block = row + index / 32 * 18;
+    vi nibbles = load_u8((const uint8_t *)block + 2 + index % 16) >> (int)(index % 32 / 16 * 4);
+
+    (void)count;
+#if W == 16
+    const vf steps = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
+    return (vf)_mm512_permutexvar_ps((__m512i)nibbles, (__m512)(steps * splat_f16(block))); /* by the low four bits */
+#else
+    return to_float((nibbles & 15) - 8) * splat_f16(block);
+#endif
+}
+
 /* Asks for the line of a row, `ahead` bytes on, that elements from `index` on are in, where they begin a line. */
 INLINE void ask(const struct stored t, const char *row, int64_t index, int64_t ahead)
 {

@@ -16,13 +16,14 @@ STORED_TYPE(f32, 16, 64)
 STORED_TYPE(f16, 32, 64)
 STORED_TYPE(bf16, 32, 64)
 STORED_TYPE(q8_0, 32, 34)
+STORED_TYPE(q4_0, 32, 18)
 
 #define FEW(type)                                                                                                      \
     {                                                                                                                  \
         .dots = dots_##type, .add = add_##type                                                                         \
     }
 static const struct fv_few_kernels few_table[FV_DTYPE_COUNT] = {
-    [FV_F32] = FEW(f32), [FV_F16] = FEW(f16), [FV_BF16] = FEW(bf16), [FV_Q8_0] = FEW(q8_0)};
+    [FV_F32] = FEW(f32), [FV_F16] = FEW(f16), [FV_BF16] = FEW(bf16), [FV_Q8_0] = FEW(q8_0), [FV_Q4_0] = FEW(q4_0)};
 
 void LEAF(fill_few)(struct fv_kernels *kernels)
 {

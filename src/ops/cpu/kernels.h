@@ -127,7 +127,7 @@ struct fv_kernels {
                               const float *taps, int64_t tap_row, const float *bias, float *out);
     void (*softmax_tile)(const struct fv_softmax_step *step);
     void (*curve)(int64_t n, float *s, float gain, float cap); /* s += gain |s|; cap tanh(s / cap) if cap > 0 */
-    const struct fv_few_kernels *few;                          /* [FV_DTYPE_COUNT]: f32, f16, bf16, q8_0 */
+    const struct fv_few_kernels *few;                          /* [FV_DTYPE_COUNT], of what rows are stored as */
     /* The same where q and p may be rounded to 16 bits; NULL if there is none. */
     const struct fv_few_kernels *few_short;
     /* s[r * FV_KEY_TILE + n] += bias[r * bias_row + n], n < count <= FV_KEY_TILE */
