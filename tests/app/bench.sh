@@ -10,7 +10,7 @@ holds peak_times 'all(r["of_peak"] == 1 and 0 < r["seconds"] < 60 for r in j if 
 holds work '{"attend", "scan", "decode", "gemm", "power:block=16"} <= {r["what"] for r in j}'
 holds numbers 'all(r["seconds"] > 0 and r["of_peak"] > 0 and r["gflops"] + r["gbytes"] > 0 and r["runs"] >= 1 for r in j)'
 holds precisions '[sum(r["what"] == "attend" and d in r["shape"] for r in j) for d in ("f32", "bf16")] == [12, 12]'
-holds layouts '(all(sum(r["what"] == "decode" and h in r["shape"] for r in j) == 8
+holds layouts '(all(sum(r["what"] == "decode" and h in r["shape"] for r in j) == 10
     for h in ("32/8 heads", "64/8 heads", "9/3 heads", "4/1 heads")))'
 holds stored_weights '({"q4_0", "q4_1", "q8_0", "q4_K", "q6_K", "iq4_nl", "f32", "bf16"} <=
     {r["shape"].split(", ")[-1] for r in j if r["what"] == "gemm"})'
