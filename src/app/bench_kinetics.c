@@ -181,7 +181,7 @@ static void write_tokens(fv_text *out, const fv_kinetics *k, double cost)
     char words[48];
 
     fv_text_printf(out,
-                   "<h3>Tokens for the cost of this run</h3><p>%.4g · 10<sup>12</sup> eFLOPs; bold: the best of a "
+                   "<h3>Tokens for the cost of this run</h3><p>%.1f · 10<sup>12</sup> eFLOPs; bold: the best of a "
                    "column by the same assumption.</p>"
                    "<div class=\"wide\"><table><thead><tr><th>Model</th>",
                    cost / UNIT);
