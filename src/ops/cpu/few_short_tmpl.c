@@ -312,11 +312,11 @@ INLINE void load_turned_nibbles(const char *k, int64_t k_bytes, int64_t keys, vi
 {
     const vi low = splat_i(0x0f0f0f0f);
     const char *row[W];
-    __m512i y[4];
+    __m512i y[QUARTERS];
 
     rows_of(k, k_bytes, keys, row);
     UNROLL
-    for (int i = 0; i < 4; i++) { /* quarter n: key 4 n + i */
+    for (int i = 0; i < QUARTERS; i++) { /* quarter n: key 4 n + i */
         y[i] = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)row[i]));
         y[i] = _mm512_inserti32x4(y[i], _mm_loadu_si128((const __m128i *)row[4 + i]), 1);
         y[i] = _mm512_inserti32x4(y[i], _mm_loadu_si128((const __m128i *)row[8 + i]), 2);
@@ -370,6 +370,7 @@ INLINE void dots_integers(const bool nibbles, const struct stored t, const int M
     for (; keys > 0; keys -= GROUP, k += GROUP * k_bytes, out += GROUP) {
         int64_t count = fv_min(keys, GROUP);
         memset(s, 0, (size_t)M * GROUP * sizeof *s);
+        ask_rows(k, k_bytes, count, d / BLOCK * t.bytes, ahead);
         for (int64_t block = 0; block < d / BLOCK; block++) {
             const char *row = k + block * t.bytes;
             if (count == GROUP)
@@ -378,8 +379,6 @@ INLINE void dots_integers(const bool nibbles, const struct stored t, const int M
                 collect_scales(row, k_bytes, count, scale);
             for (int64_t n = 0; n < count; n += W, row += W * k_bytes) {
                 vi x[8];
-                for (int64_t i = 0; i < W; i++)
-                    ask(t, row + i * k_bytes, 0, ahead);
                 if (nibbles && count - n >= W)
                     load_turned_nibbles(row + 2, k_bytes, W, x);
                 else if (nibbles)
@@ -414,7 +413,7 @@ INLINE void dots_nibbles(const struct stored t, const int M, int64_t d, const fl
     dots_integers(true, t, M, d, q, q_row, k, k_bytes, keys, out, out_row);
 }
 
-#define PAIRS_OF(type, line, bytes) line, bytes, pairs_##type, two_##type, multiply_pairs, 2
+#define PAIRS_OF(type, line, bytes) line, bytes, pairs_##type, two_##type, NULL, multiply_pairs, 2
 #define PAIRS_KERNELS(type, ...)                                                                                       \
     FEW_DOTS(type, dots_pairs, __VA_ARGS__)                                                                            \
     FEW_ADD(type, __VA_ARGS__)
@@ -432,7 +431,7 @@ static const struct fv_few_kernels few_short_table[FV_DTYPE_COUNT] = {
     [FV_F16] = {dots_f16, add_f16, join_query, true, 4, 4},
     [FV_BF16] = {dots_bf16, add_bf16, join_query, true, 1, 1},
     [FV_Q8_0] = {dots_q8_0, add_q8_0, join_words, true, 3, 5},
-    [FV_Q4_0] = {dots_q4_0, add_q4_0, join_nibbles, true, 1, 4},
+    [FV_Q4_0] = {dots_q4_0, add_q4_0, join_nibbles, true, 1, 8},
 };
 #endif
 
