@@ -128,6 +128,40 @@ static fv_status call_dequantize(fv_ctx *ctx, void *args)
     return fv_dequantize_rows(ctx, args);
 }
 
+/* To blocks and back: equal. */
+struct quantized {
+    fv_quantize_args to;
+    fv_dequantize_args back;
+};
+
+static fv_status call_quantize(fv_ctx *ctx, void *args)
+{
+    struct quantized *q = args;
+
+    FV_TRY(fv_quantize_rows(ctx, &q->to));
+    return fv_dequantize_rows(ctx, &q->back);
+}
+
+static fv_status quantize(struct checkops *c, fv_dtype dtype)
+{
+    int64_t rows = c->small ? 7 : 4096, width = c->small ? 512 : 4096;
+    struct quantized q;
+    trial t;
+
+    if (!checkops_wanted(c, &t, "quantize", "%s %lld x %lld", fv_dtype_name(dtype), (long long)rows, (long long)width))
+        return c->status;
+    q.to.x = checkops_noise(c, FV_F32, 1, 0, FV_DIMS(rows, width));
+    q.to.out = checkops_empty(c, dtype, FV_DIMS(rows, width));
+    q.back = (fv_dequantize_args){.x = q.to.out};
+    q.back.out = checkops_output(&t, "out", checkops_empty(c, FV_F32, FV_DIMS(rows, width)), 0);
+    t.call = call_quantize;
+    t.args = &q;
+    t.work = (app_work){.flops = (double)rows * (double)width * 4,
+                        .read = checkops_bytes(&q.to.x),
+                        .written = checkops_bytes(&q.back.out)};
+    return checkops_try(c, &t);
+}
+
 static fv_status dequantize(struct checkops *c, fv_dtype dtype)
 {
     int64_t rows = c->small ? 7 : 4096, width = c->small ? 512 : 4096;
@@ -199,6 +233,8 @@ fv_status checkops_products(struct checkops *c)
         FV_TRY(linear(c, FV_Q4_0, rows[m], true));
     for (int n = 1; n < 3 + count; n++)
         FV_TRY(dequantize(c, n < 3 ? plain[n] : blocks[n - 3]));
+    FV_TRY(quantize(c, FV_Q8_0));
+    FV_TRY(quantize(c, FV_Q4_0));
     for (int64_t stride = 1; stride <= 2; stride++) {
         FV_TRY(conv2d(c, c->small ? 12 : 256, c->small ? 12 : 256, c->small ? 12 : 256, 3, stride));
         FV_TRY(conv2d(c, c->small ? 12 : 256, c->small ? 12 : 256, c->small ? 12 : 256, 5, stride));

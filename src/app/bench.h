@@ -5,6 +5,7 @@
 #include "app/measure.h"
 #include "app/noise.h"
 #include "app/prompt.h"
+#include "cache/kinetics.h"
 
 typedef struct bench_row {
     const char *what;
@@ -30,6 +31,8 @@ struct bench {
     int64_t planned, measured; /* rows */
     int64_t count, capacity;
     bench_row *rows;
+    int costs; /* of test-time runs, which are reckoned and not measured */
+    fv_kinetics *cost;
 };
 
 /* A row to measure: names it; work, unit and bytes are filled in by the caller. */
@@ -63,6 +66,17 @@ void bench_crossing(const struct bench *b, const bench_row *last, fv_text *words
 
 /* Whether this is the last row of its mechanism, which has the words. */
 bool bench_is_last(const struct bench *b, int64_t row);
+
+/* ---- costs of test-time runs ------------------------------------------------------------------------------------- */
+
+/* Whether a word is "kinetics_cost" or a SPEC of it. */
+bool bench_is_kinetics(const char *word);
+/* Reads those among the operands. */
+fv_status bench_kinetics(struct bench *b);
+void bench_kinetics_json(const struct bench *b, json_t *rows);
+fv_status bench_kinetics_table(const struct bench *b);
+/* Cost over length for models and budgets, and what a cost buys: part of the report. */
+void bench_kinetics_write(fv_text *out, const fv_kinetics *kinetics, bool first);
 
 /* One HTML file that needs nothing else. */
 fv_status bench_report(const struct bench *b, const char *path);

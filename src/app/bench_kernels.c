@@ -36,7 +36,7 @@ static fv_status run_attend(fv_ctx *ctx, void *user)
 /* f32 and f16 are exact only in f32. */
 static app_unit unit_of(const struct attend_shape *s)
 {
-    return s->dtype == FV_BF16 ? APP_DOT_BF16 : s->dtype == FV_Q8_0 ? APP_DOT_INT8 : APP_FMA;
+    return s->dtype == FV_BF16 ? APP_DOT_BF16 : fv_dtype_block(s->dtype) > 1 ? APP_DOT_INT8 : APP_FMA;
 }
 
 static fv_status attend_row(struct bench *b, const struct attend_shape *s)
@@ -98,10 +98,10 @@ static int64_t far_keys(const struct bench *b, const struct attend_shape *s)
 fv_status bench_decode(struct bench *b)
 {
     static const int64_t layouts[][3] = {{32, 8, 128}, {64, 8, 64}, {9, 3, 64}, {4, 1, 256}};
-    static const fv_dtype types[] = {FV_F32, FV_F16, FV_BF16, FV_Q8_0};
+    static const fv_dtype types[] = {FV_F32, FV_F16, FV_BF16, FV_Q8_0, FV_Q4_0};
 
     for (int l = 0; l < 4; l++)
-        for (int t = 0; t < 4; t++) {
+        for (int t = 0; t < 5; t++) {
             struct attend_shape s = {"decode", layouts[l][0], layouts[l][1],    1, 0, layouts[l][2],
                                      types[t], true,          FV_PRECISION_AUTO};
             const int64_t lengths[] = {2048, far_keys(b, &s)};

@@ -1,9 +1,13 @@
-/* The page of fovea bench: shares of peaks as bars, and time over length for each mechanism beside dense. */
+/* The page of fovea bench: shares of peaks as bars, time over length for each mechanism beside dense, and costs of
+ * test-time runs. */
 #include <math.h>
 #include <string.h>
 
 #include "app/bench.h"
 #include "app/page.h"
+#include "app/plot.h"
+
+enum { PLOTTED = 256 }; /* lengths in a plot */
 
 static void escape(fv_text *out, const char *words)
 {
@@ -71,47 +75,16 @@ static void write_kernels(fv_text *out, const struct bench *b)
 
 /* ---- lines ----------------------------------------------------------------------------------------------------- */
 
-enum { LEFT = 44, RIGHT = 340, TOP = 12, BOTTOM = 210, HEIGHT = 236 };
-
-/* Both axes are logarithmic. */
-struct axes {
-    double from_x, to_x, from_y, to_y; /* logarithms */
-};
-
-static double place_x(const struct axes *a, double tokens)
+/* The times of a mechanism's rows, or of dense ones beside them. */
+static void line(fv_text *out, const plot_axes *a, const bench_row *rows, int64_t count, bool dense, int colour)
 {
-    double width = a->to_x - a->from_x;
-
-    return width > 0 ? LEFT + (log(tokens) - a->from_x) / width * (RIGHT - LEFT) : (LEFT + RIGHT) / 2.0;
-}
-
-static double place_y(const struct axes *a, double seconds)
-{
-    return BOTTOM - (log10(seconds) - a->from_y) / (a->to_y - a->from_y) * (BOTTOM - TOP);
-}
-
-static void line(fv_text *out, const struct axes *a, const bench_row *rows, int64_t count, bool dense, int colour)
-{
-    fv_text_printf(out, "<polyline class=\"line l%d\" points=\"", colour);
-    for (int64_t r = 0; r < count; r++)
-        fv_text_printf(out, "%.1f,%.1f ", place_x(a, (double)rows[r].tokens),
-                       place_y(a, dense ? rows[r].dense_seconds : rows[r].seconds));
-    fv_text_printf(out, "\"/>");
-    for (int64_t r = 0; r < count; r++)
-        fv_text_printf(out, "<circle class=\"s%d\" r=\"3\" cx=\"%.1f\" cy=\"%.1f\"/>", colour,
-                       place_x(a, (double)rows[r].tokens), place_y(a, dense ? rows[r].dense_seconds : rows[r].seconds));
-}
-
-/* Whole decades, so that every page reads alike. */
-static struct axes axes_of(const bench_row *rows, int64_t count)
-{
-    struct axes a = {log((double)rows[0].tokens), log((double)rows[count - 1].tokens), INFINITY, -INFINITY};
+    double x[PLOTTED], y[PLOTTED];
 
     for (int64_t r = 0; r < count; r++) {
-        a.from_y = fmin(a.from_y, floor(log10(fmin(rows[r].seconds, rows[r].dense_seconds))));
-        a.to_y = fmax(a.to_y, ceil(log10(fmax(rows[r].seconds, rows[r].dense_seconds)) + 1e-9));
+        x[r] = (double)rows[r].tokens;
+        y[r] = dense ? rows[r].dense_seconds : rows[r].seconds;
     }
-    return a;
+    plot_line(out, a, count, x, y, colour);
 }
 
 static const char *seconds_text(double seconds)
@@ -129,43 +102,41 @@ static const char *seconds_text(double seconds)
     return text;
 }
 
-static void grid_lines(fv_text *out, const struct axes *a, const bench_row *rows, int64_t count)
-{
-    for (double y = a->from_y; y <= a->to_y + 0.5; y++) {
-        double at = place_y(a, pow(10, y));
-        fv_text_printf(out, "<line class=\"mesh\" x1=\"%d\" x2=\"%d\" y1=\"%.1f\" y2=\"%.1f\"/>", LEFT, RIGHT, at, at);
-        fv_text_printf(out, "<text class=\"tick end\" x=\"%d\" y=\"%.1f\">%s</text>", LEFT - 4, at + 4,
-                       seconds_text(pow(10, y)));
-    }
-    for (int64_t r = 0; r < count; r++)
-        fv_text_printf(out, "<text class=\"tick middle\" x=\"%.1f\" y=\"%d\">%lld</text>",
-                       place_x(a, (double)rows[r].tokens), BOTTOM + 18, (long long)rows[r].tokens);
-}
-
 static void plot(fv_text *out, const struct bench *b, int64_t first, int64_t last)
 {
     const bench_row *rows = &b->rows[first];
-    int64_t count = last - first + 1;
-    struct axes a = axes_of(rows, count);
+    int64_t count = fv_min(last - first + 1, PLOTTED);
+    plot_axes a = plot_axes_of((double)rows[0].tokens, (double)rows[count - 1].tokens);
     double from = rows[0].beats_from;
 
     fv_text_printf(out, "<figure><figcaption><b>");
     escape(out, rows[0].what);
     fv_text_printf(out, "</b> <span>");
     bench_crossing(b, &b->rows[last], out);
-    fv_text_printf(out, "</span></figcaption><svg viewBox=\"0 0 %d %d\" role=\"img\" aria-label=\"time over length\">",
-                   PAGE_WIDTH, HEIGHT);
-    grid_lines(out, &a, rows, count);
+    fv_text_printf(out, "</span></figcaption>");
+    for (int64_t r = 0; r < count; r++) {
+        plot_cover(&a, rows[r].seconds);
+        plot_cover(&a, rows[r].dense_seconds);
+    }
+    plot_begin(out, "time over length");
+    plot_mesh(out, &a, seconds_text);
+    for (int64_t r = 0; r < count; r++) {
+        char tokens[32];
+        snprintf(tokens, sizeof tokens, "%lld", (long long)rows[r].tokens);
+        plot_tick(out, &a, (double)rows[r].tokens, tokens);
+    }
     if (from > (double)rows[0].tokens) {
-        double x = place_x(&a, from);
-        fv_text_printf(out, "<line class=\"cross\" x1=\"%.1f\" x2=\"%.1f\" y1=\"%d\" y2=\"%d\"/>", x, x, TOP, BOTTOM);
+        double x = plot_x(&a, from);
+        fv_text_printf(out, "<line class=\"cross\" x1=\"%.1f\" x2=\"%.1f\" y1=\"%d\" y2=\"%d\"/>", x, x, PLOT_TOP,
+                       PLOT_BOTTOM);
         fv_text_printf(out, "<text class=\"tick %s\" x=\"%.1f\" y=\"%d\">%.0f tokens</text>",
-                       x > (LEFT + RIGHT) / 2.0 ? "end" : "start", x > (LEFT + RIGHT) / 2.0 ? x - 4 : x + 4, TOP + 8,
-                       from);
+                       x > (PLOT_LEFT + PLOT_RIGHT) / 2.0 ? "end" : "start",
+                       x > (PLOT_LEFT + PLOT_RIGHT) / 2.0 ? x - 4 : x + 4, PLOT_TOP + 8, from);
     }
     line(out, &a, rows, count, true, 0);
     line(out, &a, rows, count, false, 1);
-    fv_text_printf(out, "</svg><p>");
+    plot_end(out);
+    fv_text_printf(out, "<p>");
     escape(out, b->rows[last].shape);
     fv_text_printf(out, ": %.2f × dense</p></figure>\n", b->rows[last].seconds / b->rows[last].dense_seconds);
 }
@@ -214,23 +185,30 @@ static void write_rows(fv_text *out, const struct bench *b)
                         "allow, measured in the same run, over the time.</p>\n");
 }
 
+static void write_peaks(fv_text *out, const app_peaks *p)
+{
+    fv_text_printf(out, " Peaks in the same run: %.0f GFLOP/s of f32 multiply-adds", 1e-9 * p->rate[APP_FMA]);
+    if (p->rate[APP_DOT_BF16] > 0)
+        fv_text_printf(out, ", %.0f of bf16 and %.0f of 8-bit dot products", 1e-9 * p->rate[APP_DOT_BF16],
+                       1e-9 * p->rate[APP_DOT_INT8]);
+    fv_text_printf(out, "; %.1f GB/s read from memory, %.1f copied.", 1e-9 * p->read, 1e-9 * p->copy);
+}
+
 fv_status bench_report(const struct bench *b, const char *path)
 {
-    const app_peaks *p = &b->peaks;
     fv_text out = {0};
 
     page_begin(&out, "fovea bench");
     fv_text_printf(&out, "<h1>fovea bench</h1>\n<p>");
     escape(&out, b->app->ctx->cpu.model);
-    fv_text_printf(&out, ", %s, %d thread%s; fovea %s. Peaks in the same run: %.0f GFLOP/s of f32 multiply-adds",
-                   fv_ctx_backend(b->app->ctx), fv_ctx_threads(b->app->ctx),
-                   fv_ctx_threads(b->app->ctx) == 1 ? "" : "s", fv_version(), 1e-9 * p->rate[APP_FMA]);
-    if (p->rate[APP_DOT_BF16] > 0)
-        fv_text_printf(&out, ", %.0f of bf16 and %.0f of 8-bit dot products", 1e-9 * p->rate[APP_DOT_BF16],
-                       1e-9 * p->rate[APP_DOT_INT8]);
-    fv_text_printf(&out, "; %.1f GB/s read from memory, %.1f copied.</p>\n", 1e-9 * p->read, 1e-9 * p->copy);
+    fv_text_printf(&out, ", %s, %d thread%s; fovea %s.", fv_ctx_backend(b->app->ctx), fv_ctx_threads(b->app->ctx),
+                   fv_ctx_threads(b->app->ctx) == 1 ? "" : "s", fv_version());
+    if (b->count > 0) write_peaks(&out, &b->peaks);
+    fv_text_printf(&out, "</p>\n");
     write_mechanisms(&out, b);
     write_kernels(&out, b);
-    write_rows(&out, b);
+    for (int n = 0; n < b->costs; n++)
+        bench_kinetics_write(&out, &b->cost[n], n == 0);
+    if (b->count > 0) write_rows(&out, b);
     return page_write(&out, path);
 }

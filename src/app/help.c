@@ -5,6 +5,8 @@
 #include <string.h>
 
 #include "attention/mechanism.h"
+#include "cache/policy.h"
+#include "models/architecture.h"
 
 enum { WIDTH = 100, COLUMN = 30 };
 
@@ -101,10 +103,10 @@ void cli_help(fv_text *text)
                    fv_version());
     for (int i = 0; cli_verbs[i]; i++)
         fv_text_printf(text, "  %-12s  %s\n", cli_verbs[i]->name, cli_verbs[i]->summary);
-    fv_text_printf(text,
-                   "\n'fovea help VERB' shows a verb's flags, 'fovea list' the mechanisms, 'fovea show NAME' one of "
-                   "them.\n'fovea --version' prints the version. Exit status: 0 done, 1 the work failed, 2 the "
-                   "command line is wrong.\n");
+    fv_text_printf(text, "\n'fovea help VERB' shows a verb's flags, 'fovea list' mechanisms and cache policies, 'fovea "
+                         "show NAME' one of "
+                         "them.\n'fovea --version' prints the version. Exit status: 0 done, 1 the work failed, 2 the "
+                         "command line is wrong.\n");
 }
 
 /* ---- man page -------------------------------------------------------------------------------------------------- */
@@ -190,6 +192,24 @@ static void mechanism_names(fv_text *text)
         fv_text_printf(text, "%s%s", i ? " " : "", fv_mechanisms[i]->name);
 }
 
+static void policy_names(fv_text *text)
+{
+    for (int i = 0; fv_policies[i]; i++)
+        fv_text_printf(text, "%s%s", i ? " " : "", fv_policies[i]->name);
+}
+
+/* What `show` knows, once each. */
+static void all_names(fv_text *text)
+{
+    mechanism_names(text);
+    for (int i = 0; fv_policies[i]; i++)
+        if (!fv_mechanism_find(fv_policies[i]->name)) fv_text_printf(text, " %s", fv_policies[i]->name);
+    for (int i = 0; fv_architecture_at(i); i++)
+        fv_text_printf(text, " %s", fv_architecture_at(i)->name);
+}
+
+static const char list_kinds[] = "mechanism policy model";
+
 static void flag_spellings(const cli_verb *verb, fv_text *text)
 {
     const cli_flag *flag;
@@ -252,25 +272,39 @@ static bool wants_spec(const cli_flag *flag)
     return flag->kind == CLI_SPEC || flag->kind == CLI_SPECS;
 }
 
+static bool wants_policy(const cli_flag *flag)
+{
+    return flag->name && strcmp(flag->name, "cache") == 0;
+}
+
 static bool wants_other(const cli_flag *flag)
 {
-    return cli_takes_value(flag) && !wants_file(flag) && !wants_spec(flag);
+    return cli_takes_value(flag) && !wants_file(flag) && !wants_spec(flag) && !wants_policy(flag);
 }
 
 void cli_bash(fv_text *text)
 {
-    fv_text files = {0}, specs = {0}, others = {0};
+    fv_text files = {0}, specs = {0}, policies = {0}, others = {0};
 
     flags_of(wants_file, &files);
     flags_of(wants_spec, &specs);
+    flags_of(wants_policy, &policies);
     flags_of(wants_other, &others);
     fv_text_printf(text, "# bash completion for fovea, made by 'fovea help --bash'\n_fovea()\n{\n"
                          "    local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]}\n"
                          "    COMPREPLY=()\n    case $before in\n");
     fv_text_printf(text, "    %s) COMPREPLY=($(compgen -f -- \"$word\")); return ;;\n", fv_text_get(&files));
-    fv_text_printf(text, "    %s|show) COMPREPLY=($(compgen -W \"", fv_text_get(&specs));
-    mechanism_names(text);
-    fv_text_printf(text, "\" -- \"$word\")); return ;;\n    %s) return ;;\n    esac\n", fv_text_get(&others));
+    const struct {
+        const char *label;
+        void (*names)(fv_text *text);
+    } named[] = {{fv_text_get(&specs), mechanism_names}, {fv_text_get(&policies), policy_names}, {"show", all_names}};
+    for (size_t n = 0; n < sizeof named / sizeof *named; n++) {
+        fv_text_printf(text, "    %s) COMPREPLY=($(compgen -W \"", named[n].label);
+        named[n].names(text);
+        fv_text_printf(text, "\" -- \"$word\")); return ;;\n");
+    }
+    fv_text_printf(text, "    list) COMPREPLY=($(compgen -W \"%s\" -- \"$word\")); return ;;\n", list_kinds);
+    fv_text_printf(text, "    %s) return ;;\n    esac\n", fv_text_get(&others));
     fv_text_printf(text, "    if [ \"$COMP_CWORD\" -eq 1 ]; then\n        COMPREPLY=($(compgen -W \"");
     first_words(text);
     fv_text_printf(text, "\" -- \"$word\"))\n        return\n    fi\n"
@@ -294,6 +328,7 @@ void cli_bash(fv_text *text)
     fv_text_printf(text, "\" -- \"$word\")) ;;\n    esac\n}\ncomplete -o filenames -F _fovea fovea\n");
     fv_text_free(&files);
     fv_text_free(&specs);
+    fv_text_free(&policies);
     fv_text_free(&others);
 }
 
@@ -327,9 +362,9 @@ static void zsh_flag(const cli_flag *flag, fv_text *text)
             zsh_words(text, flag->argument ? flag->argument : "value");
             fv_text_printf(text, ":");
             if (wants_file(flag)) fv_text_printf(text, "_files");
-            if (wants_spec(flag)) {
+            if (wants_spec(flag) || wants_policy(flag)) {
                 fv_text_printf(text, "(");
-                mechanism_names(text);
+                (wants_policy(flag) ? policy_names : mechanism_names)(text);
                 fv_text_printf(text, ")");
             }
             for (int i = 0; flag->choices && flag->choices[i]; i++)
@@ -352,7 +387,10 @@ void cli_zsh(fv_text *text)
             zsh_flag(flag, text);
         if (cli_verbs[v]->operands_max > 0) {
             fv_text_printf(text, " \\\n        '*:name:(");
-            mechanism_names(text);
+            if (strcmp(cli_verbs[v]->name, "list") == 0)
+                fv_text_printf(text, "%s", list_kinds);
+            else
+                (strcmp(cli_verbs[v]->name, "show") == 0 ? all_names : mechanism_names)(text);
             fv_text_printf(text, ")'");
         }
         fv_text_printf(text, "\n}\n");

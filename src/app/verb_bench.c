@@ -193,10 +193,12 @@ static fv_status check_words(const cli_common *common, const struct values *valu
             i++;
         if (i < KINDS && kinds[i].run == bench_model && !values->model)
             return cli_missing("-m MODEL", "'bench model' needs it");
-        if (i < KINDS || strcmp(word, "all") == 0) continue;
+        if (i < KINDS || strcmp(word, "all") == 0 || bench_is_kinetics(word)) continue;
         fv_status status = check_spec(word, values->sizes.count ? values->sizes.items[0] : 512);
         if (status != FV_OK)
-            return fv_fail_in(status, "'%s' is neither attend, decode, scan, gemm, model or all nor a mechanism", word);
+            return fv_fail_in(status,
+                              "'%s' is neither attend, decode, scan, gemm, model, all or kinetics_cost nor a mechanism",
+                              word);
     }
     return FV_OK;
 }
@@ -206,7 +208,7 @@ static fv_status bench_words(struct bench *b)
     const cli_common *common = b->app->common;
 
     for (int w = 0; w < common->operands; w++)
-        FV_TRY(bench_word(b, common->operand[w]));
+        if (!bench_is_kinetics(common->operand[w])) FV_TRY(bench_word(b, common->operand[w]));
     for (int i = 0; common->operands == 0 && i < KINDS; i++)
         if (kinds[i].run != bench_model || b->model) FV_TRY(kinds[i].run(b));
     return FV_OK;
@@ -215,6 +217,7 @@ static fv_status bench_words(struct bench *b)
 /* Counts the rows, for the bar, and then measures them. */
 static fv_status bench_rows(struct bench *b)
 {
+    if (b->costs > 0 && b->costs == b->app->common->operands) return FV_OK; /* nothing to measure */
     FV_TRY(measure_peaks(b));
     b->counting = true;
     FV_TRY(bench_words(b));
@@ -247,6 +250,7 @@ static fv_status print_json(const struct bench *b)
         }
         app_append(rows, object);
     }
+    bench_kinetics_json(b, rows);
     return app_json_print(rows);
 }
 
@@ -277,12 +281,13 @@ static fv_status print_table(const struct bench *b)
         bench_crossing(b, row, &words);
         fv_text_printf(&words, "\n");
     }
+    if (b->count == 0) return bench_kinetics_table(b);
     printf("%s, %s, %d threads\n", b->app->ctx->cpu.model, fv_ctx_backend(b->app->ctx), fv_ctx_threads(b->app->ctx));
     fv_status status = app_table_print(&table, stdout);
     if (status == FV_OK) status = fv_text_status(&words);
     if (status == FV_OK) fputs(fv_text_get(&words), stdout);
     fv_text_free(&words);
-    return status;
+    return status == FV_OK && b->costs > 0 ? bench_kinetics_table(b) : status;
 }
 
 static fv_status run(struct app *app, const void *data)
@@ -297,19 +302,21 @@ static fv_status run(struct app *app, const void *data)
     fv_status status;
 
     FV_TRY(check_words(app->common, values));
-    FV_TRY(app_begin(app, FV_PRECISION_AUTO));
-    status = bench_rows(&b);
+    status = bench_kinetics(&b);
+    if (status == FV_OK) status = app_begin(app, FV_PRECISION_AUTO);
+    if (status == FV_OK) status = bench_rows(&b);
     app_progress_end();
     if (status == FV_OK) status = app->common->json ? print_json(&b) : print_table(&b);
     if (status == FV_OK && values->report) status = bench_report(&b, values->report);
     fv_free(b.rows);
+    fv_free(b.cost);
     return status;
 }
 
 const cli_verb verb_bench = {
     .name = "bench",
     .summary = "speed of this machine, beside its own peaks",
-    .operands = "[attend|decode|scan|gemm|model|all|SPEC]...",
+    .operands = "[attend|decode|scan|gemm|model|all|kinetics_cost|SPEC]...",
     .operands_max = 64,
     .about =
         "Measures kinds of work, or mechanisms by name ('all' is every one) over several lengths beside dense "
@@ -318,9 +325,13 @@ const cli_verb verb_bench = {
         "and copying memory far beyond the caches. Without names: attend, decode, scan, gemm, and model with -m.\n"
         "A time is the median of at least five runs (three if they take longer than two seconds) over at least "
         "--seconds, after one to warm up. OF PEAK is the least time the peaks allow over the time; BOUND is the peak "
-        "that sets it, memory only where the data exceed the caches.",
+        "that sets it, memory only where the data exceed the caches.\n"
+        "kinetics_cost:params=P,layers=L,heads=H,kv_heads=G,dim=D,in=N,out=N,... measures nothing: it reckons what a "
+        "test-time run costs in 1e12 flops when bytes of keys and values count, each as 'intensity' flops (arXiv "
+        "2506.05333); in the report, over lengths and budgets for six models, and what the same cost buys.",
     .example = "  fovea bench attend decode --sizes 1024,4096\n  fovea bench moba:block=128 --sizes 4096 --json\n"
-               "  fovea bench model -m model.gguf --sizes 512\n  fovea bench all --report bench.html\n",
+               "  fovea bench model -m model.gguf --sizes 512\n  fovea bench all --report bench.html\n"
+               "  fovea bench kinetics_cost:out=16384,budget=1024 --json\n",
     .flags = flags,
     .size = sizeof(struct values),
     .run = run,

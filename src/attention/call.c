@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "attention/attention.h"
+#include "ops/check.h"
 
 /* ---- shapes of params ------------------------------------------------------------------------------------------- */
 
@@ -173,30 +174,40 @@ static fv_status place_params(const fv_mechanism *mechanism, int count, const fv
 
 /* ---- the call --------------------------------------------------------------------------------------------------- */
 
-static fv_status check_operand(const char *owner, const char *name, const fv_tensor *t, int rank, bool keys)
+/* What q, and k and v of a call and of a chunk may be: f32, plain, as a cache stores them. */
+static const struct operand_types {
+    unsigned types;
+    const char *words;
+} query_types = {FV_TYPE(FV_F32), "f32"}, key_types = {FV_TYPES_HALF, "f32, f16 or bf16"},
+  row_types = {FV_TYPES_ROWS, "f32, f16, bf16, q8_0 or q4_0"};
+
+static fv_status check_operand(const char *owner, const char *name, const fv_tensor *t, int rank,
+                               const struct operand_types *types)
 {
-    bool plain = t->dtype == FV_F32 || (keys && (t->dtype == FV_F16 || t->dtype == FV_BF16));
+    int64_t block = fv_dtype_block(t->dtype);
 
     if (!t->data) return fv_fail(FV_E_ARGUMENT, "%s: %s is missing", owner, name);
-    if (!plain)
-        return fv_fail(FV_E_DTYPE, "%s: %s: expected %s, got %s", owner, name, keys ? "f32, f16 or bf16" : "f32",
-                       fv_dtype_name(t->dtype));
+    if (!fv_type_in(t->dtype, types->types))
+        return fv_fail(FV_E_DTYPE, "%s: %s: expected %s, got %s", owner, name, types->words, fv_dtype_name(t->dtype));
     if (t->rank != rank)
         return fv_fail(FV_E_SHAPE, "%s: %s: expected %d dims, got shape %s", owner, name, rank, fv_shape_text(t));
     for (int d = 0; d < rank; d++)
         if (t->dims[d] < (d != 2) || t->dims[d] > INT32_MAX)
             return fv_fail(FV_E_SHAPE, "%s: %s: expected dims of 1 to 2^31-1, got shape %s", owner, name,
                            fv_shape_text(t));
+    if (block > 1 && (t->dims[rank - 1] % block != 0 || t->strides[rank - 1] != 1))
+        return fv_fail(FV_E_SHAPE, "%s: %s: expected rows of whole %s blocks of %lld, got shape %s", owner, name,
+                       fv_dtype_name(t->dtype), (long long)block, fv_shape_text(t));
     return FV_OK;
 }
 
-static fv_status check_operands(const char *owner, const fv_attention_args *args)
+static fv_status check_operands(const char *owner, const fv_attention_args *args, bool chunk)
 {
     const fv_tensor *q = &args->q, *k = &args->k, *v = &args->v;
 
-    FV_TRY(check_operand(owner, "q", q, 4, false));
-    FV_TRY(check_operand(owner, "k", k, 4, true));
-    FV_TRY(check_operand(owner, "v", v, 4, true));
+    FV_TRY(check_operand(owner, "q", q, 4, &query_types));
+    FV_TRY(check_operand(owner, "k", k, 4, chunk ? &row_types : &key_types));
+    FV_TRY(check_operand(owner, "v", v, 4, chunk ? &row_types : &key_types));
     if (k->dims[0] != q->dims[0] || k->dims[3] != q->dims[3])
         return fv_fail(FV_E_SHAPE, "%s: k: expected the batch and head dim of q %s, got %s", owner, fv_shape_text(q),
                        fv_shape_text(k));
@@ -215,11 +226,11 @@ static fv_status check_outputs(const char *owner, const fv_attention_args *args)
     const fv_tensor o = {.data = args->o.data, .rank = 4, .dims = {q[0], q[1], q[2], args->v.dims[3]}};
     const fv_tensor lse = {.data = args->lse.data, .rank = 3, .dims = {q[0], q[1], q[2]}};
 
-    FV_TRY(check_operand(owner, "o", &args->o, 4, false));
+    FV_TRY(check_operand(owner, "o", &args->o, 4, &query_types));
     if (!fv_tensor_same_shape(&args->o, &o))
         return fv_fail(FV_E_SHAPE, "%s: o: expected %s, got %s", owner, fv_shape_text(&o), fv_shape_text(&args->o));
     if (!args->lse.data) return FV_OK;
-    FV_TRY(check_operand(owner, "lse", &args->lse, 3, false));
+    FV_TRY(check_operand(owner, "lse", &args->lse, 3, &query_types));
     if (!fv_tensor_same_shape(&args->lse, &lse))
         return fv_fail(FV_E_SHAPE, "%s: lse: expected %s, got %s", owner, fv_shape_text(&lse),
                        fv_shape_text(&args->lse));
@@ -246,7 +257,7 @@ static fv_status make(const fv_attention *attention, const fv_attention_args *ar
     struct free_names names = {0};
 
     FV_TRY(check_promises(mechanism, args));
-    FV_TRY(check_operands(mechanism->name, args));
+    FV_TRY(check_operands(mechanism->name, args, chunk));
     FV_TRY(check_outputs(mechanism->name, args));
     *call = (fv_call){
         .options = attention->options,

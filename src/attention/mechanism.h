@@ -134,11 +134,12 @@ fv_status fv_keep(fv_ctx *ctx, const fv_call *call, fv_kept_fn *kept, int kind, 
                   fv_tensor *out);
 
 /* x [B,Hx,..] with each head repeated heads / Hx times, contiguous in scratch memory; x itself if there is nothing to
- * repeat.  Rank 4, any plain dtype in, f32 out. */
+ * repeat.  Rank 4, anything rows are stored as in, f32 out. */
 fv_status fv_repeat_heads(fv_ctx *ctx, const fv_tensor *x, int64_t heads, fv_tensor *out);
 /* x [B,H,N,D] as [B,groups,H/groups,N,D]. */
 fv_tensor fv_grouped(const fv_tensor *x, int64_t groups);
-/* x itself if it is f32 and contiguous, otherwise a copy that is, in scratch memory. */
+/* x itself if it is f32 and contiguous, otherwise a copy that is, in scratch memory.  x may be of blocks, in rows that
+ * are whole ones; then the tape does not see where the copy comes from. */
 fv_status fv_plain(fv_ctx *ctx, const fv_tensor *x, fv_tensor *out);
 /* x itself if it is f32, whatever its strides. */
 fv_status fv_as_f32(fv_ctx *ctx, const fv_tensor *x, fv_tensor *out);
@@ -157,7 +158,8 @@ const fv_mechanism *fv_attention_mechanism(const fv_attention *attention);
 /* fv_attention_new from a SPEC that was parsed (one of a layer plan). */
 fv_status fv_attention_from(const fv_spec *spec, fv_attention **attention);
 
-/* Fills a call from public arguments and checks it against the descriptor.  k and v may be f32, f16 or bf16. */
+/* Fills a call from public arguments and checks it against the descriptor.  k and v may be f32, f16 or bf16, of a chunk
+ * also q8_0 or q4_0. */
 fv_status fv_call_make(const fv_attention *attention, const fv_attention_args *args, fv_call *call);
 /* The same for a chunk of a longer sequence (N = M is not asked for, call->decoding is set). */
 fv_status fv_call_chunk(const fv_attention *attention, const fv_attention_args *args, fv_call *call);

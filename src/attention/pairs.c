@@ -88,7 +88,9 @@ void fv_release(void *owned)
 
 static double tensor_bytes(const fv_tensor *t)
 {
-    return fv_present(t) ? (double)fv_tensor_count(t) * (double)fv_dtype_size(t->dtype) : 0;
+    double blocks = fv_present(t) ? (double)fv_tensor_count(t) / (double)fv_dtype_block(t->dtype) : 0;
+
+    return blocks * (double)fv_dtype_block_bytes(t->dtype);
 }
 
 static double dense_pairs(const fv_call *call)

@@ -1,11 +1,16 @@
 /* Small steps that several mechanisms share. */
 #include "attention/mechanism.h"
+#include "ops/check.h"
 
 fv_status fv_repeat_heads(fv_ctx *ctx, const fv_tensor *x, int64_t heads, fv_tensor *out)
 {
     int64_t B = x->dims[0], own = x->dims[1], N = x->dims[2], D = x->dims[3], group = heads / own;
-    fv_tensor copy, from;
+    fv_tensor copy, from, plain;
 
+    if (fv_dtype_block(x->dtype) > 1) {
+        FV_TRY(fv_plain(ctx, x, &plain));
+        return fv_repeat_heads(ctx, &plain, heads, out);
+    }
     *out = *x;
     if (group == 1 && x->dtype == FV_F32) return FV_OK;
     FV_TRY(fv_tensor_new(ctx, &copy, FV_F32, FV_DIMS(B, own, group, N, D)));
@@ -16,11 +21,26 @@ fv_status fv_repeat_heads(fv_ctx *ctx, const fv_tensor *x, int64_t heads, fv_ten
     return FV_OK;
 }
 
+/* Blocks have no cast of their own. */
+static fv_status unpack(fv_ctx *ctx, const fv_tensor *x, const fv_tensor *out)
+{
+    int lead = x->rank - 2;
+
+    for (int64_t n = 0; n < fv_lead_count(x, lead); n++) {
+        const int64_t *dims = x->dims + lead;
+        fv_dequantize_args rows = {.x = fv_view(x, 2, dims, x->strides + lead, fv_lead_offset(x, lead, n)),
+                                   .out = fv_view(out, 2, dims, out->strides + lead, fv_lead_offset(out, lead, n))};
+        FV_TRY(fv_dequantize_rows(ctx, &rows));
+    }
+    return FV_OK;
+}
+
 fv_status fv_plain(fv_ctx *ctx, const fv_tensor *x, fv_tensor *out)
 {
     *out = *x;
     if (x->dtype == FV_F32 && fv_tensor_contiguous(x)) return FV_OK;
     FV_TRY(fv_tensor_new(ctx, out, FV_F32, x->rank, x->dims));
+    if (fv_dtype_block(x->dtype) > 1) return unpack(ctx, x, out);
     return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = *x, .out = *out});
 }
 

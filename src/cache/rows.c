@@ -354,22 +354,17 @@ void fv_rows_measure(const fv_rows *rows, fv_rows_bytes *bytes)
 
 /* ---- writing ---------------------------------------------------------------------------------------------------- */
 
-struct append {
-    const fv_rows *rows;
-    const fv_tensor *from;
-    int side;
-};
-
-/* Blocks have no cast of their own. */
-static void append_item(void *user, int64_t item, int thread)
+/* Row i of head g is to lie behind the rows that are there. */
+static fv_status write_blocks(fv_ctx *ctx, const fv_rows *rows, int side, int64_t head, const fv_tensor *from)
 {
-    const struct append *a = user;
-    int64_t n = a->from->dims[2], g = item / n, i = item % n;
-    const fv_rows_head *head = &a->rows->head[g];
+    fv_tensor place = view(rows, side, head, 1);
+    int64_t n = from->dims[2], count = rows->head[head].count;
 
-    (void)thread;
-    fv_blocks_store(a->rows->side[a->side].type, fv_at(a->from, 0, g, i, 0), a->from->dims[3],
-                    fv_row_at(a->rows, a->side, g, head->first + head->count + i));
+    place.dims[2] += n;
+    return fv_quantize_rows(
+        ctx, &(fv_quantize_args){
+                 .x = fv_view(from, 2, from->dims + 2, from->strides + 2, head * from->strides[1]),
+                 .out = fv_view(&place, FV_DIMS(n, place.dims[3]), place.strides + 2, count * place.strides[2])});
 }
 
 static fv_status write_side(fv_ctx *ctx, const fv_rows *rows, int side, const fv_tensor *from)
@@ -378,11 +373,8 @@ static fv_status write_side(fv_ctx *ctx, const fv_rows *rows, int side, const fv
     bool alike = true;
 
     if (fv_dtype_block(rows->side[side].type) > 1) {
-        struct append append = {rows, from, side};
-        if (from->strides[3] != 1)
-            return fv_fail(FV_E_ARGUMENT, "cache rows: expected rows of stride 1, got %lld",
-                           (long long)from->strides[3]);
-        fv_run(ctx, heads * n, append_item, &append);
+        for (int64_t g = 0; g < heads; g++)
+            FV_TRY(write_blocks(ctx, rows, side, g, from));
         return FV_OK;
     }
     for (int64_t g = 1; g < heads; g++)

@@ -83,7 +83,8 @@ fv_status fv_scheduler_session(const fv_scheduler *s, const fv_request *request,
                                   .cache = request->cache,
                                   .precision = s->options.precision,
                                   .chunk = FV_STEP_TOKENS,
-                                  .keep_windows = true};
+                                  .keep_windows = true,
+                                  .lends = true};
 
     return fv_session_new(s->ctx, s->model, &options, session);
 }

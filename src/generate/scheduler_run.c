@@ -207,26 +207,39 @@ static fv_status begin_others(fv_scheduler *s, fv_request *request)
 
 /* ---- memory ----------------------------------------------------------------------------------------------------- */
 
-/* Rows held by all, and pages behind them. */
+static fv_session *nth_session(const fv_scheduler *s, int64_t n)
+{
+    for (fv_request *r = s->running; r; r = r->next)
+        for (int i = 0; i < r->options.choices; i++)
+            if (r->choice[i].session && n-- == 0) return r->choice[i].session;
+    return n < s->prefixes.count ? s->prefixes.at[n].session : NULL;
+}
+
+/* Rows held by all, and pages behind them: what several hold counts once. */
+static fv_status measure_rows(fv_scheduler *s, fv_rows_bytes *bytes)
+{
+    const fv_rows **rows;
+    int64_t sessions = 0, layers = s->model->sizes.layers;
+
+    while (nth_session(s, sessions))
+        sessions++;
+    FV_TRY(FV_SCRATCH(s->ctx, rows, sessions * layers));
+    for (int64_t n = 0; n < sessions; n++)
+        for (int64_t l = 0; l < layers; l++)
+            rows[n * layers + l] = &nth_session(s, n)->layers[l].rows;
+    return fv_rows_measure_all(rows, sessions * layers, bytes);
+}
+
 static void count_rows(fv_scheduler *s)
 {
-    size_t rows = 0, committed = 0;
-    fv_session_stats stats;
+    fv_mark mark = fv_scratch_mark(s->ctx);
+    fv_rows_bytes bytes;
 
-    for (fv_request *r = s->running; r; r = r->next)
-        for (int i = 0; i < r->options.choices; i++) {
-            if (!r->choice[i].session) continue;
-            fv_session_measure(r->choice[i].session, &stats);
-            rows += stats.cache_bytes;
-            committed += stats.committed_bytes;
-        }
-    for (int i = 0; i < s->prefixes.count; i++) {
-        fv_session_measure(s->prefixes.at[i].session, &stats);
-        rows += stats.cache_bytes;
-        committed += stats.committed_bytes;
+    if (measure_rows(s, &bytes) == FV_OK) { /* otherwise the figures stay for a step */
+        s->counts.row_bytes = bytes.used;
+        s->counts.committed_bytes = bytes.committed;
     }
-    s->counts.row_bytes = rows;
-    s->counts.committed_bytes = committed;
+    fv_scratch_release(s->ctx, mark);
     pthread_mutex_lock(&s->mutex);
     s->stats = s->counts;
     pthread_mutex_unlock(&s->mutex);

@@ -47,7 +47,7 @@ static fv_status prepare(const fv_attend_args *args, fv_attend_args *a)
     *a = *args;
     FV_TRY(fv_logits_prepare(&call, &args->logits, &a->logits));
     B = a->q.dims[0], H = a->q.dims[1], S = call.rows, M = a->k.dims[2];
-    FV_TRY(fv_check("attend", "v", &a->v, FV_TYPES_HALF | FV_TYPE(FV_Q8_0), FV_DIMS(B, a->k.dims[1], M, FV_ANY)));
+    FV_TRY(fv_check("attend", "v", &a->v, FV_TYPES_ROWS, FV_DIMS(B, a->k.dims[1], M, FV_ANY)));
     Dv = a->v.dims[3];
     FV_TRY(fv_check("attend", "o", &a->o, F32, FV_DIMS(B, H, S, Dv)));
     FV_TRY(fv_check_optional("attend", "lse", &a->lse, F32, FV_DIMS(B, H, S)));

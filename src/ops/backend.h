@@ -22,6 +22,7 @@ typedef struct fv_backend {
     fv_status (*gather)(fv_ctx *, const fv_gather_args *);
     fv_status (*cumsum)(fv_ctx *, const fv_cumsum_args *);
     fv_status (*dequantize)(fv_ctx *, const fv_dequantize_args *);
+    fv_status (*quantize)(fv_ctx *, const fv_quantize_args *);
     fv_status (*attend)(fv_ctx *, const fv_attend_args *);
     fv_status (*attend_backward)(fv_ctx *, const fv_attend_args *, const fv_attend_grads *);
     fv_status (*attend_stats)(fv_ctx *, const fv_stats_args *);

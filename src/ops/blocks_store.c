@@ -26,6 +26,14 @@ static bool spoiled(const float *in, uint8_t *block, size_t bytes)
     return false;
 }
 
+/* What values are multiplied with to become steps: 0 where steps are too small to say. */
+static float inverse_of(float scale)
+{
+    float inverse = scale != 0 ? 1 / scale : 0;
+
+    return isfinite(inverse) ? inverse : 0;
+}
+
 /* scale = largest magnitude / 127 */
 static void store_q8_0(const float *in, uint8_t *block)
 {
@@ -33,7 +41,7 @@ static void store_q8_0(const float *in, uint8_t *block)
 
     for (int i = 0; i < BLOCK; i++)
         most = fmaxf(most, fabsf(in[i]));
-    float scale = most / 127, inverse = scale > 0 ? 1 / scale : 0;
+    float scale = most / 127, inverse = inverse_of(scale);
     put_scale(block, scale);
     for (int i = 0; i < BLOCK; i++)
         block[2 + i] = (uint8_t)(int8_t)roundf(in[i] * inverse);
@@ -46,7 +54,7 @@ static void store_q4_0(const float *in, uint8_t *block)
 
     for (int i = 0; i < BLOCK; i++)
         if (fabsf(in[i]) > fabsf(most)) most = in[i];
-    float scale = most / -8, inverse = scale != 0 ? 1 / scale : 0;
+    float scale = most / -8, inverse = inverse_of(scale);
     put_scale(block, scale);
     for (int i = 0; i < BLOCK / 2; i++) {
         int low = (int)(in[i] * inverse + 8.5F), high = (int)(in[i + BLOCK / 2] * inverse + 8.5F);

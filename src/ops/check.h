@@ -9,6 +9,8 @@
 #define FV_TYPES_HALF (FV_TYPE(FV_F32) | FV_TYPE(FV_F16) | FV_TYPE(FV_BF16))
 #define FV_TYPES_FLOAT (FV_TYPES_HALF | FV_TYPE(FV_F64))
 #define FV_TYPES_PLAIN (FV_TYPE(FV_Q4_0) - 1u)
+/* What keys and values are stored as. */
+#define FV_TYPES_ROWS (FV_TYPES_HALF | FV_TYPE(FV_Q8_0) | FV_TYPE(FV_Q4_0))
 #define FV_TYPES_BLOCKS ((FV_TYPE(FV_DTYPE_COUNT) - 1u) & ~FV_TYPES_PLAIN)
 
 static inline bool fv_type_in(fv_dtype dtype, unsigned types)

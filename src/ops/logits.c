@@ -41,12 +41,11 @@ static fv_status spread(const char *op, const char *name, fv_tensor *t, int rank
 fv_status fv_logits_prepare(const fv_logits_call *call, const fv_logits *given, fv_logits *logits)
 {
     const fv_tensor *q = call->q, *k = call->k;
-    unsigned types = FV_TYPES_HALF | FV_TYPE(FV_Q8_0);
     int64_t B, H, N, M, D;
 
     FV_TRY(fv_check_rank(call->op, "q", q, FV_TYPE(FV_F32), 4, 4));
     B = q->dims[0], H = q->dims[1], N = q->dims[2], D = q->dims[3];
-    FV_TRY(fv_check(call->op, "k", k, types, FV_DIMS(B, FV_ANY, FV_ANY, D)));
+    FV_TRY(fv_check(call->op, "k", k, FV_TYPES_ROWS, FV_DIMS(B, FV_ANY, FV_ANY, D)));
     M = k->dims[2];
     if (D < 1)
         return fv_fail(FV_E_SHAPE, "%s: q: expected a head of at least 1 channel, got %s", call->op, fv_shape_text(q));

@@ -179,4 +179,11 @@ typedef struct fv_dequantize_args {
 } fv_dequantize_args;
 fv_status fv_dequantize_rows(fv_ctx *ctx, const fv_dequantize_args *args);
 
+/* Rows of f32 to blocks: x [N,C] to out [N,C] of q8_0 or q4_0, nearest steps.  A value that is not finite spoils its
+ * block of 32, no more.  The tape does not see it. */
+typedef struct fv_quantize_args {
+    fv_tensor x, out;
+} fv_quantize_args;
+fv_status fv_quantize_rows(fv_ctx *ctx, const fv_quantize_args *args);
+
 #endif

@@ -10,7 +10,7 @@ holds peak_times 'all(r["of_peak"] == 1 and 0 < r["seconds"] < 60 for r in j if 
 holds work '{"attend", "scan", "decode", "gemm", "power:block=16"} <= {r["what"] for r in j}'
 holds numbers 'all(r["seconds"] > 0 and r["of_peak"] > 0 and r["gflops"] + r["gbytes"] > 0 and r["runs"] >= 1 for r in j)'
 holds precisions '[sum(r["what"] == "attend" and d in r["shape"] for r in j) for d in ("f32", "bf16")] == [12, 12]'
-holds layouts '(all(sum(r["what"] == "decode" and h in r["shape"] for r in j) == 8
+holds layouts '(all(sum(r["what"] == "decode" and h in r["shape"] for r in j) == 10
     for h in ("32/8 heads", "64/8 heads", "9/3 heads", "4/1 heads")))'
 holds stored_weights '({"q4_0", "q4_1", "q8_0", "q4_K", "q6_K", "iq4_nl", "f32", "bf16"} <=
     {r["shape"].split(", ")[-1] for r in j if r["what"] == "gemm"})'
@@ -34,6 +34,25 @@ grep -qE 'gna.* (never beats|beats) dense' out || fail crossing "$(cat out)"
 expect bad_grid 1 'grid' "$fovea" bench gna:grid=5x5,window=3x3 --sizes 64 $quick
 expect table 0 '' "$fovea" bench gemm --sizes 64 $quick
 grep -q '^gemm ' out || fail table "$(cat out)"
+# costs of test-time runs are reckoned, not measured: the numbers of the law's own table
+shape=params=8.19e9,layers=36,heads=32,kv_heads=8,dim=128,in=1024,out=16384,trials=1,block=0,local=0
+kinetics=kinetics_cost:$shape,intensity=562.5,share_prompt=auto,bytes=2
+expect kinetics 0 '' "$fovea" bench $kinetics,budget=0 $kinetics,budget=1024 --json --report costs.html
+holds kinetics_rows '(len(j) == 2 and
+    all(set(r) == {"what", "comp", "memory", "eflops", "parameter_flops"} and r["what"] == "kinetics_cost" for r in j))'
+holds kinetics_numbers '(all(abs(r["comp"] - c) < .0051 and abs(r["memory"] - m) < .0051 and
+    abs(r["eflops"] - r["comp"] - r["memory"]) < 1e-4 and abs(r["parameter_flops"] - 268.37) < .0051
+    for r, c, m in zip(j, (357.43, 278.27), (12524.12, 1391.57))))'
+[ "$(grep -o '<polyline' costs.html | wc -l)" = 24 ] || fail kinetics_report "expected six lines in each of four plots"
+python3 -c 'import sys, xml.dom.minidom as x; [x.parseString(p.split("</svg>")[0].join(["<svg", "</svg>"])) for p in
+    open("costs.html").read().split("<svg")[1:]]' || fail kinetics_report "an image is no XML"
+grep -q 'Qwen3 14B' costs.html && ! grep -qiE 'nan|inf[^oe]|https?://|src=' costs.html || fail kinetics_report "odd words"
+expect kinetics_table 0 '' "$fovea" bench kinetics_cost:budget=1024,block=16
+grep -q '^kinetics_cost .* 281.05 .* 268.37  1024 keys in blocks of 16$' out || fail kinetics_table "$(cat out)"
+expect kinetics_beside 0 '' "$fovea" bench gemm kinetics_cost --sizes 64 --json $quick
+holds kinetics_beside_rows '{"gemm", "kinetics_cost", "peak read"} <= {r["what"] for r in j}'
+expect kinetics_search 2 "'block' needs a budget" "$fovea" bench kinetics_cost:block=16
+expect kinetics_option 2 "did you mean 'budget'" "$fovea" bench kinetics_cost:budge=16
 expect unknown 2 'neither' "$fovea" bench nothing
 expect no_model 2 'm MODEL is missing' "$fovea" bench model
 expect no_folder 1 'absent' "$fovea" bench scan --sizes 64 --report absent/b.html $quick

@@ -10,7 +10,7 @@ holds gemm 'len(j) > 0 and all(r["op"] == "gemm" and r["ok"] and 0 <= r["error"]
 works again 0 'seed' "$checkops" --check --json --filter gemm --threads 3 --seed 7
 works one_isa 0 'seed' "$checkops" --check --json --isa c
 holds all_of_c '{r["isa"] for r in j} == {"c"}'
-holds primitives '({"gemm", "linear", "map", "norm", "rope", "softmax", "pool", "conv2d", "select", "gather", "cumsum", "dequantize",
+holds primitives '({"gemm", "linear", "map", "norm", "rope", "softmax", "pool", "conv2d", "select", "gather", "cumsum", "dequantize", "quantize",
     "attend", "attend_backward", "attend_stats", "scan", "scan_backward", "merge", "merge_backward"} <=
     {r["op"] for r in j})'
 works timed 0 'seed' "$checkops" --json --isa c --filter region

@@ -161,41 +161,59 @@ static void half_precision_keys_and_values_are_read_as_they_are(void **state)
     }
 }
 
-static void q8_0_keys_and_values_are_read_as_they_are(void **state)
+/* Rows of random blocks, and what they stand for by the definition of the type. */
+static void draw_blocks(fv_ctx *ctx, fv_random *random, fv_dtype type, int rank, const int64_t *dims, fv_tensor *packed,
+                        fv_tensor *plain)
 {
+    size_t bytes = fv_dtype_block_bytes(type);
+    float *out;
+
+    assert_ok(fv_tensor_new(ctx, plain, FV_F32, rank, dims));
+    assert_ok(fv_tensor_new(ctx, packed, type, rank, dims));
+    out = plain->data;
+    for (int64_t block = 0; block < fv_tensor_count(plain) / 32; block++, out += 32) {
+        uint8_t *at = (uint8_t *)packed->data + (size_t)block * bytes;
+        uint16_t half = fv_f32_to_f16((type == FV_Q8_0 ? 0.01f : -0.15f) * (1 + (float)fv_random_uniform(random)));
+        float scale = fv_f16_to_f32(half);
+        memcpy(at, &half, 2);
+        for (int n = 0; n < (type == FV_Q8_0 ? 32 : 16); n++) {
+            int value = (int)fv_random_below(random, 256);
+            at[2 + n] = (uint8_t)value;
+            if (type == FV_Q8_0) {
+                out[n] = scale * (float)(value < 128 ? value : value - 256);
+            } else {
+                out[n] = scale * (float)(value % 16 - 8);
+                out[n + 16] = scale * (float)(value / 16 - 8);
+            }
+        }
+    }
+}
+
+static void blocks_of_keys_and_values_are_read_as_they_are(void **state)
+{
+    static const fv_dtype types[][2] = {{FV_Q8_0, FV_Q8_0}, {FV_Q4_0, FV_Q4_0}, {FV_Q8_0, FV_Q4_0}, {FV_Q4_0, FV_Q8_0}};
     fv_random random = fv_random_new(test_seed(), 16);
     int64_t B = 1, H = 2, N = 5, M = 70, D = 64;
     (void)state;
 
-    for (int device = 0; test_devices[device]; device++) {
-        fv_ctx *ctx = test_ctx(test_devices[device], 1);
-        ctx->precision = FV_PRECISION_F32;
-        struct problem p = {.B = B, .H = H, .Hkv = 1, .N = N, .M = M, .D = D, .Dv = D, .S = N};
-        fv_tensor plain[2], packed[2];
-        for (int t = 0; t < 2; t++) {
-            assert_ok(fv_tensor_new(ctx, &plain[t], FV_F32, FV_DIMS(B, 1, M, D)));
-            assert_ok(fv_tensor_new(ctx, &packed[t], FV_Q8_0, FV_DIMS(B, 1, M, D)));
-            for (int64_t block = 0; block < M * D / 32; block++) {
-                uint8_t *bytes = (uint8_t *)packed[t].data + block * 34;
-                uint16_t scale = fv_f32_to_f16(0.01f + (float)fv_random_uniform(&random) * 0.01f);
-                memcpy(bytes, &scale, 2);
-                for (int n = 0; n < 32; n++) {
-                    int8_t value = (int8_t)(fv_random_below(&random, 255) - 127);
-                    memcpy(bytes + 2 + n, &value, 1);
-                    ((float *)plain[t].data)[block * 32 + n] = (float)value * fv_f16_to_f32(scale);
-                }
-            }
+    for (int device = 0; test_devices[device]; device++)
+        for (size_t way = 0; way < sizeof types / sizeof *types; way++) {
+            fv_ctx *ctx = test_ctx(test_devices[device], 1);
+            ctx->precision = FV_PRECISION_F32;
+            struct problem p = {.B = B, .H = H, .Hkv = 1, .N = N, .M = M, .D = D, .Dv = D, .S = N};
+            fv_tensor plain[2], packed[2];
+            for (int t = 0; t < 2; t++)
+                draw_blocks(ctx, &random, types[way][t], FV_DIMS(B, 1, M, D), &packed[t], &plain[t]);
+            p.args = (fv_attend_args){.q = test_random(ctx, 1, FV_DIMS(B, H, N, D)), .k = plain[0], .v = plain[1]};
+            assert_ok(fv_tensor_new(ctx, &p.args.o, FV_F32, FV_DIMS(B, H, N, D)));
+            struct naive naive;
+            test_problem_define(ctx, &p, &naive);
+            p.args.k = packed[0];
+            p.args.v = packed[1];
+            assert_ok(fv_attend(ctx, &p.args));
+            test_close(test_devices[device], &p.args.o, naive.o, test_problem_tolerance(&p));
+            fv_ctx_free(ctx);
         }
-        p.args = (fv_attend_args){.q = test_random(ctx, 1, FV_DIMS(B, H, N, D)), .k = plain[0], .v = plain[1]};
-        assert_ok(fv_tensor_new(ctx, &p.args.o, FV_F32, FV_DIMS(B, H, N, D)));
-        struct naive naive;
-        test_problem_define(ctx, &p, &naive);
-        p.args.k = packed[0];
-        p.args.v = packed[1];
-        assert_ok(fv_attend(ctx, &p.args));
-        test_close(test_devices[device], &p.args.o, naive.o, test_problem_tolerance(&p));
-        fv_ctx_free(ctx);
-    }
 }
 
 static void a_given_log_sum_exp_normalises(void **state)
@@ -481,7 +499,7 @@ int main(void)
         cmocka_unit_test(output_follows_the_formula),
         cmocka_unit_test(large_plans_follow_the_formula),
         cmocka_unit_test(half_precision_keys_and_values_are_read_as_they_are),
-        cmocka_unit_test(q8_0_keys_and_values_are_read_as_they_are),
+        cmocka_unit_test(blocks_of_keys_and_values_are_read_as_they_are),
         cmocka_unit_test(a_given_log_sum_exp_normalises),
         cmocka_unit_test(by_products_describe_the_rows),
         cmocka_unit_test(strides_may_be_any),

@@ -7,7 +7,7 @@
 
 enum { ROWS = 8, MOST_KEYS = 150, MOST_COLUMNS = 320, STRIDE = 256 };
 
-static const fv_dtype types[] = {FV_F32, FV_F16, FV_BF16, FV_Q8_0};
+static const fv_dtype types[] = {FV_F32, FV_F16, FV_BF16, FV_Q8_0, FV_Q4_0};
 
 struct few_case {
     const struct fv_kernels *kernels;
@@ -47,7 +47,7 @@ static void dots_of(const struct few_case *c, const float *q, float *out)
 static void check_dots(const struct few_case *c, fv_random *random)
 {
     static float q[ROWS * MOST_COLUMNS], out[ROWS * STRIDE];
-    bool integers = c->shortened && c->dtype == FV_Q8_0;
+    bool integers = c->shortened && fv_dtype_block(c->dtype) > 1;
 
     memset(q, 0, sizeof q);
     for (int r = 0; r < ROWS; r++)
@@ -115,8 +115,8 @@ static void check_spoilt(const struct few_case *c, fv_random *random)
             q[r * MOST_COLUMNS + i] = (float)fv_random_normal(random);
     dots_of(c, q, before);
     memcpy(kept, at, (size_t)bytes);
-    if (c->dtype == FV_Q8_0)
-        memcpy(at + n / 32 * 34, &(uint16_t){0x7e00}, 2); /* a block's scale */
+    if (fv_dtype_block(c->dtype) > 1)
+        memcpy(at + n / 32 * (int64_t)fv_dtype_block_bytes(c->dtype), &(uint16_t){0x7e00}, 2); /* a block's scale */
     else
         fv_store(c->dtype, at, n, NAN);
     dots_of(c, q, after);
@@ -149,7 +149,7 @@ static void check_kernels(fv_ctx *ctx, bool shortened)
             for (int turn = 0; turn < 6; turn++) {
                 int64_t keys = 1 + fv_random_below(&random, turn < 3 ? MOST_KEYS : 20);
                 int64_t d = 1 + fv_random_below(&random, turn % 2 ? 130 : MOST_COLUMNS - 32);
-                if (types[t] == FV_Q8_0) d = fv_round_up(d, 32);
+                d = fv_round_up(d, fv_dtype_block(types[t]));
                 fv_tensor stored = test_stored(ctx, types[t], keys, d);
                 struct few_case c = {
                     .kernels = kernels, .few = &table[types[t]], .dtype = types[t], .shortened = shortened};

@@ -1,4 +1,5 @@
 /* Matrix products, convolution and stored rows against double loops, on every device. */
+#include "support/stored.h"
 #include "support/tensors.h"
 
 #include <math.h>
@@ -121,6 +122,53 @@ static void check_dequantize(fv_ctx *ctx)
     test_close("product with q8_0", &c, product, strcmp(fv_ctx_backend(ctx), "ref") == 0 ? tolerance(96) : 0.3);
 }
 
+/* Values of every size, ties, blocks of zeros and of what is not finite: the same bits on every device. */
+static void check_quantize(fv_ctx *ctx)
+{
+    static const fv_dtype types[] = {FV_Q8_0, FV_Q4_0};
+    enum { ROWS = 90, WIDTH = 96 };
+    fv_random random = fv_random_new(test_seed(), 77);
+    fv_tensor x = test_random(ctx, 1, FV_DIMS(ROWS, WIDTH + 5)), out, part = fv_slice(&x, 1, 2, WIDTH);
+
+    for (int64_t r = 0; r < ROWS; r++) {
+        float *row = (float *)part.data + r * part.strides[0],
+              size = ldexpf(1, (int)fv_random_below(&random, 270) - 149);
+        for (int i = 0; i < WIDTH; i++) {
+            float step = (float)(fv_random_below(&random, 509) - 254) / 2; /* halves: ties, where 127 is the largest */
+            row[i] = r % 3 == 0 ? row[i] * size : r % 3 == 1 ? step : step * size;
+        }
+        if (r % 3 == 1) row[r % 32] = r % 2 ? 127 : -127;
+        if (r % 7 == 5) memset(row + 32, 0, 32 * sizeof *row);
+        if (r % 5 == 3) row[fv_random_below(&random, WIDTH)] = r % 2 ? NAN : r % 4 ? INFINITY : -INFINITY;
+        if (r % 11 == 4) row[40] = -0.0F;
+    }
+    for (size_t t = 0; t < sizeof types / sizeof *types; t++) {
+        int64_t bytes = (int64_t)fv_dtype_block_bytes(types[t]) * (WIDTH / 32);
+        assert_ok(fv_tensor_new(ctx, &out, types[t], FV_DIMS(ROWS, WIDTH)));
+        assert_ok(fv_quantize_rows(ctx, &(fv_quantize_args){.x = part, .out = out}));
+        for (int64_t r = 0; r < ROWS; r++) {
+            uint8_t expected[3 * 34], *got = (uint8_t *)out.data + r * bytes;
+            fv_blocks_store(types[t], (const float *)part.data + r * part.strides[0], WIDTH, expected);
+            for (int64_t i = 0; i < bytes; i++)
+                if (got[i] != expected[i])
+                    fail_msg("%s on %s: row %d, byte %d: expected %d, got %d", fv_dtype_name(types[t]),
+                             fv_ctx_backend(ctx), (int)r, (int)i, expected[i], got[i]);
+        }
+    }
+    fv_tensor odd = test_random(ctx, 1, FV_DIMS(2, 48)), half = test_random(ctx, 1, FV_DIMS(2, 64));
+    out = fv_view(&out, FV_DIMS(2, 48), (const int64_t[]){64, 1}, 0);
+    assert_fails(fv_quantize_rows(ctx, &(fv_quantize_args){.x = odd, .out = out}), FV_E_SHAPE,
+                 "whole q4_0 blocks of 32");
+    assert_fails(fv_quantize_rows(ctx, &(fv_quantize_args){.x = half, .out = half}), FV_E_DTYPE, "quantize: out");
+}
+
+static void quantised_rows_have_the_same_bits(void **state)
+{
+    (void)state;
+    test_each_device(check_quantize);
+    test_each_isa(check_quantize);
+}
+
 static void stored_rows_are_what_they_encode(void **state)
 {
     (void)state;
@@ -212,9 +260,8 @@ static void bad_arguments_are_refused_in_words(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(products_agree_with_double_loops),
-        cmocka_unit_test(stored_rows_are_what_they_encode),
-        cmocka_unit_test(convolution_agrees_with_pairs),
+        cmocka_unit_test(products_agree_with_double_loops),   cmocka_unit_test(stored_rows_are_what_they_encode),
+        cmocka_unit_test(quantised_rows_have_the_same_bits),  cmocka_unit_test(convolution_agrees_with_pairs),
         cmocka_unit_test(bad_arguments_are_refused_in_words),
     };
 

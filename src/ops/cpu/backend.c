@@ -59,6 +59,7 @@ static void fill(void)
         table->cumsum = fv_cpu_cumsum;
         table->conv2d = fv_cpu_conv2d;
         table->dequantize = fv_cpu_dequantize;
+        table->quantize = fv_cpu_quantize;
     }
 }
 

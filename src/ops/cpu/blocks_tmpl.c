@@ -429,9 +429,118 @@ static void to_f16(const float *in, int64_t count, uint16_t *out)
         out[i] = fv_f32_to_f16(in[i]);
 }
 
+/* ---- the way back ----------------------------------------------------------------------------------------------- */
+
+/* The magnitude of the largest of a block in every lane.  false if one is not finite: then the block is spoilt. */
+INLINE bool measure(const float *in, vf x[VECTORS], float *most)
+{
+    vf check = splat(0), high = splat(0);
+
+    UNROLL
+    for (int v = 0; v < VECTORS; v++) {
+        x[v] = load(in + v * W);
+        check += x[v] * 0;
+        high = vmax((vf)((vi)x[v] & INT32_MAX), high);
+    }
+    *most = largest(high);
+    return sum(check) == 0;
+}
+
+static void spoil(uint8_t *block, size_t bytes)
+{
+    uint16_t half = fv_f32_to_f16(NAN);
+
+    memset(block, 0, bytes);
+    memcpy(block, &half, sizeof half);
+}
+
+/* Puts the scale in front of a block; what its values are multiplied with. */
+static float put_scale(float scale, uint8_t *block)
+{
+    uint16_t half = fv_f32_to_f16(scale);
+    float inverse = scale != 0 ? 1 / scale : 0;
+
+    memcpy(block, &half, sizeof half);
+    return isfinite(inverse) ? inverse : 0;
+}
+
+/* A product that is rounded before it is used: compilers may not fuse what follows. */
+INLINE vf rounded(vf product)
+{
+    __asm__("" : "+m"(product));
+    return product;
+}
+
+INLINE void store_bytes(uint8_t *to, vi x)
+{
+    typedef uint8_t bytes_vector __attribute__((vector_size(W), aligned(1), may_alias));
+
+    *(bytes_vector *)to = __builtin_convertvector(x & 255, bytes_vector);
+}
+
+static void store_q8_0(const float *in, int64_t count, void *row)
+{
+    uint8_t *block = row;
+
+    for (int64_t n = 0; n < count; n += GROUP, in += GROUP, block += 34) {
+        vf x[VECTORS];
+        float most;
+        if (!measure(in, x, &most)) {
+            spoil(block, 34);
+            continue;
+        }
+        float inverse = put_scale(most / 127, block);
+        UNROLL
+        for (int v = 0; v < VECTORS; v++) {
+            vf y = rounded(x[v] * inverse);
+            vi whole = __builtin_convertvector(y, vi);
+            vf rest = y - to_float(whole);
+            whole += (rest <= splat(-0.5F)) - (rest >= splat(0.5F)); /* true is -1 */
+            store_bytes(block + 2 + v * W, whole);
+        }
+    }
+}
+
+/* The first value of the largest magnitude. */
+INLINE float first_of(const float *in, const vf x[VECTORS], float most)
+{
+    for (int v = 0; v < VECTORS; v++) {
+        unsigned found = lanes((vf)((vi)x[v] & INT32_MAX) == splat(most));
+        if (found) return in[v * W + __builtin_ctz(found)];
+    }
+    return most;
+}
+
+static void store_q4_0(const float *in, int64_t count, void *row)
+{
+    uint8_t *block = row;
+
+    for (int64_t n = 0; n < count; n += GROUP, in += GROUP, block += 18) {
+        vf x[VECTORS];
+        vi step[VECTORS];
+        float most;
+        if (!measure(in, x, &most)) {
+            spoil(block, 18);
+            continue;
+        }
+        float inverse = put_scale((most > 0 ? first_of(in, x, most) : 0) / -8, block);
+        UNROLL
+        for (int v = 0; v < VECTORS; v++) {
+            vi whole = __builtin_convertvector(rounded(x[v] * inverse) + splat(8.5F), vi), over = whole > 15;
+            step[v] = (whole & ~over) | (over & 15);
+        }
+        UNROLL
+        for (int v = 0; v < VECTORS / 2; v++)
+            store_bytes(block + 2 + v * W, step[v] | step[v + VECTORS / 2] << 4);
+    }
+}
+
+static fv_store_fn *const store_table[FV_DTYPE_COUNT] = {[FV_Q8_0] = store_q8_0, [FV_Q4_0] = store_q4_0};
+
 void LEAF(fill_blocks)(struct fv_kernels *kernels)
 {
     kernels->load = load_table;
+    kernels->store = store_table;
     kernels->dot = dot_table;
     kernels->to_bf16 = to_bf16;
     kernels->to_f16 = to_f16;

@@ -25,6 +25,7 @@ fv_status fv_cpu_gather(fv_ctx *ctx, const fv_gather_args *args);
 fv_status fv_cpu_cumsum(fv_ctx *ctx, const fv_cumsum_args *args);
 fv_status fv_cpu_conv2d(fv_ctx *ctx, const fv_conv2d_args *args);
 fv_status fv_cpu_dequantize(fv_ctx *ctx, const fv_dequantize_args *args);
+fv_status fv_cpu_quantize(fv_ctx *ctx, const fv_quantize_args *args);
 
 /* Absent, or the elements of a row lie side by side. */
 static inline bool fv_cpu_rows_together(const fv_tensor *t)

@@ -15,12 +15,16 @@ typedef vf read_fn(const char *row, int64_t index, int64_t count);
 
 /* Elements [index, index + W) of a row; of pairs, beside those of the next. */
 typedef vf read_two_fn(const char *row, const char *next, int64_t index, int64_t count);
+
+/* A whole block of a row. */
+typedef void read_block_fn(const char *row, int64_t index, vf x[32 / W]);
 typedef vf multiply_fn(vf a, vf b, vf sum);
 
 struct stored {
     int64_t line, bytes; /* elements after which a cache line is asked for, and their bytes */
     read_fn *read;
     read_two_fn *two;
+    read_block_fn *block; /* NULL: vectors are read one by one */
     multiply_fn *multiply;
     int together; /* elements of a row, or keys, in a lane: 2 in pairs */
 };
@@ -64,10 +68,53 @@ INLINE vf read_q8_0(const char *row, int64_t index, int64_t count)
     return to_float(load_i8((const int8_t *)block + 2 + index % 32)) * splat_f16(block);
 }
 
+/* The same of 16 bytes: low nibbles, less 8, are the first half of a block, high ones the second. */
+INLINE vf read_q4_0(const char *row, int64_t index, int64_t count)
+{
+    const char *block = row + index / 32 * 18;
+    vi nibbles = load_u8((const uint8_t *)block + 2 + index % 16) >> (int)(index % 32 / 16 * 4);
+
+    (void)count;
+#if W == 16
+    const vf steps = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
+    return (vf)_mm512_permutexvar_ps((__m512i)nibbles, (__m512)(steps * splat_f16(block))); /* by the low four bits */
+#else
+    return to_float((nibbles & 15) - 8) * splat_f16(block);
+#endif
+}
+
+INLINE void block_q4_0(const char *row, int64_t index, vf x[32 / W])
+{
+    const char *block = row + index / 32 * 18;
+    vf scale = splat_f16(block);
+
+    UNROLL
+    for (int v = 0; v < 16 / W; v++) {
+        vi nibbles = load_u8((const uint8_t *)block + 2 + v * W);
+#if W == 16
+        const vf steps = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
+        __m512 table = (__m512)(steps * scale);
+        x[0] = (vf)_mm512_permutexvar_ps((__m512i)nibbles, table); /* by the low four bits */
+        x[1] = (vf)_mm512_permutexvar_ps((__m512i)(nibbles >> 4), table);
+#else
+        x[v] = to_float((nibbles & 15) - 8) * scale;
+        x[v + 16 / W] = to_float((nibbles >> 4) - 8) * scale;
+#endif
+    }
+}
+
 /* Asks for the line of a row, `ahead` bytes on, that elements from `index` on are in, where they begin a line. */
 INLINE void ask(const struct stored t, const char *row, int64_t index, int64_t ahead)
 {
     if (index % t.line == 0) __builtin_prefetch(row + ahead + index / t.line * t.bytes);
+}
+
+/* The same for the lines of whole rows. */
+INLINE void ask_rows(const char *row, int64_t row_bytes, int64_t rows, int64_t bytes, int64_t ahead)
+{
+    for (int64_t n = 0; n < rows; n++)
+        for (int64_t i = 0; i < bytes; i += 64)
+            __builtin_prefetch(row + n * row_bytes + ahead + i);
 }
 
 /* How many bytes ahead of a row lines are asked for: those of `rows` rows at least. */
@@ -155,7 +202,10 @@ INLINE void add_of(const struct stored t, int64_t ahead, const int M, const int 
         for (int c = 0; c < C; c++) {
             ask(t, v, column + c * W, ahead);
             if (t.together > 1) ask(t, next, column + c * W, ahead);
-            x[c] = t.two(v, next, column + c * W, count);
+            if (!t.block || C * W % 32 != 0)
+                x[c] = t.two(v, next, column + c * W, count);
+            else if (c * W % 32 == 0) /* columns are whole blocks */
+                t.block(v, column + c * W, x + c);
         }
         UNROLL
         for (int m = 0; m < M; m++) {

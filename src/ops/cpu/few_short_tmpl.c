@@ -1,7 +1,7 @@
 /* Attention of a few rows with q and weights in 16 bits: pairs of bf16 (half the multiplications of few_tmpl.c, and no
  * sum across a whole register), or integers where keys and values are stored as such.  Bound by the bytes of keys and
  * values: beyond the caches 80 % of the reading speed for f16 and bf16, with 4 or 8 rows; q8_0 by its instructions, 74
- * % with 4 rows and 44 % with 8. */
+ * % with 4 rows and 44 % with 8, and so q4_0, in about the time a key that q8_0 takes. */
 #include "ops/cpu/few_read.h"
 
 #if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
@@ -37,6 +37,7 @@ INLINE vf beside(__m512i words)
 PAIRS_TYPE(f32)
 PAIRS_TYPE(f16)
 PAIRS_TYPE(q8_0)
+PAIRS_TYPE(q4_0)
 
 INLINE vf pairs_bf16(const char *row, int64_t index, int64_t count)
 {
@@ -184,20 +185,18 @@ static void join_query(int64_t d, const float *q, float *out)
         store(out + n / 2, pairs_f32((const char *)q, n, PAIRS));
 }
 
-/* ---- q8_0: blocks of 32 signed bytes behind their scale in f16 ------------------------------------------------- */
+/* ---- q8_0 and q4_0: blocks of 32 signed bytes, or nibbles with 8 added, behind their scale in f16 --------------- */
 
 enum {
     BLOCK = 32,
-    BLOCK_BYTES = 34,
     GROUP = 64, /* keys whose scales are collected at a time */
 };
 
-/* The scales of block `block` of `keys` rows; those behind the last row repeat it. */
-INLINE void collect_scales(const char *row, int64_t row_bytes, int64_t keys, int64_t block, float scale[GROUP])
+/* The scales that `keys` rows begin with; those behind the last row repeat it. */
+INLINE void collect_scales(const char *row, int64_t row_bytes, int64_t keys, float scale[GROUP])
 {
     uint16_t bits[GROUP];
 
-    row += block * BLOCK_BYTES;
     for (int n = 0; n < GROUP; n++) {
         memcpy(&bits[n], row, sizeof bits[n]);
         if (n + 1 < keys) row += row_bytes;
@@ -206,8 +205,9 @@ INLINE void collect_scales(const char *row, int64_t row_bytes, int64_t keys, int
         store(scale + n, load_f16(bits + n));
 }
 
-/* A row of q as integers x = step (256 high + low): low [d] unsigned bytes, high [d] signed ones, for each block
- * -128 times the sum of its high ones (they meet bytes of k with 128 added to them), and step. */
+/* A row of q as integers x = step (256 high + low): low [d] unsigned bytes, high [d] signed ones, step, and for each
+ * block what makes up for what is added to k: -128 times the sum of its high ones, which meet bytes of k as unsigned
+ * ones; or -8 times that of all, which meet nibbles. */
 struct words {
     const uint8_t *low;
     const int8_t *high;
@@ -241,7 +241,7 @@ INLINE float inverse_of(float size, float most)
     return size > 1e-30f ? most / size : 0;
 }
 
-static void join_words(int64_t d, const float *q, float *out)
+INLINE void join_integers(const bool nibbles, int64_t d, const float *q, float *out)
 {
     float size = size_of(q, d), inverse = inverse_of(size, 32767);
     uint8_t *low = (uint8_t *)out;
@@ -251,12 +251,30 @@ static void join_words(int64_t d, const float *q, float *out)
         __m512i x = _mm512_cvtps_epi32((__m512)(load(q + n) * inverse)), high = _mm512_srai_epi32(x, 8);
         _mm_storeu_si128((__m128i *)(low + n), _mm512_cvtepi32_epi8(x));
         _mm_storeu_si128((__m128i *)(low + d + n), _mm512_cvtepi32_epi8(high));
-        sum += _mm512_reduce_add_epi32(high);
+        sum += _mm512_reduce_add_epi32(nibbles ? x : high);
         if ((n + W) % BLOCK != 0) continue;
-        *correction++ = -128 * sum;
+        *correction++ = (nibbles ? -8 : -128) * sum;
         sum = 0;
     }
     out[d / 2 + d / BLOCK] = size / 32767;
+}
+
+static void join_words(int64_t d, const float *q, float *out)
+{
+    join_integers(false, d, q, out);
+}
+
+static void join_nibbles(int64_t d, const float *q, float *out)
+{
+    join_integers(true, d, q, out);
+}
+
+INLINE void rows_of(const char *k, int64_t k_bytes, int64_t keys, const char *row[W])
+{
+    row[0] = k;
+    UNROLL
+    for (int n = 1; n < W; n++)
+        row[n] = n < keys ? row[n - 1] + k_bytes : row[n - 1];
 }
 
 /* x[i], lane n: bytes [4 i, 4 i + 4) of key n; those behind the last key repeat it. */
@@ -265,11 +283,7 @@ INLINE void load_turned(const char *k, int64_t k_bytes, int64_t keys, vi x[8])
     __m512i dword[2][4];
     const char *row[W];
 
-    row[0] = k;
-    UNROLL
-    for (int n = 1; n < W; n++)
-        row[n] = n < keys ? row[n - 1] + k_bytes : row[n - 1];
-
+    rows_of(k, k_bytes, keys, row);
     UNROLL
     for (int g = 0; g < 2; g++) {
         __m512i y[4];
@@ -293,17 +307,45 @@ INLINE void load_turned(const char *k, int64_t k_bytes, int64_t keys, vi x[8])
     }
 }
 
-/* s[m * GROUP + n] += q_m . k_n over a block, for W keys. */
-INLINE void dots_of_words(const int M, const struct words *q, int64_t block, const vi x[8], vf scale, float *s)
+/* The same of nibbles, as bytes in the order of elements. */
+INLINE void load_turned_nibbles(const char *k, int64_t k_bytes, int64_t keys, vi x[8])
 {
-    vi y[8]; /* with 128 added to each byte */
+    const vi low = splat_i(0x0f0f0f0f);
+    const char *row[W];
+    __m512i y[QUARTERS];
+
+    rows_of(k, k_bytes, keys, row);
+    UNROLL
+    for (int i = 0; i < QUARTERS; i++) { /* quarter n: key 4 n + i */
+        y[i] = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)row[i]));
+        y[i] = _mm512_inserti32x4(y[i], _mm_loadu_si128((const __m128i *)row[4 + i]), 1);
+        y[i] = _mm512_inserti32x4(y[i], _mm_loadu_si128((const __m128i *)row[8 + i]), 2);
+        y[i] = _mm512_inserti32x4(y[i], _mm_loadu_si128((const __m128i *)row[12 + i]), 3);
+    }
+    __m512i a = _mm512_unpacklo_epi32(y[0], y[1]), b = _mm512_unpacklo_epi32(y[2], y[3]);
+    __m512i c = _mm512_unpackhi_epi32(y[0], y[1]), d = _mm512_unpackhi_epi32(y[2], y[3]);
+    const vi dword[4] = {(vi)_mm512_unpacklo_epi64(a, b), (vi)_mm512_unpackhi_epi64(a, b),
+                         (vi)_mm512_unpacklo_epi64(c, d), (vi)_mm512_unpackhi_epi64(c, d)};
+    UNROLL
+    for (int i = 0; i < 4; i++) {
+        x[i] = dword[i] & low;
+        x[4 + i] = dword[i] >> 4 & low;
+    }
+}
+
+/* s[m * GROUP + n] += q_m . k_n over a block, for W keys. */
+INLINE void dots_of_words(const bool nibbles, const int M, const struct words *q, int64_t block, const vi x[8],
+                          vf scale, float *s)
+{
+    vi y[8]; /* unsigned: with 128 added to each byte */
 
     UNROLL
     for (int i = 0; i < 8; i++)
-        y[i] = x[i] ^ splat_i((int32_t)0x80808080u);
+        y[i] = nibbles ? x[i] : x[i] ^ splat_i((int32_t)0x80808080u);
     UNROLL
     for (int m = 0; m < M; m++) {
-        __m512i high = _mm512_set1_epi32(q[m].correction[block]), low = _mm512_setzero_si512();
+        __m512i more = _mm512_set1_epi32(q[m].correction[block]), none = _mm512_setzero_si512();
+        __m512i high = nibbles ? none : more, low = nibbles ? more : none;
         UNROLL
         for (int i = 0; i < 8; i++) {
             int32_t a, b;
@@ -316,8 +358,8 @@ INLINE void dots_of_words(const int M, const struct words *q, int64_t block, con
     }
 }
 
-INLINE void dots_words(const struct stored t, const int M, int64_t d, const float *q, int64_t q_row, const char *k,
-                       int64_t k_bytes, int64_t keys, float *out, int64_t out_row)
+INLINE void dots_integers(const bool nibbles, const struct stored t, const int M, int64_t d, const float *q,
+                          int64_t q_row, const char *k, int64_t k_bytes, int64_t keys, float *out, int64_t out_row)
 {
     struct words words[8];
     float s[8 * GROUP], scale[GROUP];
@@ -328,21 +370,24 @@ INLINE void dots_words(const struct stored t, const int M, int64_t d, const floa
     for (; keys > 0; keys -= GROUP, k += GROUP * k_bytes, out += GROUP) {
         int64_t count = fv_min(keys, GROUP);
         memset(s, 0, (size_t)M * GROUP * sizeof *s);
+        ask_rows(k, k_bytes, count, d / BLOCK * t.bytes, ahead);
         for (int64_t block = 0; block < d / BLOCK; block++) {
-            const char *row = k;
+            const char *row = k + block * t.bytes;
             if (count == GROUP)
-                collect_scales(k, k_bytes, GROUP, block, scale);
+                collect_scales(row, k_bytes, GROUP, scale);
             else
-                collect_scales(k, k_bytes, count, block, scale);
+                collect_scales(row, k_bytes, count, scale);
             for (int64_t n = 0; n < count; n += W, row += W * k_bytes) {
                 vi x[8];
-                for (int64_t i = 0; i < W; i++)
-                    ask(t, row + i * k_bytes, block * BLOCK, ahead);
-                if (count - n >= W)
-                    load_turned(row + block * BLOCK_BYTES + 2, k_bytes, W, x);
+                if (nibbles && count - n >= W)
+                    load_turned_nibbles(row + 2, k_bytes, W, x);
+                else if (nibbles)
+                    load_turned_nibbles(row + 2, k_bytes, count - n, x);
+                else if (count - n >= W)
+                    load_turned(row + 2, k_bytes, W, x);
                 else
-                    load_turned(row + block * BLOCK_BYTES + 2, k_bytes, count - n, x);
-                dots_of_words(M, words, block, x, load(scale + n), s + n);
+                    load_turned(row + 2, k_bytes, count - n, x);
+                dots_of_words(nibbles, M, words, block, x, load(scale + n), s + n);
             }
         }
         for (int m = 0; m < M; m++)
@@ -356,7 +401,19 @@ INLINE void dots_words(const struct stored t, const int M, int64_t d, const floa
     }
 }
 
-#define PAIRS_OF(type, line, bytes) line, bytes, pairs_##type, two_##type, multiply_pairs, 2
+INLINE void dots_words(const struct stored t, const int M, int64_t d, const float *q, int64_t q_row, const char *k,
+                       int64_t k_bytes, int64_t keys, float *out, int64_t out_row)
+{
+    dots_integers(false, t, M, d, q, q_row, k, k_bytes, keys, out, out_row);
+}
+
+INLINE void dots_nibbles(const struct stored t, const int M, int64_t d, const float *q, int64_t q_row, const char *k,
+                         int64_t k_bytes, int64_t keys, float *out, int64_t out_row)
+{
+    dots_integers(true, t, M, d, q, q_row, k, k_bytes, keys, out, out_row);
+}
+
+#define PAIRS_OF(type, line, bytes) line, bytes, pairs_##type, two_##type, NULL, multiply_pairs, 2
 #define PAIRS_KERNELS(type, ...)                                                                                       \
     FEW_DOTS(type, dots_pairs, __VA_ARGS__)                                                                            \
     FEW_ADD(type, __VA_ARGS__)
@@ -366,12 +423,15 @@ PAIRS_KERNELS(f16, PAIRS_OF(f16, 32, 64))
 PAIRS_KERNELS(bf16, PAIRS_OF(bf16, 32, 64))
 FEW_DOTS(q8_0, dots_words, PAIRS_OF(q8_0, 32, 34))
 FEW_ADD(q8_0, PAIRS_OF(q8_0, 32, 34))
+FEW_DOTS(q4_0, dots_nibbles, PAIRS_OF(q4_0, 32, 18))
+FEW_ADD(q4_0, PAIRS_OF(q4_0, 32, 18))
 
 static const struct fv_few_kernels few_short_table[FV_DTYPE_COUNT] = {
     [FV_F32] = {dots_f32, add_f32, join_query, true, 4, 4},
     [FV_F16] = {dots_f16, add_f16, join_query, true, 4, 4},
     [FV_BF16] = {dots_bf16, add_bf16, join_query, true, 1, 1},
     [FV_Q8_0] = {dots_q8_0, add_q8_0, join_words, true, 3, 5},
+    [FV_Q4_0] = {dots_q4_0, add_q4_0, join_nibbles, true, 1, 8},
 };
 #endif
 

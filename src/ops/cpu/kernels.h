@@ -30,6 +30,9 @@ typedef void fv_dot_fn(int m, int64_t k, const float *x, int64_t x_row, const fl
 /* out[i] = element `from` + i of a row; `from` and `count` are whole blocks. */
 typedef void fv_load_fn(const void *row, int64_t from, int64_t count, float *out);
 
+/* `count` floats, in whole blocks, to a row of blocks, bit for bit as fv_blocks_store does. */
+typedef void fv_store_fn(const float *in, int64_t count, void *row);
+
 /* Rows of activations as integers: x = scale q, a scale for every 32 columns, and the sums of q over every 16. */
 struct fv_activations {
     int64_t columns;
@@ -95,8 +98,9 @@ struct fv_kernels {
     void (*transpose_rows)(const float *const *in, int rows, int64_t count, float *out, int64_t out_row); /* in[r][p] */
     void (*to_bf16)(const float *in, int64_t count, uint16_t *out); /* to nearest even */
     void (*to_f16)(const float *in, int64_t count, uint16_t *out);
-    fv_load_fn *const *load; /* [FV_DTYPE_COUNT], NULL where there is none */
-    fv_dot_fn *const *dot;   /* [FV_DTYPE_COUNT] */
+    fv_load_fn *const *load;   /* [FV_DTYPE_COUNT], NULL where there is none */
+    fv_store_fn *const *store; /* [FV_DTYPE_COUNT], NULL where there is none */
+    fv_dot_fn *const *dot;     /* [FV_DTYPE_COUNT] */
     void (*to_words)(const float *x, int64_t columns, int16_t *q, float *scale, int32_t *sums); /* one row */
     fv_pack_fn *const *pack;             /* [FV_DTYPE_COUNT], NULL where there is none */
     fv_packed_dot_fn *const *dot_packed; /* [FV_DTYPE_COUNT] */
@@ -135,7 +139,7 @@ struct fv_kernels {
     void (*softmax_tile)(const struct fv_softmax_step *step);
     bool (*scale_cap)(bool pairs, float softcap, struct fv_cap *cap); /* false: it is too large or too small */
     void (*curve)(int64_t n, float *s, float gain, float cap);        /* s += gain |s|; cap tanh(s / cap) if cap > 0 */
-    const struct fv_few_kernels *few;                                 /* [FV_DTYPE_COUNT]: f32, f16, bf16, q8_0 */
+    const struct fv_few_kernels *few;                                 /* [FV_DTYPE_COUNT], of what rows are stored as */
     /* The same where q and p may be rounded to 16 bits; NULL if there is none. */
     const struct fv_few_kernels *few_short;
     /* s[r * FV_KEY_TILE + n] += bias[r * bias_row + n], n < count <= FV_KEY_TILE */

@@ -507,3 +507,26 @@ fv_status fv_cpu_dequantize(fv_ctx *ctx, const fv_dequantize_args *args)
     fv_cpu_run(ctx, args->out.dims[0], (double)fv_tensor_count(&args->out), dequantize_item, &job);
     return FV_OK;
 }
+
+struct quantize_job {
+    fv_store_fn *store;
+    const fv_quantize_args *rows;
+};
+
+static void quantize_item(void *user, int64_t index, int thread)
+{
+    const struct quantize_job *job = user;
+    const fv_tensor *x = &job->rows->x, *out = &job->rows->out;
+    int64_t at = index * out->strides[0] / fv_dtype_block(out->dtype) * (int64_t)fv_dtype_block_bytes(out->dtype);
+
+    (void)thread;
+    job->store((const float *)x->data + index * x->strides[0], x->dims[1], (char *)out->data + at);
+}
+
+fv_status fv_cpu_quantize(fv_ctx *ctx, const fv_quantize_args *args)
+{
+    struct quantize_job job = {fv_kernels_of(ctx)->store[args->out.dtype], args};
+
+    fv_cpu_run(ctx, args->x.dims[0], 8 * (double)fv_tensor_count(&args->x), quantize_item, &job);
+    return FV_OK;
+}

@@ -13,6 +13,7 @@ const fv_backend fv_backend_ref = {
     .gather = fv_ref_gather,
     .cumsum = fv_ref_cumsum,
     .dequantize = fv_ref_dequantize,
+    .quantize = fv_ref_quantize,
     .attend = fv_ref_attend,
     .attend_backward = fv_ref_attend_backward,
     .attend_stats = fv_ref_attend_stats,

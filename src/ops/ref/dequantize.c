@@ -34,3 +34,21 @@ fv_status fv_ref_dequantize(fv_ctx *ctx, const fv_dequantize_args *args)
     fv_run(ctx, d.out.dims[0], dequantize_row, &d);
     return FV_OK;
 }
+
+static void quantize_row(void *user, int64_t r, int thread)
+{
+    const fv_quantize_args *a = user;
+    int64_t at = r * a->out.strides[0] / fv_dtype_block(a->out.dtype);
+
+    (void)thread;
+    fv_blocks_store(a->out.dtype, (const float *)a->x.data + r * a->x.strides[0], a->x.dims[1],
+                    (char *)a->out.data + at * (int64_t)fv_dtype_block_bytes(a->out.dtype));
+}
+
+fv_status fv_ref_quantize(fv_ctx *ctx, const fv_quantize_args *args)
+{
+    fv_quantize_args a = *args;
+
+    fv_run(ctx, a.x.dims[0], quantize_row, &a);
+    return FV_OK;
+}

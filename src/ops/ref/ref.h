@@ -15,6 +15,7 @@ fv_status fv_ref_select(fv_ctx *ctx, const fv_select_args *args);
 fv_status fv_ref_gather(fv_ctx *ctx, const fv_gather_args *args);
 fv_status fv_ref_cumsum(fv_ctx *ctx, const fv_cumsum_args *args);
 fv_status fv_ref_dequantize(fv_ctx *ctx, const fv_dequantize_args *args);
+fv_status fv_ref_quantize(fv_ctx *ctx, const fv_quantize_args *args);
 fv_status fv_ref_attend(fv_ctx *ctx, const fv_attend_args *args);
 fv_status fv_ref_attend_backward(fv_ctx *ctx, const fv_attend_args *args, const fv_attend_grads *grads);
 fv_status fv_ref_attend_stats(fv_ctx *ctx, const fv_stats_args *args);

@@ -1,0 +1,31 @@
+/* Lines over two logarithmic axes, as inline SVG for pages. */
+#ifndef APP_PLOT_H
+#define APP_PLOT_H
+
+#include "base/text.h"
+
+enum { PLOT_LEFT = 44, PLOT_RIGHT = 340, PLOT_TOP = 12, PLOT_BOTTOM = 210, PLOT_HEIGHT = 236 };
+
+typedef struct plot_axes {
+    double from_x, to_x, from_y, to_y;
+} plot_axes;
+
+/* What is plotted along x; y is taken up by plot_cover, in whole decades, so that pages read alike. */
+plot_axes plot_axes_of(double from_x, double to_x);
+void plot_cover(plot_axes *axes, double y);
+
+double plot_x(const plot_axes *axes, double x);
+double plot_y(const plot_axes *axes, double y);
+
+/* A figure's drawing from here to plot_end; `label` is for readers that see none. */
+void plot_begin(fv_text *out, const char *label);
+void plot_end(fv_text *out);
+
+/* A mesh line for each decade of y, with its words. */
+void plot_mesh(fv_text *out, const plot_axes *axes, const char *(*words)(double y));
+/* Words below x. */
+void plot_tick(fv_text *out, const plot_axes *axes, double x, const char *words);
+/* A line through `count` points, with dots on them, in one of six colours. */
+void plot_line(fv_text *out, const plot_axes *axes, int64_t count, const double *x, const double *y, int colour);
+
+#endif
