@@ -10,8 +10,8 @@
 #include "base/memory.h"
 
 const cli_verb *const cli_verbs[] = {
-    &verb_run,  &verb_compare, &verb_eval_ppl, &verb_eval_needle, &verb_attend,
-    &verb_list, &verb_show,    &verb_tokenize, &verb_bench,       NULL,
+    &verb_run,  &verb_compare,  &verb_eval_ppl, &verb_eval_needle, &verb_attend, &verb_list,
+    &verb_show, &verb_tokenize, &verb_bench,    &verb_serve,       NULL,
 };
 
 /* ---- interruption ---------------------------------------------------------------------------------------------- */
