@@ -1,8 +1,8 @@
 /* The server: what its files share.
  *
- * Threads: those of libmicrohttpd read requests and send answers; one runs the scheduler, and the callbacks of
- * serve_answer.c with it; the guard (serve_guard.c) watches connections.  Locks are taken in the order: the list of
- * peers, a peer, a call. */
+ * Threads: the door (serve_door.c) takes connections; those of libmicrohttpd read requests and send answers; one runs
+ * the scheduler, and the callbacks of serve_answer.c with it; the guard (serve_guard.c) watches connections.  Locks are
+ * taken in the order: the list of peers, a peer, a call. */
 #ifndef APP_SERVE_H
 #define APP_SERVE_H
 
@@ -12,12 +12,13 @@
 #include <microhttpd.h>
 
 #include "app/app.h"
+#include "app/serve_head.h"
 #include "app/serve_metrics.h"
 #include "app/serve_request.h"
 #include "generate/answer.h"
 #include "generate/scheduler.h"
 
-enum { SERVE_CONNECTIONS = 1024, SERVE_LINE = 8192, SERVE_HEAD = 16384, SERVE_HEADERS = 100 };
+enum { SERVE_CONNECTIONS = 1024 };
 enum { SERVE_IDLE_SECONDS = 75, SERVE_STALL_SECONDS = 60, SERVE_PING_SECONDS = 5 };
 
 typedef struct serve_server serve_server;
@@ -50,7 +51,7 @@ typedef struct serve_peer {
     serve_phase phase;
     double since;        /* the last progress in this phase */
     double head_since;   /* the first byte of a head that is not complete; 0: none has come */
-    uint64_t received;   /* bytes that had come when the last request was over */
+    uint64_t received;   /* bytes that had come when the last request had come whole; more is a further one */
     size_t target_bytes; /* of the request line's target */
     bool expired;        /* nothing more is read from it */
     bool unread;         /* a body may still come in that nobody reads: closing waits for it a while */
@@ -117,11 +118,11 @@ struct serve_server {
     pthread_mutex_t peers_lock, log_lock, look_lock;
     serve_peer *peers;
     struct serve_guard *guard;
+    struct serve_door *door;
 };
 
 /* HTTP (serve_http.c): listens and answers.  FV_E_IO where the port is taken. */
 fv_status serve_http_start(serve_server *server);
-void serve_http_quiesce(serve_server *server); /* takes no more connections */
 void serve_http_stop(serve_server *server);
 
 /* ---- replies (serve_reply.c) ------------------------------------------------------------------------------------ */
@@ -169,6 +170,12 @@ bool serve_answer_broke(const serve_call *call);
 void serve_answer_ping(serve_call *call, double now);
 void serve_answer_free(serve_answer *answer);
 
+/* ---- the door (serve_door.c) ------------------------------------------------------------------------------------- */
+
+/* Takes connections from a listening socket, which it closes in the end, and gives them to libmicrohttpd. */
+fv_status serve_door_start(serve_server *server, int listener);
+void serve_door_close(serve_server *server);
+
 /* ---- the guard (serve_guard.c) ----------------------------------------------------------------------------------- */
 
 fv_status serve_guard_start(serve_server *server);
@@ -177,5 +184,9 @@ serve_peer *serve_peer_new(serve_server *server, struct MHD_Connection *connecti
 /* Before the socket is closed. */
 void serve_peer_end(serve_peer *peer);
 void serve_peer_phase(serve_peer *peer, serve_phase phase);
+/* Reads and forgets what still comes in on a copy of `fd`, for a while, so that the client can read our last words. */
+void serve_linger(serve_server *server, int fd);
+/* 408: a part of a request did not come in time; returns false. */
+bool serve_fail_timeout(serve_error *error, const char *part, double seconds);
 
 #endif

@@ -55,8 +55,9 @@ serve_peer *serve_peer_new(serve_server *server, struct MHD_Connection *connecti
     return peer;
 }
 
-static void linger(struct serve_guard *guard, int fd)
+void serve_linger(serve_server *server, int fd)
 {
+    struct serve_guard *guard = server->guard;
     int own = dup(fd);
 
     if (own < 0) return;
@@ -82,7 +83,7 @@ void serve_peer_end(serve_peer *peer)
         server->peers = peer->next;
     if (peer->next) peer->next->before = peer->before;
     pthread_mutex_unlock(&server->peers_lock);
-    if (peer->unread) linger(server->guard, peer->fd);
+    if (peer->unread) serve_linger(server, peer->fd);
     pthread_mutex_destroy(&peer->lock);
     fv_free(peer);
 }
@@ -93,10 +94,17 @@ void serve_peer_phase(serve_peer *peer, serve_phase phase)
     peer->phase = phase;
     peer->since = app_seconds();
     peer->head_since = 0;
-    if (phase == SERVE_WAITING) peer->received = bytes_received(peer->fd);
+    if (phase == SERVE_WORKING) peer->received = bytes_received(peer->fd);
 }
 
 /* ---- watching --------------------------------------------------------------------------------------------------- */
+
+bool serve_fail_timeout(serve_error *error, const char *part, double seconds)
+{
+    serve_fail(error, NULL, "request_timeout", "the request's %s did not come within %g s", part, seconds);
+    error->status = 408;
+    return false;
+}
 
 /* Ends a connection that has kept us waiting, with a word where no answer has begun. */
 static void expire(serve_peer *peer, bool tell, const char *what)
@@ -105,9 +113,7 @@ static void expire(serve_peer *peer, bool tell, const char *what)
 
     peer->expired = true;
     if (tell) {
-        serve_fail(&error, NULL, "request_timeout", "the request's %s did not come within %g s", what,
-                   peer->server->options.timeout);
-        error.status = 408;
+        serve_fail_timeout(&error, what, peer->server->options.timeout);
         serve_reply_raw(peer->fd, &error);
         serve_metrics_request(&peer->server->metrics, "other", 408);
     }

@@ -391,7 +391,7 @@ static void notify(void *user, struct MHD_Connection *connection, void **context
     }
     info = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD);
     *context = info ? serve_peer_new(server, connection, info->connect_fd) : NULL;
-    if (atomic_fetch_add(&server->connections, 1) >= SERVE_CONNECTIONS && info) shutdown(info->connect_fd, SHUT_RDWR);
+    atomic_fetch_add(&server->connections, 1);
 }
 
 /* ---- listening -------------------------------------------------------------------------------------------------- */
@@ -407,7 +407,7 @@ static fv_status bind_to(serve_server *server, const struct addrinfo *info, int 
 {
     int on = 1;
 
-    *fd = socket(info->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    *fd = socket(info->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (*fd < 0) return fv_fail(FV_E_IO, "no socket can be opened: %s", strerror(errno));
     setsockopt(*fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
     if (bind(*fd, info->ai_addr, info->ai_addrlen) == 0 && listen(*fd, BACKLOG) == 0) return FV_OK;
@@ -446,24 +446,19 @@ static fv_status open_socket(serve_server *server, int *fd)
 fv_status serve_http_start(serve_server *server)
 {
     int fd = -1;
+    fv_status status;
 
     FV_TRY(open_socket(server, &fd));
+    /* The door counts connections and takes them in; libmicrohttpd never listens. */
     server->http = MHD_start_daemon(
-        MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME, 0, NULL, NULL, handle, server,
-        MHD_OPTION_LISTEN_SOCKET, fd, MHD_OPTION_THREAD_POOL_SIZE, (unsigned)HTTP_THREADS, MHD_OPTION_CONNECTION_LIMIT,
+        MHD_USE_EPOLL_INTERNAL_THREAD | MHD_USE_NO_LISTEN_SOCKET | MHD_USE_ITC | MHD_ALLOW_SUSPEND_RESUME, 0, NULL,
+        NULL, handle, server, MHD_OPTION_THREAD_POOL_SIZE, (unsigned)HTTP_THREADS, MHD_OPTION_CONNECTION_LIMIT,
         (unsigned)(HTTP_THREADS * (SERVE_CONNECTIONS + 64)), MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)POOL_BYTES,
         MHD_OPTION_STRICT_FOR_CLIENT, 0, MHD_OPTION_NOTIFY_CONNECTION, notify, server, MHD_OPTION_NOTIFY_COMPLETED,
         completed, server, MHD_OPTION_URI_LOG_CALLBACK, note_target, server, MHD_OPTION_END);
-    if (server->http) return FV_OK;
-    close(fd);
-    return fv_fail(FV_E_IO, "%s port %d: libmicrohttpd cannot start there", server->options.host, server->port);
-}
-
-void serve_http_quiesce(serve_server *server)
-{
-    MHD_socket fd = MHD_quiesce_daemon(server->http);
-
-    if (fd != MHD_INVALID_SOCKET) close(fd);
+    status = server->http ? serve_door_start(server, fd) : fv_fail(FV_E_MEMORY, "libmicrohttpd cannot start");
+    if (status != FV_OK) close(fd);
+    return status;
 }
 
 void serve_http_stop(serve_server *server)
