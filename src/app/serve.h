@@ -80,7 +80,8 @@ struct serve_call {
     unsigned status; /* of the answer; 0: none yet */
     char allow_origin[256];
     fv_text body;
-    bool begun; /* the request has been read and acted on */
+    int64_t body_bytes; /* counted in the server's */
+    bool begun;         /* the request has been read and acted on */
     serve_request request;
     serve_answer *answer;    /* of requests that the scheduler serves */
     struct serve_look *look; /* of POST /attention */
@@ -92,6 +93,7 @@ struct serve_call {
 
 void serve_call_hold(serve_call *call);
 void serve_call_release(serve_call *call);
+void serve_call_drop_body(serve_call *call);
 
 /* ---- the server ------------------------------------------------------------------------------------------------- */
 
@@ -105,6 +107,7 @@ struct serve_server {
     fv_scheduler *scheduler;
     struct MHD_Daemon *http;
     int64_t context;           /* tokens of a request */
+    size_t longest;            /* bytes of a token, at most: longer texts than context * longest need not be read */
     const char *id;            /* the model's, as lists show it */
     char file[256], stem[256]; /* the model file's name without its folder, and without .gguf */
     bool loopback;             /* bound to an address that only this machine reaches */
@@ -113,7 +116,8 @@ struct serve_server {
     int64_t created;
     atomic_int state, connections, calls, looks;
     atomic_uint_fast64_t serial;
-    uint64_t random; /* makes ids differ from run to run */
+    atomic_int_fast64_t body_bytes; /* of all bodies that are coming in */
+    uint64_t random;                /* makes ids differ from run to run */
     serve_metrics metrics;
     pthread_mutex_t peers_lock, log_lock, look_lock;
     serve_peer *peers;

@@ -156,11 +156,10 @@ enum MHD_Result serve_post(serve_call *call)
     serve_request *request = &call->request;
     serve_error error;
 
-    if (!serve_request_parse(call->endpoint->kind, fv_text_get(&call->body), (size_t)call->body.length, &limits,
-                             request, &error))
-        return serve_reply_error(call, &error);
-    fv_text_free(&call->body);
-    call->body = (fv_text){0};
+    bool good = serve_request_parse(call->endpoint->kind, fv_text_get(&call->body), (size_t)call->body.length, &limits,
+                                    request, &error);
+    serve_call_drop_body(call);
+    if (!good) return serve_reply_error(call, &error);
     if (!serve_is_model(server, request->model)) {
         unknown_model(request->model, &error);
         return serve_reply_error(call, &error);

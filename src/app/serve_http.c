@@ -13,6 +13,7 @@
 #include "base/memory.h"
 
 enum { POOL_BYTES = 1 << 17, HTTP_THREADS = 4, BACKLOG = 512 };
+enum { BODIES = 32 }; /* of the largest size, which may come in together */
 
 /* ---- calls ------------------------------------------------------------------------------------------------------ */
 
@@ -21,13 +22,21 @@ void serve_call_hold(serve_call *call)
     atomic_fetch_add(&call->holders, 1);
 }
 
+void serve_call_drop_body(serve_call *call)
+{
+    atomic_fetch_sub(&call->server->body_bytes, call->body_bytes);
+    call->body_bytes = 0;
+    fv_text_free(&call->body);
+    call->body = (fv_text){0};
+}
+
 void serve_call_release(serve_call *call)
 {
     if (atomic_fetch_sub(&call->holders, 1) != 1) return;
     serve_answer_free(call->answer);
     serve_look_free(call->look);
     serve_request_free(&call->request);
-    fv_text_free(&call->body);
+    serve_call_drop_body(call);
     fv_free(call);
 }
 
@@ -247,6 +256,16 @@ static enum MHD_Result begin(serve_call *call, const char *path)
 
 /* ---- bodies ----------------------------------------------------------------------------------------------------- */
 
+/* Answers in the middle of a body, where libmicrohttpd takes no answer: it closes the connection. */
+static enum MHD_Result refuse_rest(serve_call *call, const serve_error *error)
+{
+    serve_reply_raw(call->peer->fd, error);
+    call->status = (unsigned)error->status;
+    call->peer->unread = true;
+    call->peer->expired = true;
+    return MHD_NO;
+}
+
 static enum MHD_Result take_body(serve_call *call, const char *bytes, size_t *size)
 {
     serve_error error;
@@ -256,13 +275,13 @@ static enum MHD_Result take_body(serve_call *call, const char *bytes, size_t *si
         return MHD_YES;
     }
     if (call->body.length + (int64_t)*size > call->server->options.max_body) {
-        /* of chunks: libmicrohttpd takes no answer before the last of them */
         fail_as(&error, 413, invalid, "body_too_large", "the body is larger than this server takes");
-        serve_reply_raw(call->peer->fd, &error);
-        call->status = 413;
-        call->peer->unread = true;
-        call->peer->expired = true;
-        return MHD_NO;
+        return refuse_rest(call, &error);
+    }
+    call->body_bytes += (int64_t)*size;
+    if (atomic_fetch_add(&call->server->body_bytes, (int64_t)*size) > BODIES * call->server->options.max_body) {
+        fail_as(&error, 503, "server_error", NULL, "too many large requests are coming in");
+        return refuse_rest(call, &error);
     }
     fv_text_add(&call->body, bytes, (int64_t)*size);
     *size = 0;

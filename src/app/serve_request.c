@@ -543,29 +543,90 @@ static bool read_kind(const serve_limits *limits, serve_request *request, serve_
     return false;
 }
 
-bool serve_request_parse(serve_kind kind, const char *bytes, size_t length, const serve_limits *limits,
-                         serve_request *request, serve_error *error)
+/* Moves a text to `at`, where there is room. */
+static void hold(const char **text, size_t length, char **at)
 {
-    *request = (serve_request){.kind = kind, .limit = -1, .choices = 1};
-    *error = (serve_error){0};
+    if (!*text) return;
+    memcpy(*at, *text, length);
+    (*at)[length] = 0;
+    *text = *at;
+    *at += length + 1;
+}
+
+static size_t length_of(const char *text)
+{
+    return text ? strlen(text) + 1 : 0;
+}
+
+/* Copies what a request says and lets go of the JSON it came in, which may be large for reasons of its own. */
+static bool settle(serve_request *request, serve_error *error)
+{
+    const char **single[] = {&request->model, &request->attention, &request->cache};
+    size_t bytes = 1;
+    char *at;
+
+    for (size_t i = 0; i < sizeof single / sizeof *single; i++)
+        bytes += length_of(*single[i]);
+    for (int i = 0; i < request->stops; i++)
+        bytes += length_of(request->stop[i]);
+    for (int64_t i = 0; i < request->messages; i++)
+        bytes += length_of(request->message[i].content);
+    for (int64_t i = 0; i < request->prompts; i++)
+        bytes += request->prompt[i].length + 1;
+    if (FV_ALLOC(request->held, (int64_t)bytes) != FV_OK) return no_memory(error);
+    at = request->held;
+    for (size_t i = 0; i < sizeof single / sizeof *single; i++)
+        hold(single[i], *single[i] ? strlen(*single[i]) : 0, &at);
+    for (int i = 0; i < request->stops; i++)
+        hold(&request->stop[i], strlen(request->stop[i]), &at);
+    for (int64_t i = 0; i < request->messages; i++)
+        hold(&request->message[i].content, strlen(request->message[i].content), &at);
+    for (int64_t i = 0; i < request->prompts; i++)
+        hold(&request->prompt[i].text, request->prompt[i].length, &at);
+    return true;
+}
+
+static void free_reading(serve_request *request)
+{
+    for (int64_t i = 0; i < request->texts; i++)
+        fv_free(request->text[i]);
+    fv_free(request->text);
+    json_decref(request->root);
+    request->texts = 0;
+    request->text = NULL;
+    request->root = NULL;
+}
+
+static bool read_request(const char *bytes, size_t length, const serve_limits *limits, serve_request *request,
+                         serve_error *error)
+{
     return read_json(bytes, length, request, error) &&
            read_text(request->root, "model", 1024, &request->model, error) &&
            read_text(request->root, "attention", FV_SPEC_TEXT - 1, &request->attention, error) &&
            read_text(request->root, "cache", FV_SPEC_TEXT - 1, &request->cache, error) &&
-           read_kind(limits, request, error);
+           read_kind(limits, request, error) && settle(request, error);
+}
+
+bool serve_request_parse(serve_kind kind, const char *bytes, size_t length, const serve_limits *limits,
+                         serve_request *request, serve_error *error)
+{
+    bool good;
+
+    *request = (serve_request){.kind = kind, .limit = -1, .choices = 1};
+    *error = (serve_error){0};
+    good = read_request(bytes, length, limits, request, error);
+    free_reading(request);
+    return good;
 }
 
 void serve_request_free(serve_request *request)
 {
     for (int64_t i = 0; i < request->prompts; i++)
         fv_free(request->prompt[i].ids);
-    for (int64_t i = 0; i < request->texts; i++)
-        fv_free(request->text[i]);
     fv_free(request->prompt);
     fv_free(request->message);
-    fv_free(request->text);
     fv_free(request->bias_id);
     fv_free(request->bias);
-    json_decref(request->root);
+    fv_free(request->held);
     *request = (serve_request){0};
 }

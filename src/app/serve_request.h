@@ -36,15 +36,13 @@ typedef struct serve_prompt {
 } serve_prompt;
 
 typedef struct serve_request {
-    json_t *root; /* holds the texts */
     serve_kind kind;
+    char *held;                    /* all texts, one behind the other: no more than the body was */
     const char *model;             /* NULL: whatever there is */
     const char *attention, *cache; /* NULL: the server's */
 
     int64_t messages; /* of a chat */
     fv_chat_message *message;
-    int64_t texts; /* contents put together from parts, owned */
-    char **text;
 
     int64_t prompts; /* of completions, embeddings, tokenize, detokenize */
     serve_prompt *prompt;
@@ -64,6 +62,11 @@ typedef struct serve_request {
     bool echo, stream, include_usage, ignore_end, no_reuse;
     bool base64;                     /* of embeddings */
     bool add_special, plain_special; /* of tokenize: begin tokens; special texts are text like other */
+
+    /* while it is read */
+    json_t *root;
+    int64_t texts; /* contents put together from parts */
+    char **text;
 } serve_request;
 
 /* What a model says of itself that requests are checked against. */

@@ -153,6 +153,16 @@ static void raise_file_limit(void)
     setrlimit(RLIMIT_NOFILE, &limit);
 }
 
+static size_t longest_token(const serve_server *server)
+{
+    size_t longest = 1, length;
+    const char *bytes;
+
+    for (int32_t id = 0; id < server->info.vocabulary; id++)
+        if (fv_model_piece(server->model, id, &bytes, &length) == FV_OK && length > longest) longest = length;
+    return longest;
+}
+
 static fv_status load(serve_server *server, const struct values *values)
 {
     /* Without the command's progress: forwards of several requests are no bar to show. */
@@ -172,6 +182,7 @@ static fv_status load(serve_server *server, const struct values *values)
     if (!server->model->tokenizer)
         return fv_fail(FV_E_UNSUPPORTED, "%s: the file has no tokenizer: there is no text to serve", values->model);
     name_model(server, values->model);
+    server->longest = longest_token(server);
     server->context = server->options.context ? server->options.context : server->info.context;
     return fv_scheduler_new(server->app->ctx, server->model, &options, &server->scheduler);
 }
