@@ -262,7 +262,9 @@ static enum MHD_Result refuse_rest(serve_call *call, const serve_error *error)
     serve_reply_raw(call->peer->fd, error);
     call->status = (unsigned)error->status;
     call->peer->unread = true;
+    pthread_mutex_lock(&call->peer->lock);
     call->peer->expired = true;
+    pthread_mutex_unlock(&call->peer->lock);
     return MHD_NO;
 }
 
@@ -285,7 +287,9 @@ static enum MHD_Result take_body(serve_call *call, const char *bytes, size_t *si
     }
     fv_text_add(&call->body, bytes, (int64_t)*size);
     *size = 0;
+    pthread_mutex_lock(&call->peer->lock);
     call->peer->since = app_seconds();
+    pthread_mutex_unlock(&call->peer->lock);
     return MHD_YES;
 }
 
