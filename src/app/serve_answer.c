@@ -476,24 +476,32 @@ static ssize_t read_stream(void *user, uint64_t position, char *buffer, size_t m
 
 enum MHD_Result serve_answer_reply(serve_call *call)
 {
+    enum { LEAVE, WAIT, REFUSE, STREAM, WHOLE } what = WAIT;
     serve_answer *answer = call->answer;
-    enum MHD_Result result = MHD_YES;
+    json_t *whole = NULL;
 
     pthread_mutex_lock(&answer->lock);
-    if (answer->gone) {
-        result = MHD_NO;
-    } else if (answer->finished && answer->failed) {
-        result = serve_reply_error(call, &answer->error);
-    } else if (call->request.stream ? answer->out.length > 0 : answer->finished) {
-        answer->replied = true;
-        result = call->request.stream ? serve_reply_stream(call, read_stream)
-                                      : serve_reply_json(call, 200, serve_write_answer(answer));
-    } else {
+    if (answer->gone)
+        what = LEAVE;
+    else if (answer->finished && answer->failed)
+        what = REFUSE; /* nothing changes any more */
+    else if (call->request.stream ? answer->out.length > 0 : answer->finished)
+        what = call->request.stream ? STREAM : WHOLE;
+    answer->replied = what == STREAM || what == WHOLE;
+    if (what == WHOLE) whole = serve_write_answer(answer);
+    if (what == WAIT) {
         answer->suspended = true;
         MHD_suspend_connection(call->connection);
     }
     pthread_mutex_unlock(&answer->lock);
-    return result;
+    /* libmicrohttpd has locks of its own, and calls read_stream with one of them taken */
+    switch (what) {
+    case LEAVE: return MHD_NO;
+    case WAIT: return MHD_YES;
+    case REFUSE: return serve_reply_error(call, &answer->error);
+    case STREAM: return serve_reply_stream(call, read_stream);
+    default: return serve_reply_json(call, 200, whole);
+    }
 }
 
 void serve_answer_cancel(serve_call *call)

@@ -371,7 +371,6 @@ static void completed(void *user, struct MHD_Connection *connection, void **stat
     serve_call *call = *state;
     serve_peer *peer;
 
-    (void)connection;
     *state = NULL;
     if (!call) return;
     peer = call->peer;
@@ -383,7 +382,8 @@ static void completed(void *user, struct MHD_Connection *connection, void **stat
                           call->status ? call->status : 499);
     if (!call->status) call->status = 499; /* nobody was left to answer */
     if (!server->app->common->quiet) write_log(call);
-    MHD_set_connection_option(connection, MHD_CONNECTION_OPTION_TIMEOUT, 0U);
+    if (why == MHD_REQUEST_TERMINATED_COMPLETED_OK) /* from now on the guard has an eye on it */
+        MHD_set_connection_option(connection, MHD_CONNECTION_OPTION_TIMEOUT, 0U);
     if (serve_answer_broke(call)) shutdown(peer->fd, SHUT_RDWR);
     enter(peer, NULL, SERVE_WAITING);
     serve_call_release(call);
