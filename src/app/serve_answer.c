@@ -63,9 +63,10 @@ static bool render_chat(serve_call *call, serve_job *job, serve_error *error)
     fv_status status = fv_model_chat_messages(call->server->model, request->message, request->messages, &text, &length);
 
     if (status == FV_E_UNSUPPORTED) {
-        const char *why = call->server->info.has_chat_template ? "none that is known here" : "none";
+        const char *why =
+            call->server->info.has_chat_template ? "a chat template that is not known here" : "no chat template";
         return serve_fail(error, "messages", "no_chat_template",
-                          "the model's chat template is %s: /v1/completions takes prompts as they are", why);
+                          "the model's file has %s: /v1/completions takes prompts as they are", why);
     }
     if (status != FV_OK) return no_memory(error);
     good = tokenize(call, text, length, job, error);

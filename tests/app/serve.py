@@ -1,4 +1,4 @@
-"""Checks `fovea serve` as its clients see it.  Run as: serve.py FOVEA MODEL."""
+"""Checks `fovea serve` as its clients see it.  Run as: serve.py FOVEA MODEL MODEL_WITHOUT_TEMPLATE."""
 import base64
 import concurrent.futures
 import json
@@ -13,7 +13,7 @@ import subprocess
 import time
 
 from serving import (
-    CHAT, COMPLETIONS, EMBEDDINGS, FOVEA, FRANCE, MODEL, Server, chat_text, check,
+    CHAT, COMPLETIONS, EMBEDDINGS, FOVEA, FRANCE, MODEL, PLAIN_MODEL, Server, chat_text, check,
     error_of, head, ok, read_all, text_of,
 )
 
@@ -589,6 +589,16 @@ def test_many_connections(s):
     ok("connections past the limit are closed")
 
 
+def test_plain_model():
+    with Server(model=PLAIN_MODEL) as s:
+        s.refuses("no_template", 400, CHAT, FRANCE, "messages", "no_chat_template")
+        empty = s.good(COMPLETIONS, {"prompt": "", "max_tokens": 2, "temperature": 0})
+        check("begin_token", empty["usage"]["prompt_tokens"] == 1, empty)
+        check("begin_once", s.good("/tokenize", {"content": "a", "add_special": True})["tokens"][1:] ==
+              s.good("/tokenize", {"content": "a"})["tokens"])
+    ok("a model without a chat template")
+
+
 def test_start():
     def fails(name, status, words, *flags):
         got = subprocess.run([FOVEA, "serve", *flags], stderr=subprocess.PIPE, text=True, timeout=120)
@@ -611,5 +621,5 @@ with Server("--ctx", "512", "--max-body", "65536", "--timeout", "1", "--allow-ho
                  test_http, test_connections, test_disconnect, test_many_connections):
         test(server)
 ok("a server that was idle ends at once")
-for test in (test_queue, test_keys, test_start):
+for test in (test_queue, test_keys, test_plain_model, test_start):
     test()

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 
-FOVEA, MODEL = sys.argv[1:3]
+FOVEA, MODEL, PLAIN_MODEL = sys.argv[1:4]  # the last one's file has no chat template
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 FRANCE = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0}
 
@@ -27,10 +27,10 @@ def check(name, condition, got=""):
 class Server:
     """A server with its own flags; its standard error goes to a file."""
 
-    def __init__(self, *flags, env=None):
+    def __init__(self, *flags, env=None, model=MODEL):
         self.log = open("serve.log", "w+")
         self.process = subprocess.Popen(
-            [FOVEA, "serve", "-m", MODEL, "--port", "0", *flags], stderr=self.log, env={**os.environ, **(env or {})}
+            [FOVEA, "serve", "-m", model, "--port", "0", *flags], stderr=self.log, env={**os.environ, **(env or {})}
         )
         end = time.time() + 120
         while time.time() < end:
