@@ -1,7 +1,12 @@
 # The command, and what is made from its own tables: man page and completions.
 file(GLOB_RECURSE app_sources CONFIGURE_DEPENDS src/app/*.c)
-add_executable(fovea ${app_sources})
-target_link_libraries(fovea PRIVATE fovea_static)
+set(page ${CMAKE_CURRENT_BINARY_DIR}/serve_page.c) # the server's page, as bytes
+add_custom_command(OUTPUT ${page}
+    COMMAND ${CMAKE_COMMAND} -DINPUT=${PROJECT_SOURCE_DIR}/src/app/serve_page.html -DOUTPUT=${page} -DNAME=serve_page
+            -DHEADER=app/serve_page.h -P ${PROJECT_SOURCE_DIR}/cmake/embed.cmake
+    DEPENDS src/app/serve_page.html cmake/embed.cmake VERBATIM)
+add_executable(fovea ${app_sources} ${page})
+target_link_libraries(fovea PRIVATE fovea_static PkgConfig::MICROHTTPD)
 install(TARGETS fovea RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 
 set(help_man ${CMAKE_CURRENT_BINARY_DIR}/fovea.1)

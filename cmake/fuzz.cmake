@@ -14,3 +14,4 @@ foreach(source ${fuzz_sources})
     target_compile_definitions(${name} PRIVATE FOVEA_FUZZ_TARGET)
     target_link_options(${name} PRIVATE -fsanitize=fuzzer -Wl,--wrap=aligned_alloc,--wrap=realloc)
 endforeach()
+target_sources(fuzz_request PRIVATE src/app/serve_request.c src/app/serve_head.c) # of the command, not the library

@@ -32,7 +32,7 @@ target_link_options(test_share PRIVATE -Wl,--wrap=mmap,--wrap=mprotect,--wrap=me
 
 # The fuzz targets' seeds run in every test run, without libFuzzer.
 file(GLOB fuzz_targets CONFIGURE_DEPENDS tests/fuzz/fuzz_*.c)
-target_sources(test_seeds PRIVATE ${fuzz_targets})
+target_sources(test_seeds PRIVATE ${fuzz_targets} src/app/serve_request.c src/app/serve_head.c)
 
 # Tests that drive the command as its users do.
 file(GLOB command_tests CONFIGURE_DEPENDS tests/app/*.sh)

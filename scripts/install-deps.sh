@@ -5,7 +5,7 @@ set -eu
 packages=""
 for purpose in "$@"; do
     case "$purpose" in
-    build) packages="$packages gcc cmake make pkg-config libc6-dev libpcre2-dev libjansson-dev" ;;
+    build) packages="$packages gcc cmake make pkg-config libc6-dev libpcre2-dev libjansson-dev libmicrohttpd-dev" ;;
     test) packages="$packages libcmocka-dev" ;;
     models) packages="$packages python3 python3-pip ca-certificates" ;;
     ci) packages="$packages clang clang-format libclang-rt-14-dev python3 git" ;;

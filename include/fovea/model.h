@@ -59,6 +59,18 @@ FV_API bool fv_model_adds_begin(const fv_model *model);
 FV_API fv_status fv_model_chat(const fv_model *model, const char *system, const char *user, char **text, size_t *length,
                                size_t *user_at);
 
+typedef enum fv_chat_role { FV_CHAT_SYSTEM = 0, FV_CHAT_USER, FV_CHAT_ASSISTANT, FV_CHAT_TOOL } fv_chat_role;
+typedef struct fv_chat_message {
+    fv_chat_role role;
+    const char *content;
+} fv_chat_message;
+
+/* Renders a whole conversation, up to where the next answer starts; ready for FV_TOKENIZE_SPECIAL | FV_TOKENIZE_MODEL.
+ * A template without a system's turn has its text at the head of the next user's; one without a tool's has it as a
+ * user's.  *text is released with fv_release.  FV_E_UNSUPPORTED as above. */
+FV_API fv_status fv_model_chat_messages(const fv_model *model, const fv_chat_message *messages, int64_t count,
+                                        char **text, size_t *length);
+
 /* A further user message in a session that holds the answer so far, without its end: ends the answer, and goes up to
  * where the next one starts.  For FV_TOKENIZE_SPECIAL alone.  *text is released with fv_release. */
 FV_API fv_status fv_model_chat_next(const fv_model *model, const char *user, char **text, size_t *length);

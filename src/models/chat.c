@@ -13,28 +13,33 @@
 struct form {
     const char *name;
     bool folded; /* the system message is part of the user's turn */
-    const char *system_open, *system_close, *user_open, *user_close, *answer_close;
+    const char *system_open, *system_close, *user_open, *user_close, *answer_open, *answer_close;
+    const char *answer_lead; /* before an answer that is read, not written: models of these begin theirs so */
+    const char *tool_open;   /* NULL: a tool's turn is a user's */
 };
 
 enum { CHATML, PHI4, LLAMA2, LLAMA2_PLAIN, LLAMA3, GEMMA, MISTRAL_1, MISTRAL_3, MISTRAL_TEKKEN, ZEPHYR, PHI3, FORMS };
 
 static const struct form forms[FORMS] = {
-    [CHATML] = {"chatml", false, "<|im_start|>system\n", "<|im_end|>\n", "<|im_start|>user\n",
-                "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>\n"},
-    [PHI4] = {"phi", false, "<|im_start|>system<|im_sep|>", "<|im_end|>", "<|im_start|>user<|im_sep|>",
-              "<|im_end|><|im_start|>assistant<|im_sep|>", "<|im_end|>"},
-    [LLAMA2] = {"llama2", true, "<<SYS>>\n", "\n<</SYS>>\n\n", "[INST] ", " [/INST]", EOS BOS},
-    [LLAMA2_PLAIN] = {"llama2", true, "", "\n\n", "[INST] ", " [/INST]", EOS BOS},
+    [CHATML] = {"chatml", false, "<|im_start|>system\n", "<|im_end|>\n", "<|im_start|>user\n", "<|im_end|>\n",
+                "<|im_start|>assistant\n", "<|im_end|>\n", "", "<|im_start|>tool\n"},
+    [PHI4] = {"phi", false, "<|im_start|>system<|im_sep|>", "<|im_end|>", "<|im_start|>user<|im_sep|>", "<|im_end|>",
+              "<|im_start|>assistant<|im_sep|>", "<|im_end|>", "", NULL},
+    [LLAMA2] = {"llama2", true, "<<SYS>>\n", "\n<</SYS>>\n\n", "[INST] ", " [/INST]", "", EOS BOS, "", NULL},
+    [LLAMA2_PLAIN] = {"llama2", true, "", "\n\n", "[INST] ", " [/INST]", "", EOS BOS, "", NULL},
     [LLAMA3] = {"llama3", false, "<|start_header_id|>system<|end_header_id|>\n\n", "<|eot_id|>",
-                "<|start_header_id|>user<|end_header_id|>\n\n",
-                "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>"},
-    [GEMMA] = {"gemma", true, "", "\n\n", "<start_of_turn>user\n", "<end_of_turn>\n<start_of_turn>model\n",
-               "<end_of_turn>\n"},
-    [MISTRAL_1] = {"mistral", true, "", "\n\n", " [INST] ", " [/INST]", EOS},
-    [MISTRAL_3] = {"mistral", true, "", "\n\n", "[INST] ", "[/INST]", EOS},
-    [MISTRAL_TEKKEN] = {"mistral", true, "", "\n\n", "[INST]", "[/INST]", EOS},
-    [ZEPHYR] = {"zephyr", false, "<|system|>\n", EOS "\n", "<|user|>\n", EOS "\n<|assistant|>\n", EOS "\n"},
-    [PHI3] = {"phi", false, "<|system|>\n", "<|end|>\n", "<|user|>\n", "<|end|>\n<|assistant|>\n", "<|end|>\n"},
+                "<|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>",
+                "<|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>", "",
+                "<|start_header_id|>ipython<|end_header_id|>\n\n"},
+    [GEMMA] = {"gemma", true, "", "\n\n", "<start_of_turn>user\n", "<end_of_turn>\n", "<start_of_turn>model\n",
+               "<end_of_turn>\n", "", NULL},
+    [MISTRAL_1] = {"mistral", true, "", "\n\n", " [INST] ", " [/INST]", "", EOS, " ", NULL},
+    [MISTRAL_3] = {"mistral", true, "", "\n\n", "[INST] ", "[/INST]", "", EOS, " ", NULL},
+    [MISTRAL_TEKKEN] = {"mistral", true, "", "\n\n", "[INST]", "[/INST]", "", EOS, "", NULL},
+    [ZEPHYR] = {"zephyr", false, "<|system|>\n", EOS "\n", "<|user|>\n", EOS "\n", "<|assistant|>\n", EOS "\n", "",
+                NULL},
+    [PHI3] = {"phi", false, "<|system|>\n", "<|end|>\n", "<|user|>\n", "<|end|>\n", "<|assistant|>\n", "<|end|>\n", "",
+              NULL},
 };
 
 /* ---- recognising ------------------------------------------------------------------------------------------------ */
@@ -205,47 +210,137 @@ static fv_status hand_over(fv_text *out, char **text, size_t *length)
     return FV_OK;
 }
 
+/* A conversation on its way to text. */
+struct chat {
+    const struct form *form;
+    fv_gguf_text jinja;
+    const fv_tokenizer *tokenizer;
+    bool trimmed;
+    fv_text out, held; /* held: system messages that wait for the next turn of a user */
+    int64_t user_at;   /* where the last user's own text starts */
+};
+
+static void write_words(struct chat *chat, const char *form)
+{
+    write_form(&chat->out, form, chat->jinja, chat->tokenizer);
+}
+
+static void write_system(struct chat *chat, const char *content, bool trimmed)
+{
+    const struct form *form = chat->form;
+
+    if (form->folded) {
+        if (chat->held.length) fv_text_add(&chat->held, "\n\n", 2);
+        write_message(&chat->held, content, trimmed);
+        return;
+    }
+    write_words(chat, form->system_open);
+    write_message(&chat->out, content, trimmed);
+    write_words(chat, form->system_close);
+}
+
+/* `content` NULL: a turn for system messages alone. */
+static void write_user(struct chat *chat, const char *content)
+{
+    write_words(chat, chat->form->user_open);
+    if (chat->held.length) {
+        write_words(chat, chat->form->system_open);
+        fv_text_add(&chat->out, fv_text_get(&chat->held), chat->held.length);
+        write_words(chat, chat->form->system_close);
+        chat->held.length = 0;
+    }
+    chat->user_at = chat->out.length;
+    if (content) write_message(&chat->out, content, chat->trimmed);
+    write_words(chat, chat->form->user_close);
+}
+
+static void write_tool(struct chat *chat, const char *content)
+{
+    static const char response[] = "<tool_response>"; /* chatml of the Qwen family: part of a user's turn */
+    bool wrapped = chat->form == &forms[CHATML] && has(chat->jinja, response);
+
+    if (!chat->form->tool_open) {
+        write_user(chat, content);
+        return;
+    }
+    write_words(chat, wrapped ? chat->form->user_open : chat->form->tool_open);
+    if (wrapped) fv_text_printf(&chat->out, "%s\n", response);
+    write_message(&chat->out, content, chat->trimmed);
+    if (wrapped) fv_text_printf(&chat->out, "\n</tool_response>");
+    write_words(chat, chat->form->user_close);
+}
+
+static void write_turn(struct chat *chat, const fv_chat_message *message)
+{
+    if (message->role == FV_CHAT_SYSTEM) {
+        write_system(chat, message->content, chat->trimmed);
+    } else if (message->role == FV_CHAT_USER) {
+        write_user(chat, message->content);
+    } else if (message->role == FV_CHAT_TOOL) {
+        write_tool(chat, message->content);
+    } else {
+        if (chat->held.length) write_user(chat, NULL);
+        write_words(chat, chat->form->answer_open);
+        write_words(chat, chat->form->answer_lead);
+        write_message(&chat->out, message->content, chat->trimmed);
+        write_words(chat, chat->form->answer_close);
+    }
+}
+
+static fv_status write_chat(const char *where, struct chat *chat, const fv_chat_message *messages, int64_t count)
+{
+    fv_text own = {0};
+
+    FV_TRY(find_form(where, chat->jinja, &chat->form));
+    chat->trimmed = trims(chat->jinja);
+    if (has(chat->jinja, "bos_token") && !fv_tokenizer_adds_begin(chat->tokenizer))
+        write_token(&chat->out, chat->tokenizer, fv_tokenizer_begin(chat->tokenizer));
+    if (chat->form == &forms[CHATML] && (count == 0 || messages[0].role != FV_CHAT_SYSTEM))
+        default_system(chat->jinja, chat->form, &own);
+    if (own.length) write_system(chat, own.data, false);
+    for (int64_t i = 0; i < count; i++)
+        write_turn(chat, &messages[i]);
+    if (chat->held.length) write_user(chat, NULL);
+    write_words(chat, chat->form->answer_open);
+    if (own.status != FV_OK) chat->out.status = own.status;
+    if (chat->held.status != FV_OK) chat->out.status = chat->held.status;
+    fv_text_free(&own);
+    fv_text_free(&chat->held);
+    return FV_OK;
+}
+
+fv_status fv_chat_messages(const char *where, fv_gguf_text jinja, const fv_tokenizer *tokenizer,
+                           const fv_chat_message *messages, int64_t count, char **text, size_t *length)
+{
+    struct chat chat = {.jinja = jinja, .tokenizer = tokenizer};
+
+    *text = NULL;
+    FV_TRY(write_chat(where, &chat, messages, count));
+    return hand_over(&chat.out, text, length);
+}
+
 fv_status fv_chat_render(const char *where, fv_gguf_text jinja, const fv_tokenizer *tokenizer, const char *system,
                          const char *user, char **text, size_t *length, size_t *user_at)
 {
-    const struct form *form = NULL;
-    bool trimmed = trims(jinja);
-    fv_text out = {0}, own = {0};
+    const fv_chat_message messages[] = {{FV_CHAT_SYSTEM, system}, {FV_CHAT_USER, user}};
+    struct chat chat = {.jinja = jinja, .tokenizer = tokenizer};
 
     *text = NULL;
-    FV_TRY(find_form(where, jinja, &form));
-    if (!system && form == &forms[CHATML]) {
-        default_system(jinja, form, &own);
-        if (own.length) system = own.data;
-    }
-    if (has(jinja, "bos_token") && !fv_tokenizer_adds_begin(tokenizer))
-        write_token(&out, tokenizer, fv_tokenizer_begin(tokenizer));
-    if (system && form->folded) write_form(&out, form->user_open, jinja, tokenizer);
-    if (system) {
-        write_form(&out, form->system_open, jinja, tokenizer);
-        write_message(&out, system, trimmed && system != own.data);
-        write_form(&out, form->system_close, jinja, tokenizer);
-    }
-    if (!system || !form->folded) write_form(&out, form->user_open, jinja, tokenizer);
-    *user_at = (size_t)out.length;
-    write_message(&out, user, trimmed);
-    write_form(&out, form->user_close, jinja, tokenizer);
-    if (own.status != FV_OK) out.status = own.status;
-    fv_text_free(&own);
-    return hand_over(&out, text, length);
+    FV_TRY(write_chat(where, &chat, messages + !system, 2 - !system));
+    *user_at = (size_t)chat.user_at;
+    return hand_over(&chat.out, text, length);
 }
 
 fv_status fv_chat_follow(const char *where, fv_gguf_text jinja, const fv_tokenizer *tokenizer, const char *user,
                          char **text, size_t *length)
 {
-    const struct form *form = NULL;
-    fv_text out = {0};
+    struct chat chat = {.jinja = jinja, .tokenizer = tokenizer};
 
     *text = NULL;
-    FV_TRY(find_form(where, jinja, &form));
-    write_form(&out, form->answer_close, jinja, tokenizer);
-    write_form(&out, form->user_open, jinja, tokenizer);
-    write_message(&out, user, trims(jinja));
-    write_form(&out, form->user_close, jinja, tokenizer);
-    return hand_over(&out, text, length);
+    FV_TRY(find_form(where, jinja, &chat.form));
+    chat.trimmed = trims(jinja);
+    write_words(&chat, chat.form->answer_close);
+    write_user(&chat, user);
+    write_words(&chat, chat.form->answer_open);
+    return hand_over(&chat.out, text, length);
 }

@@ -75,6 +75,15 @@ fv_status fv_model_chat(const fv_model *model, const char *system, const char *u
     return fv_chat_render(fv_gguf_name(model->file), jinja, model->tokenizer, system, user, text, length, user_at);
 }
 
+fv_status fv_model_chat_messages(const fv_model *model, const fv_chat_message *messages, int64_t count, char **text,
+                                 size_t *length)
+{
+    fv_gguf_text jinja = {0};
+
+    FV_TRY(chat_template(model, &jinja));
+    return fv_chat_messages(fv_gguf_name(model->file), jinja, model->tokenizer, messages, count, text, length);
+}
+
 fv_status fv_model_chat_next(const fv_model *model, const char *user, char **text, size_t *length)
 {
     fv_gguf_text jinja = {0};

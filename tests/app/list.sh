@@ -49,7 +49,7 @@ holds defaults '{o["name"]: str(o["default"]) for o in j["options"]} == {"sink":
 
 expect no_verb 2 '' sh -c "$fovea 2> e; s=\$?; grep -q usage e || exit 9; echo 'fovea: usage shown' >&2; exit \$s"
 expect unknown_verb 2 "did you mean 'compare'" "$fovea" compar
-for verb in inspect serve train apply; do
+for verb in inspect train apply; do
     expect "no_$verb" 2 'no verb of this version' "$fovea" $verb
 done
 expect half_a_verb 2 'ppl or needle' "$fovea" eval
@@ -63,7 +63,7 @@ expect full_disk 1 'cannot be written' sh -c "exec $fovea list > /dev/full"
 sh -c "$fovea help --man; echo \$? > status" | head -c 1 > /dev/null
 echo ok closed_pipe_is_no_signal
 
-for verb in run compare "eval ppl" "eval needle" attend list show tokenize bench; do
+for verb in run compare "eval ppl" "eval needle" attend list show tokenize bench serve; do
     expect "help ${verb}" 0 '' "$fovea" help $verb
     cp out first
     expect "${verb} --help" 0 '' "$fovea" $verb --help

@@ -178,6 +178,43 @@ static void test_further_turns_render_as_llama_cpp(void **state)
     json_decref(golden);
 }
 
+/* Whole conversations in one call. */
+static void test_conversations_render_as_llama_cpp(void **state)
+{
+    static const char *const roles[] = {"system", "user", "assistant"};
+    json_t *golden = test_golden("templates"), *rows = json_object_get(golden, "templates"), *row;
+    fv_tokenizer *t = tiny(true);
+    size_t index, checked = 0;
+
+    (void)state;
+    json_array_foreach(rows, index, row)
+    {
+        json_t *messages = json_object_get(row, "messages");
+        fv_chat_message message[8];
+        size_t count = json_array_size(messages);
+        assert_in_range(count, 1, 8);
+        for (size_t i = 0; i < count; i++) {
+            const char *role = json_string_value(json_object_get(json_array_get(messages, i), "role"));
+            message[i].content = content(messages, i);
+            for (int r = 0; r < 3; r++)
+                if (strcmp(role, roles[r]) == 0) message[i].role = (fv_chat_role)r;
+        }
+        for (size_t k = 0; k < sizeof known / sizeof *known; k++) {
+            char *text;
+            size_t length;
+            if (strcmp(known[k].golden, json_string_value(json_object_get(row, "template"))) != 0) continue;
+            assert_ok(fv_chat_messages("test.gguf", words(known[k].jinja), t, message, (int64_t)count, &text, &length));
+            assert_string_equal(text, json_string_value(json_object_get(row, "text")));
+            assert_int_equal(length, strlen(text));
+            fv_free(text);
+            checked++;
+        }
+    }
+    assert_int_equal(checked, 4 * sizeof known / sizeof *known);
+    fv_tokenizer_free(t);
+    json_decref(golden);
+}
+
 /* ---- rules ------------------------------------------------------------------------------------------------------ */
 
 static void test_default_system_message_comes_from_the_template(void **state)
@@ -243,6 +280,53 @@ static void test_other_forms(void **state)
     fv_tokenizer_free(t);
 }
 
+static void check_all(const fv_tokenizer *t, const char *jinja, const fv_chat_message *messages, int64_t count,
+                      const char *expected)
+{
+    char *text;
+    size_t length;
+
+    assert_ok(fv_chat_messages("x.gguf", words(jinja), t, messages, count, &text, &length));
+    assert_string_equal(text, expected);
+    assert_int_equal(length, strlen(expected));
+    fv_free(text);
+}
+
+static void test_turns_in_any_order(void **state)
+{
+    static const fv_chat_message tool[] = {{FV_CHAT_USER, "Q"}, {FV_CHAT_ASSISTANT, "A"}, {FV_CHAT_TOOL, "{1}"}};
+    static const fv_chat_message late[] = {
+        {FV_CHAT_USER, "Q"}, {FV_CHAT_SYSTEM, "S"}, {FV_CHAT_SYSTEM, "T"}, {FV_CHAT_ASSISTANT, "A"}};
+    static const fv_chat_message twice[] = {{FV_CHAT_USER, "Q"}, {FV_CHAT_USER, "R"}};
+    static const char chatml[] = "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>'}}";
+    static const char gemma[] = "{{ '<start_of_turn>' + role + '\n' + message['content'] + '<end_of_turn>\n' }}";
+    fv_tokenizer *t = tiny(true);
+
+    (void)state;
+    check_all(t, chatml, tool, 3,
+              "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n<|im_start|>tool\n{1}<|im_end|>\n"
+              "<|im_start|>assistant\n");
+    check_all(t, "{{ '<|im_start|>user\n<tool_response>\n' }}", tool, 3,
+              "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n<|im_start|>user\n<tool_response>\n"
+              "{1}\n</tool_response><|im_end|>\n<|im_start|>assistant\n");
+    check_all(t, gemma, tool, 3,
+              "<start_of_turn>user\nQ<end_of_turn>\n<start_of_turn>model\nA<end_of_turn>\n<start_of_turn>user\n{1}"
+              "<end_of_turn>\n<start_of_turn>model\n");
+    check_all(t, chatml, late, 4,
+              "<|im_start|>user\nQ<|im_end|>\n<|im_start|>system\nS<|im_end|>\n<|im_start|>system\nT<|im_end|>\n"
+              "<|im_start|>assistant\nA<|im_end|>\n<|im_start|>assistant\n");
+    check_all(
+        t, gemma, late, 4,
+        "<start_of_turn>user\nQ<end_of_turn>\n<start_of_turn>user\nS\n\nT\n\n<end_of_turn>\n<start_of_turn>model\n"
+        "A<end_of_turn>\n<start_of_turn>model\n");
+    check_all(t, gemma, late, 2,
+              "<start_of_turn>user\nQ<end_of_turn>\n<start_of_turn>user\nS\n\n<end_of_turn>\n<start_of_turn>model\n");
+    check_all(t, chatml, twice, 2,
+              "<|im_start|>user\nQ<|im_end|>\n<|im_start|>user\nR<|im_end|>\n<|im_start|>assistant\n");
+    check_all(t, chatml, twice, 0, "<|im_start|>assistant\n");
+    fv_tokenizer_free(t);
+}
+
 static void test_unknown_templates_suggest_raw(void **state)
 {
     static const char *const unknown[] = {"",     "{{ messages }}", "[SYSTEM_PROMPT][INST]",         "<|user|>",
@@ -285,6 +369,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_known_templates_render_as_llama_cpp),
         cmocka_unit_test(test_further_turns_render_as_llama_cpp),
+        cmocka_unit_test(test_conversations_render_as_llama_cpp),
+        cmocka_unit_test(test_turns_in_any_order),
         cmocka_unit_test(test_smollm2_renders_as_its_own_template),
         cmocka_unit_test(test_default_system_message_comes_from_the_template),
         cmocka_unit_test(test_begin_token_is_written_once),
