@@ -258,8 +258,8 @@ static void end_job(serve_answer *answer, serve_job *job, fv_request_end end, co
     serve_error error;
 
     answer->ended++;
-    if (end == FV_REQUEST_FAILED || end == FV_REQUEST_CANCELLED) {
-        bool draining = atomic_load(&call->server->state) == SERVE_DRAINING;
+    if (end > FV_REQUEST_LENGTH) {
+        bool draining = end == FV_REQUEST_REFUSED || atomic_load(&call->server->state) == SERVE_DRAINING;
         serve_fail(&error, NULL, draining ? "draining" : NULL, "%s",
                    draining ? "the server is shutting down"
                    : why    ? why

@@ -129,7 +129,7 @@ static fv_status take_chunk(fv_scheduler *s, fv_request *request, int i, const f
 static void end_choice(fv_request *request, int i, fv_request_end end)
 {
     request->choice[i].stage = OVER;
-    if (request->options.choice) request->options.choice(request->options.user, i, end);
+    if (request->options.choice && !request->options.embed) request->options.choice(request->options.user, i, end);
 }
 
 /* Logits with biases, and with penalties for the answer's own tokens. */

@@ -488,7 +488,7 @@ def test_queue():
     headers = {"Content-Type": "application/json"}
     with Server("--parallel", "1", "--queue", "1", "--drain", "30", "--quiet") as s:
         running, waiting = s.connect(), s.connect()
-        running.request("POST", CHAT, json.dumps({**long, "max_tokens": 150}), headers)
+        running.request("POST", CHAT, json.dumps({**long, "max_tokens": 600}), headers)
         s.wait_metric("fovea_requests_running", lambda n: n == 1)
         waiting.request("POST", CHAT, json.dumps({**long, "stream": False}), headers)
         s.wait_metric("fovea_requests_waiting", lambda n: n == 1)
