@@ -49,7 +49,7 @@ holds defaults '{o["name"]: str(o["default"]) for o in j["options"]} == {"sink":
 
 expect no_verb 2 '' sh -c "$fovea 2> e; s=\$?; grep -q usage e || exit 9; echo 'fovea: usage shown' >&2; exit \$s"
 expect unknown_verb 2 "did you mean 'compare'" "$fovea" compar
-for verb in inspect train apply; do
+for verb in train apply; do
     expect "no_$verb" 2 'no verb of this version' "$fovea" $verb
 done
 expect half_a_verb 2 'ppl or needle' "$fovea" eval
