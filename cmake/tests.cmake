@@ -28,7 +28,9 @@ foreach(source ${test_sources})
 endforeach()
 
 # What the system may refuse, on demand.
-target_link_options(test_share PRIVATE -Wl,--wrap=mmap,--wrap=mprotect,--wrap=memfd_create,--wrap=pwrite)
+foreach(name test_share test_refused)
+    target_link_options(${name} PRIVATE -Wl,--wrap=mmap,--wrap=mprotect,--wrap=memfd_create,--wrap=pwrite)
+endforeach()
 
 # The fuzz targets' seeds run in every test run, without libFuzzer.
 file(GLOB fuzz_targets CONFIGURE_DEPENDS tests/fuzz/fuzz_*.c)
