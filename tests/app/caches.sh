@@ -1,0 +1,96 @@
+# Cache policies from the command line: each on both models, the frontier, and the probes that write plan files.
+. "$(dirname "$(realpath "$0")")/common.bash"
+need_model "$smollm"
+need_model "$gemma"
+head -c 6000 "$source_dir/LICENSE" > text
+call="$fovea run -m $smollm --raw -f text -n 4 --json"
+
+# ---- plan files, from the probes ----
+expect heads 0 '' "$fovea" inspect srh -m "$smollm" --lengths 384 --depths 50,100 --cap 40 --out heads.json --json
+holds heads_in_json 'len(j["srh"]) == 30 and len(j["srh"][0]) == 9 and len(j["trh"]) == 30 and j["runs"] == 6 and 0 < j["counted"] <= 6'
+holds losses 'abs(sum(j["importance"]) - 1) < 1e-6 and all(x >= 0 for x in j["importance"])'
+holds masses 'all(s >= 0 for row in j["srh"] + j["trh"] for s in row) and max(map(max, j["srh"])) > 1'
+python3 - > why 2>&1 <<'PYTHON' || fail plan_of_heads "$(cat why)"
+import json
+plan, scores = json.load(open("heads.json")), json.load(open("out"))["srh"]
+assert len(plan["heads"]) == 30 == len(plan["importance"])
+for heads, row in zip(plan["heads"], scores):
+    assert heads == sorted(range(9), key=lambda h: -row[h])[:4], (heads, row)
+PYTHON
+echo ok plan_of_heads
+expect layers 0 '' "$fovea" inspect hylra -m "$smollm" -f text --steps 3 --keep 256 --recent 64 --chunk 32 --out layers.json --json
+holds layers_in_json 'len(j["plan"]) == 30 and len(j["full"]) == 3 and all(s < l for l, s in enumerate(j["plan"]))'
+holds overlaps 'all(0 <= x <= 1 for row in j["overlap"] for x in row) and all(j["overlap"][l][l] == 1 for l in range(30))'
+holds sources 'sum(s < 0 for s in j["plan"]) <= j["sources"]'
+expect too_short 1 'nothing would be left out' "$fovea" inspect hylra -m "$smollm" -f text --keep 4000 --out no.json
+absent no_plan no.json
+cat > spans.json <<'PLAN'
+{"alphas": [[0, 64, 128]], "betas": [[0.25, 0.25, 0.125]]}
+PLAN
+python3 - <<'PYTHON'
+import json
+plan = json.load(open("spans.json"))
+json.dump({key: rows * 30 for key, rows in plan.items()}, open("spans.json", "w"))
+PYTHON
+
+# ---- each policy ----
+for spec in vattn sinkring:budget=200 sinkring:budget=200,rope=cache h2o:budget=200 snapkv:budget=200 pyramidkv:budget=200 \
+    compresskv:budget=200 compresskv:budget=200,plan=heads.json guikv:budget_pct=20,frames=0-300+300-600 shard:local=2 \
+    layer_plan:budget=256 moa:plan=spans.json,max_new=16 gemfilter:budget=200 alisa:r=0.2 blocktopk:top=8 \
+    hylra:plan=layers.json,keep=256,recent=64,activate_at=64; do
+    expect "$spec" 0 '' $call --cache "$spec" --kept kept.json
+    holds "$spec in JSON" "j['cache'] == '$spec' and len(j['tokens']) == 4 and j['kv_bytes'] <= j['peak_kv_bytes'] and \\
+          (j['kv_committed_bytes'] <= j['peak_kv_bytes'] + 180 * 65536 or '$spec' == 'vattn')"
+    python3 - "$spec" > why 2>&1 <<'PYTHON' || fail "what $spec keeps" "$(cat why)"
+import json, sys
+run, kept, spec = json.load(open("out")), json.load(open("kept.json")), sys.argv[1]
+tokens, rows = run["prompt_tokens"], sum(len(h) for layer in kept["end"]["kept"] for h in layer)
+assert run["kv_bytes"] == rows * 256, (run["kv_bytes"], rows)
+assert all(h == sorted(set(h)) for when in ("prefill", "end") for layer in kept[when]["kept"] for h in layer)
+name = spec.split(":")[0]
+selects = name in ("alisa", "blocktopk", "hylra")
+assert (kept["end"]["selected"] is not None) == selects
+if selects or name == "vattn":
+    assert rows == 90 * (tokens + 3)
+else:
+    assert rows < 90 * tokens * 0.8
+if name in ("snapkv", "h2o", "gemfilter", "sinkring"):
+    assert all(len(h) == 200 for layer in kept["prefill"]["kept"] for h in layer)
+if name in ("pyramidkv", "compresskv"):
+    assert sum(len(h) for layer in kept["prefill"]["kept"] for h in layer) == 90 * 200
+if name in ("h2o", "sinkring"):
+    assert all(len(h) == 200 for layer in kept["end"]["kept"] for h in layer)
+assert kept["renumbered"] == (name == "gemfilter")
+PYTHON
+    echo "ok what $spec keeps"
+done
+for spec in sinkring:budget=200 h2o:budget=200 snapkv:budget=200 shard:local=2 gemfilter:budget=200 alisa blocktopk:top=8 \
+    full:k=q8_0,v=q4_0; do
+    expect "gemma $spec" 0 '' "$fovea" run -m "$gemma" --raw -f text -n 3 --json --cache "$spec"
+    holds "gemma $spec in JSON" 'len(j["tokens"]) == 3'
+done
+
+# ---- bad plans: 1; bad options: 2 ----
+echo '{"plan": [0], "full": []}' > bad.json
+expect bad_plan 1 "bad.json: 'plan': expected 30 items" $call --cache hylra:plan=bad.json
+expect no_plan_file 1 'none.json' $call --cache moa:plan=none.json
+expect plan_needed 2 "'plan' must be given" $call --cache moa
+expect window 2 'more rows than the window' $call --cache snapkv:budget=32
+expect both 2 "acts on the model's own attention" $call --cache h2o --attention moba:block=64
+
+# ---- compare, eval ----
+expect compared 0 '' "$fovea" compare -m "$smollm" -f text -n 2 --score 16 --with snapkv:budget=200 \
+    --with 'cache=full:k=q8_0,v=q8_0' --with 'attention=sinkwin:window=200 cache=full:k=q8_0' --report r.html --json
+holds compared_memory 'j["runs"][1]["kv_bytes"] < 0.5 * j["runs"][0]["kv_bytes"] and j["runs"][2]["kv_bytes"] < 0.6 * j["runs"][0]["kv_bytes"]'
+holds compared_distance '0 < j["runs"][2]["kl"] < 0.02 < j["runs"][1]["kl"] or j["runs"][2]["kl"] < j["runs"][1]["kl"]'
+expect two_caches 2 'names two caches' "$fovea" compare -m "$smollm" -f text --with 'cache=h2o snapkv'
+expect ppl 0 '' "$fovea" eval ppl -m "$smollm" -f text --ctx 512 --chunks 1 --cache snapkv:budget=64 --json
+holds ppl_counts 'j["tokens"] == 255'
+expect needle 0 '' "$fovea" eval needle -m "$smollm" -f text --lengths 400 --depths 50 --cache h2o:budget=100 --json
+expect frontier 0 '' "$fovea" eval cache -m "$smollm" -f text --only sinkring,snapkv,full --percent 30,10 --score 8 \
+    --depths 50 --lengths 300 --report frontier.html --json
+holds frontier_rows '[r["policy"] for r in j["rows"]] == ["full"] * 4 + ["sinkring"] * 2 + ["snapkv"] * 2'
+holds frontier_fields 'all({"kv_bytes", "kl", "needle", "prefill_tokens_per_second", "frontier"} <= set(r) for r in j["rows"]) and j["rows"][0]["frontier"]'
+grep -q '<svg' frontier.html && ! grep -qi 'http' frontier.html || fail frontier_page 'no picture, or something outside'
+echo ok frontier_page
+expect frontier_name 2 'no cache policy is called' "$fovea" eval cache -m "$smollm" -f text --only snapk
