@@ -81,8 +81,7 @@ fv_status fv_block_rule_trim(const fv_block_rule *rule, fv_rows *rows, int64_t h
 
     leaving(rule, call, &from, &to);
     for (int64_t block = to - 1; block >= from; block--)
-        if (!owns(rule, block))
-            FV_TRY(fv_rows_forget(rows, head, block * rule->block, (block + 1) * rule->block));
+        if (!owns(rule, block)) FV_TRY(fv_rows_forget(rows, head, block * rule->block, (block + 1) * rule->block));
     return FV_OK;
 }
 
