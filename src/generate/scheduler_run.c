@@ -345,6 +345,7 @@ static fv_status forward(fv_scheduler *s, const struct member *members, int64_t 
         const struct choice *c = choice_of(&members[n]);
         const int32_t *ids = prompt ? members[n].request->options.ids + c->read : c->ids + c->fed;
         parts[n] = (fv_forward_part){c->session, ids, prompt ? next_chunk(members[n].request, c) : 1, prompt};
+        if (prompt) c->session->prompt_tokens = members[n].request->options.count;
     }
     s->ctx->batching = prompt ? FV_BATCH_PROMPT : FV_BATCH_STEPS;
     FV_TRY(fv_forward(s->ctx, parts, count, &x));
