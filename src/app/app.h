@@ -29,6 +29,8 @@ bool app_flush(void);
 
 /* Minutes of work should not end at a file that cannot be written: FV_E_IO now (path NULL: no file is wanted). */
 fv_status app_file_try(const char *path);
+/* A file without a name, for what would be too much for memory.  FV_E_IO. */
+fv_status app_file_unnamed(FILE **file);
 
 /* ---- words (progress.c) ------------------------------------------------------------------------------------------ */
 

@@ -17,30 +17,14 @@ struct job {
     struct app *app;
     const compare_task *task;
     comparison *result;
-    FILE *dense;               /* logits of the scored steps under dense, f32, in a file without a name */
+    FILE *dense;               /* logits of the scored steps under dense, f32, in a file without a name: exact, and
+                                  not in memory, where 256 rows of 262,144 would take 256 MiB */
     float *logits, *reference; /* [vocabulary] */
     int64_t prefill, context;
     fv_session *session;
     compare_run *current;
     bool looking; /* at the attention calls of this step */
 };
-
-/* An unnamed file for dense's logits: exact, and not in memory (a vocabulary of 262,144 makes 256 rows of 1 MiB). */
-static fv_status open_scratch_file(struct job *job)
-{
-    const char *folder = getenv("TMPDIR");
-    char path[4096];
-    int descriptor;
-
-    snprintf(path, sizeof path, "%s/fovea-XXXXXX", folder && *folder ? folder : "/tmp");
-    descriptor = mkstemp(path);
-    if (descriptor < 0) return fv_fail(FV_E_IO, "%s: cannot be created: %s (TMPDIR says where)", path, strerror(errno));
-    unlink(path);
-    job->dense = fdopen(descriptor, "w+b");
-    if (job->dense) return FV_OK;
-    close(descriptor);
-    return fv_fail(FV_E_MEMORY, "out of memory for a file");
-}
 
 /* The document's tokens, and how many of them are scored. */
 static fv_status divide(struct job *job)
@@ -212,7 +196,7 @@ static fv_status compare(struct job *job)
     double start = app_seconds();
 
     FV_TRY(divide(job));
-    FV_TRY(open_scratch_file(job));
+    FV_TRY(app_file_unnamed(&job->dense));
     FV_TRY(FV_ALLOC(job->logits, c->info.vocabulary));
     FV_TRY(FV_ALLOC(job->reference, c->info.vocabulary));
     FV_TRY(run_all(job));

@@ -101,13 +101,3 @@ void page_bar(fv_text *out, int row, const char *name, const char *value, double
                    PAGE_WIDTH, row * PAGE_ROW + 14, value, row * PAGE_ROW + 20, PAGE_WIDTH, BAR, row * PAGE_ROW + 20,
                    fmax(length, 1), BAR, colour % 6);
 }
-
-fv_status app_file_try(const char *path)
-{
-    fv_file_out file;
-
-    if (!path) return FV_OK;
-    FV_TRY(fv_file_create(path, &file));
-    fv_file_discard(&file);
-    return FV_OK;
-}

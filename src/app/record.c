@@ -11,8 +11,7 @@ fv_status app_record_begin(app_record *record, int64_t vocabulary)
     record->vocabulary = vocabulary;
     record->count = 0;
     if (!record->logits_path) return FV_OK;
-    record->rows = tmpfile();
-    return record->rows ? FV_OK : fv_fail(FV_E_IO, "temporary file: %s (TMPDIR says where it lies)", strerror(errno));
+    return app_file_unnamed(&record->rows);
 }
 
 void app_record_end(app_record *record)

@@ -101,6 +101,7 @@ struct job {
     char **specs; /* [runs], run 0 is dense: NULL */
     int64_t room;
     frontier frontier;
+    char lengths[256]; /* of needles, in words */
 };
 
 static const char *const typed[] = {"full:k=q8_0,v=q8_0", "full:k=q8_0,v=q4_0", "full:k=q4_0,v=q4_0"};
@@ -278,7 +279,7 @@ static fv_status find_facts(struct job *job)
     const struct values *values = job->values;
     comparison *c = &job->result;
     cli_ints lengths = values->lengths;
-    static char text[256];
+    char *text = job->lengths;
     needle_task task = {.model = job->model,
                         .info = &c->info,
                         .precision = values->precision == 1 ? FV_PRECISION_F32 : FV_PRECISION_AUTO,
@@ -292,8 +293,9 @@ static fv_status find_facts(struct job *job)
     fv_status status = FV_OK;
 
     if (lengths.count == 0) lengths = (cli_ints){.count = 1, .items = &own};
-    for (int l = 0; l < lengths.count && used < sizeof text - 24; l++)
-        used += (size_t)snprintf(text + used, sizeof text - used, "%s%lld", l ? ", " : "", (long long)lengths.items[l]);
+    for (int l = 0; l < lengths.count && used < sizeof job->lengths - 24; l++)
+        used += (size_t)snprintf(text + used, sizeof job->lengths - used, "%s%lld", l ? ", " : "",
+                                 (long long)lengths.items[l]);
     job->frontier.lengths = text;
     FV_TRY(app_text_read(values->file, &document, &task.text_length));
     task.text = document;

@@ -1,7 +1,10 @@
+#define _GNU_SOURCE
 #include "base/file.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -93,6 +96,27 @@ fv_status fv_file_map(const char *path, const void **data, size_t *size)
 void fv_file_unmap(const void *data, size_t size)
 {
     if (data) munmap((void *)(uintptr_t)data, size);
+}
+
+fv_status fv_file_unnamed(const char *folder, int *descriptor)
+{
+    const char *temporary = getenv("TMPDIR");
+    size_t length;
+    char *name;
+
+    if (!folder) folder = temporary && *temporary ? temporary : "/tmp";
+    *descriptor = open(folder, O_TMPFILE | O_RDWR | O_CLOEXEC | O_EXCL, 0600);
+    if (*descriptor >= 0) return FV_OK;
+    length = strlen(folder) + 32; /* not every file system has files without names */
+    FV_TRY(FV_ALLOC(name, (int64_t)length));
+    snprintf(name, length, "%s/fovea-XXXXXX", folder);
+    *descriptor = mkostemp(name, O_CLOEXEC);
+    fv_status status = *descriptor < 0 ? fv_fail(FV_E_IO, "a temporary file in the folder %s (TMPDIR says where): %s",
+                                                 folder, strerror(errno))
+                                       : FV_OK;
+    if (status == FV_OK) unlink(name);
+    fv_free(name);
+    return status;
 }
 
 fv_status fv_file_create(const char *path, fv_file_out *out)

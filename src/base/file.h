@@ -14,6 +14,9 @@ fv_status fv_file_read(const char *path, char **owned, size_t *size);
 fv_status fv_file_map(const char *path, const void **data, size_t *size);
 void fv_file_unmap(const void *data, size_t size);
 
+/* A file without a name in `folder` (NULL: TMPDIR, or /tmp), read and written; it goes when it is closed.  FV_E_IO. */
+fv_status fv_file_unnamed(const char *folder, int *descriptor);
+
 /* Writes under a temporary name beside `path`, and renames on commit; fv_file_discard removes it.  A pipe or device is
  * written to as it is.  FV_E_IO. */
 typedef struct fv_file_out {

@@ -10,7 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "base/text.h"
+#include "base/file.h"
 
 /* Places that are free, of records of one size. */
 struct places {
@@ -42,36 +42,13 @@ struct fv_offload {
 
 /* ---- the file --------------------------------------------------------------------------------------------------- */
 
-static fv_status open_unnamed(const char *folder, int *file)
-{
-    fv_text name = {0};
-    fv_status status;
-
-    *file = open(folder, O_TMPFILE | O_RDWR | O_CLOEXEC | O_EXCL, 0600);
-    if (*file >= 0) return FV_OK;
-    /* Not every file system has files without names. */
-    fv_text_printf(&name, "%s/fovea-rows-XXXXXX", folder);
-    status = fv_text_status(&name);
-    if (status == FV_OK) {
-        *file = mkostemp(name.data, O_CLOEXEC);
-        if (*file < 0)
-            status = fv_fail(FV_E_IO, "a file for rows in the folder %s: %s", folder, strerror(errno));
-        else
-            unlink(name.data);
-    }
-    fv_text_free(&name);
-    return status;
-}
-
 fv_status fv_offload_new(const char *folder, fv_offload **file)
 {
-    const char *temporary = getenv("TMPDIR");
     fv_offload *f;
 
     *file = NULL;
-    if (!folder) folder = temporary && *temporary ? temporary : "/tmp";
     FV_TRY(FV_ZALLOC(f, 1));
-    fv_status status = open_unnamed(folder, &f->file);
+    fv_status status = fv_file_unnamed(folder, &f->file);
     if (status != FV_OK) {
         fv_free(f);
         return status;

@@ -181,14 +181,6 @@ fv_status fv_pages_new(const fv_pages_options *options, fv_pages **pages)
     return FV_OK;
 }
 
-fv_pages *fv_pages_hold(fv_pages *pages)
-{
-    pthread_mutex_lock(&pages->mutex);
-    pages->holders++;
-    pthread_mutex_unlock(&pages->mutex);
-    return pages;
-}
-
 void fv_pages_drop(fv_pages *pages)
 {
     bool last;

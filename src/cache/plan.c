@@ -101,7 +101,6 @@ static fv_status make_use(fv_cache_plan *plan, int part)
         plan->part[l] = part;
         if (plan->window[l] > 0 || use->policy->traits & FV_POLICY_FILTERS) continue;
         if (!use->policy->plan && !use->policy->after && !use->policy->act) continue; /* it never acts */
-        plan->acts[l] = true;
         layer[use->layers++] = l;
     }
     if (use->policy->traits & FV_POLICY_FILTERS && !plan->layers.bare)
@@ -119,7 +118,6 @@ static fv_status make(const char *spec, fv_cache_plan *plan)
     memcpy(plan->window, m->window, (size_t)m->layers * sizeof *plan->window);
     plan->model.window = plan->window;
     FV_TRY(FV_ALLOC(plan->part, m->layers));
-    FV_TRY(FV_ZALLOC(plan->acts, m->layers));
     for (int64_t l = 0; l < m->layers; l++)
         plan->part[l] = -1;
     if (!spec) return FV_OK;
@@ -155,13 +153,7 @@ void fv_cache_plan_free(fv_cache_plan *plan)
     if (plan->layers.specs) fv_layer_plan_free(&plan->layers);
     fv_free(plan->window);
     fv_free(plan->part);
-    fv_free(plan->acts);
     *plan = (fv_cache_plan){0};
-}
-
-const fv_policy_use *fv_cache_plan_at(const fv_cache_plan *plan, int64_t layer)
-{
-    return plan->acts[layer] ? &plan->use[plan->part[layer]] : NULL;
 }
 
 const fv_policy_common *fv_cache_plan_types(const fv_cache_plan *plan, int64_t layer)

@@ -137,22 +137,19 @@ fv_dtype fv_policy_type(int choice);
 
 /* ---- a model's set-up ------------------------------------------------------------------------------------------- */
 
-/* What a --cache SPEC says for all layers of a model.  `at` is the use of a layer, NULL where none acts: its rows are
- * stored as `common` says and all kept. */
+/* What a --cache SPEC says for all layers of a model: how a layer's rows are stored, and which policy acts there. */
 typedef struct fv_cache_plan {
     fv_cache_model model;
     int64_t *window;
     int uses;
     fv_policy_use *use;
     fv_layer_plan layers;
-    int *part;  /* [layers] which use stores its rows; -1: the default types */
-    bool *acts; /* [layers] */
+    int *part; /* [layers] which use stores its rows; -1: the default types */
 } fv_cache_plan;
 
 /* spec NULL: full.  FV_E_USAGE for names, options and layers; FV_E_IO, FV_E_FORMAT for plan files; FV_E_MEMORY. */
 fv_status fv_cache_plan_new(const char *spec, const fv_cache_model *model, fv_cache_plan *plan);
 void fv_cache_plan_free(fv_cache_plan *plan);
-const fv_policy_use *fv_cache_plan_at(const fv_cache_plan *plan, int64_t layer); /* NULL: nothing acts there */
 const fv_policy_common *fv_cache_plan_types(const fv_cache_plan *plan, int64_t layer);
 unsigned fv_cache_plan_traits(const fv_cache_plan *plan);             /* of all policies together */
 const fv_policy_use *fv_cache_plan_filter(const fv_cache_plan *plan); /* NULL: none */

@@ -26,6 +26,7 @@ static void free_choice(struct choice *choice)
     fv_free(choice->ids);
     fv_free(choice->logits);
     fv_free(choice->work);
+    fv_free(choice->times);
     *choice = (struct choice){0};
 }
 

@@ -17,9 +17,10 @@ struct choice {
     int64_t read; /* tokens of the prompt that have rows */
     int32_t *ids; /* the answer so far */
     int64_t count, capacity;
-    int64_t fed;   /* of them, how many have rows: all but the last, or fewer where rows were given up */
-    float *logits; /* [vocabulary], of the last row */
-    float *work;   /* the same, where penalties or biases change them */
+    int64_t fed;    /* of them, how many have rows: all but the last, or fewer where rows were given up */
+    float *logits;  /* [vocabulary], of the last row */
+    float *work;    /* the same, where penalties or biases change them */
+    int32_t *times; /* [vocabulary] with it: how often the answer has each token */
 };
 
 struct fv_request {
@@ -49,6 +50,7 @@ struct fv_scheduler {
     fv_scheduler_stats stats;
     fv_scheduler_stats counts; /* the same, of the thread that runs steps */
     fv_prefixes prefixes;      /* of the thread that runs steps */
+    double counted;            /* seconds: when rows last were */
     size_t most_bytes;         /* of rows */
 };
 

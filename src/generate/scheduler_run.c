@@ -6,6 +6,7 @@
 #include "generate/scheduler_parts.h"
 
 enum { MOST_PARTS = 256 };
+#define COUNT_SECONDS 0.02 /* rows are counted no more often where nothing limits them */
 
 /* ---- a prompt --------------------------------------------------------------------------------------------------- */
 
@@ -26,6 +27,7 @@ static fv_status make_choice(fv_scheduler *s, fv_request *request, int i)
     FV_TRY(fv_sampler_new(&sampling, vocabulary_of(s), &choice->sampler));
     FV_TRY(FV_ALLOC(choice->logits, vocabulary_of(s)));
     if (changed) FV_TRY(FV_ALLOC(choice->work, vocabulary_of(s)));
+    if (changed) FV_TRY(FV_ZALLOC(choice->times, vocabulary_of(s)));
     for (int64_t t = fv_max(o->count - 64, 0); t < o->count; t++)
         fv_sampler_accept(choice->sampler, o->ids[t]);
     choice->stage = READING;
@@ -141,12 +143,9 @@ static const float *changed_logits(const fv_scheduler *s, const fv_request *requ
     memcpy(choice->work, choice->logits, (size_t)vocabulary_of(s) * sizeof *choice->work);
     for (int i = 0; i < o->biases; i++)
         choice->work[o->bias_id[i]] += o->bias[i];
-    for (int64_t i = 0; i < choice->count; i++) {
-        bool again = false;
-        for (int64_t j = 0; j < i && !again; j++)
-            again = choice->ids[j] == choice->ids[i];
-        choice->work[choice->ids[i]] -= o->frequency_penalty + (again ? 0 : o->presence_penalty);
-    }
+    for (int64_t i = 0; i < vocabulary_of(s); i++)
+        if (choice->times[i] > 0)
+            choice->work[i] -= o->presence_penalty + o->frequency_penalty * (float)choice->times[i];
     return choice->work;
 }
 
@@ -163,6 +162,7 @@ static fv_status draw(fv_scheduler *s, fv_request *request, int i)
     }
     FV_TRY(FV_GROW(choice->ids, choice->capacity, choice->count + 1));
     choice->ids[choice->count++] = id;
+    if (choice->times) choice->times[id]++;
     s->counts.generated_tokens++;
     if (o->token && !o->token(o->user, i, id, choice->logits))
         end_choice(request, i, FV_REQUEST_STOP);
@@ -224,9 +224,11 @@ static fv_status measure_rows(fv_scheduler *s, fv_rows_bytes *bytes)
     while (nth_session(s, sessions))
         sessions++;
     FV_TRY(FV_SCRATCH(s->ctx, rows, sessions * layers));
-    for (int64_t n = 0; n < sessions; n++)
+    for (int64_t n = 0; n < sessions; n++) {
+        const fv_session *session = nth_session(s, n);
         for (int64_t l = 0; l < layers; l++)
-            rows[n * layers + l] = &nth_session(s, n)->layers[l].rows;
+            rows[n * layers + l] = &session->layers[l].rows;
+    }
     return fv_rows_measure_all(rows, sessions * layers, bytes);
 }
 
@@ -240,6 +242,7 @@ static void count_rows(fv_scheduler *s)
         s->counts.committed_bytes = bytes.committed;
     }
     fv_scratch_release(s->ctx, mark);
+    s->counted = fv_scheduler_now();
     pthread_mutex_lock(&s->mutex);
     s->stats = s->counts;
     pthread_mutex_unlock(&s->mutex);
@@ -453,6 +456,7 @@ static void step(fv_scheduler *s)
     count = gather(s, READING, members);
     if (count > 0) run_or_fail(s, members, count, true);
     end_those_over(s);
+    if (s->most_bytes == SIZE_MAX && s->running && fv_scheduler_now() < s->counted + COUNT_SECONDS) return;
     count_rows(s);
     while (s->counts.row_bytes > s->most_bytes && make_room(s))
         count_rows(s);

@@ -668,9 +668,10 @@ static fv_status feed_prompt(fv_session *session, const int32_t *ids, int64_t co
     fv_status status = feed_tokens(session, ids, count, once ? count : session->chunk, true, once, wanted);
     if (status != FV_OK) session->prompt_tokens = session->length;
     FV_TRY(status);
-    for (int64_t l = 0; l < session->model->sizes.layers && !once; l++)
-        FV_TRY(fv_session_act(session, l, session->length));
-    return FV_OK;
+    for (int64_t l = 0; l < session->model->sizes.layers && !once && status == FV_OK; l++)
+        status = fv_session_act(session, l, session->length);
+    session->broken = status != FV_OK; /* some layers have dropped rows */
+    return status;
 }
 
 static fv_status check_rows(const float *logits, int64_t rows, int64_t count)

@@ -8,7 +8,7 @@
 #include "generate/scheduler.h"
 #include "support/tiny_model.h"
 
-enum { VOCABULARY = 50, REQUESTS = 12, MOST = 40, CONTEXT = 900 };
+enum { VOCABULARY = 50, REQUESTS = 8, MOST = 40, CONTEXT = 900 };
 
 struct fixture {
     tiny_model tiny;
@@ -185,12 +185,27 @@ static const tiny_model models[] = {
     {.architecture = "llama", .layers = 2, .heads = 6, .key_heads = 3, .context = CONTEXT},
     {.architecture = "gemma3", .layers = 7, .context = CONTEXT, .window = 30},
 };
-static const char *const caches[] = {NULL, "full:k=q8_0,v=q8_0", "sinkring:sink=2,window=20",
-                                     "0/sinkring:sink=2,window=20,prefill=dense"};
-enum { CACHES = sizeof caches / sizeof *caches };
+static const struct {
+    const char *attention, *cache;
+} setups[] = {
+    {NULL, NULL},
+    {NULL, "full:k=q8_0,v=q8_0"},
+    {NULL, "sinkring:sink=2,window=20"},
+    {NULL, "sinkring:sink=2,window=20,prefill=dense"},
+    {NULL, "h2o:budget=24"},
+    {NULL, "snapkv:budget=24,window=4"},
+    {NULL, "shard:block=8,local=2"},
+    {NULL, "gemfilter:budget=24"},
+    {NULL, "alisa:r=0.3"},
+    {NULL, "blocktopk:block=4,top=3,local=8"},
+    {NULL, "vattn:page=4096"},
+    {"moba:block=16,top=2", "full:k=q4_0"},
+    {"lightning2", NULL},
+};
+enum { SETUPS = sizeof setups / sizeof *setups };
 
 /* Alone and without rows of others; then all at once, through a short row of places, with and without memory. */
-static void check_company(struct fixture *f, const char *cache, bool sampled, fv_random *random)
+static void check_company(struct fixture *f, int setup, bool sampled, fv_random *random)
 {
     static int32_t ids[REQUESTS][CONTEXT];
     static struct outcome alone[REQUESTS], company[REQUESTS];
@@ -201,8 +216,10 @@ static void check_company(struct fixture *f, const char *cache, bool sampled, fv
     draw_prompts(ids, counts, random);
     for (int pass = 0; pass < 4; pass++) {
         struct outcome *out = pass == 0 ? alone : company;
-        start(f,
-              &(fv_scheduler_options){.parallel = pass == 2 ? 2 : 5, .cache = cache, .row_bytes = limits[pass == 3]});
+        start(f, &(fv_scheduler_options){.parallel = pass == 2 ? 2 : 5,
+                                         .attention = setups[setup].attention,
+                                         .cache = setups[setup].cache,
+                                         .row_bytes = limits[pass == 3]});
         for (int r = 0; r < REQUESTS; r++) {
             fv_request_options options = request_of(ids[r], counts[r], &out[r]);
             options.no_reuse = pass == 0;
@@ -214,8 +231,9 @@ static void check_company(struct fixture *f, const char *cache, bool sampled, fv
         for (int r = 0; r < REQUESTS; r++) {
             char what[200];
             wait_for(&out[r]);
-            snprintf(what, sizeof what, "%s, cache %s, pass %d, request %d of %d tokens", f->tiny.architecture,
-                     cache ? cache : "(none)", pass, r, (int)counts[r]);
+            snprintf(what, sizeof what, "%s, %s %s, pass %d, request %d of %d tokens", f->tiny.architecture,
+                     setups[setup].attention ? setups[setup].attention : "own",
+                     setups[setup].cache ? setups[setup].cache : "", pass, r, (int)counts[r]);
             if (out[r].end != FV_REQUEST_STOP) fail_msg("%s: ended as %d: %s", what, (int)out[r].end, out[r].error);
             assert_int_equal(out[r].choice_end[0], FV_REQUEST_LENGTH);
             assert_int_equal(out[r].count[0], 12);
@@ -232,10 +250,9 @@ static void company_changes_no_token(void **state)
     (void)state;
 
     for (size_t m = 0; m < sizeof models / sizeof *models; m++)
-        for (int c = 0; c < CACHES; c++) {
-            if (m == 1 && c == 3) continue; /* that layer has a window */
-            begin(&f, models[m], c % 2 ? 1 : 2);
-            check_company(&f, caches[c], c % 2, &random);
+        for (int n = 0; n < SETUPS; n++) {
+            begin(&f, models[m], n % 2 ? 1 : 2);
+            check_company(&f, n, n % 2, &random);
             end(&f);
         }
 }
@@ -292,7 +309,7 @@ static void choices_are_requests_with_other_seeds(void **state)
 {
     static const struct {
         const char *attention, *cache;
-    } setups[] = {{NULL, NULL}, {NULL, "sinkring:window=20"}, {"lightning2", NULL}};
+    } ways[] = {{NULL, NULL}, {NULL, "sinkring:window=20"}, {"lightning2", NULL}};
     static int32_t ids[100];
     static struct outcome all, one;
     fv_random random = fv_random_new(test_seed(), 9800);
@@ -303,11 +320,11 @@ static void choices_are_requests_with_other_seeds(void **state)
         ids[i] = (int32_t)fv_random_below(&random, VOCABULARY);
     begin(&f, models[0], 2);
     start(&f, &(fv_scheduler_options){0});
-    for (size_t s = 0; s < sizeof setups / sizeof *setups; s++) {
+    for (size_t s = 0; s < sizeof ways / sizeof *ways; s++) {
         fv_request_options options = request_of(ids, 100, &all);
         options.sampling = (fv_sampler_options){.temperature = 1, .seed = 41};
-        options.attention = setups[s].attention;
-        options.cache = setups[s].cache;
+        options.attention = ways[s].attention;
+        options.cache = ways[s].cache;
         options.choices = 4;
         assert_ok(submit(&f, &options, &all));
         wait_for(&all);
@@ -465,6 +482,51 @@ static void bad_requests_are_refused_in_words(void **state)
     end(&f);
 }
 
+/* Memory that runs out under way: whoever is hit is told, the rest go on, and later requests are as ever. */
+static void failing_memory_ends_requests_one_by_one(void **state)
+{
+    static int32_t ids[CONTEXT];
+    static struct outcome good, o[3];
+    fv_request_options options;
+    struct fixture f;
+    int failed = 0, finished = 0;
+    (void)state;
+
+    begin(&f, models[0], 2);
+    start(&f, &(fv_scheduler_options){.parallel = 3});
+    options = request_of(ids, 60, &good);
+    options.no_reuse = true;
+    assert_ok(submit(&f, &options, &good));
+    wait_for(&good);
+    for (int64_t nth = 1; nth < 120; nth += 7) {
+        for (int r = 0; r < 3; r++) {
+            options = request_of(ids, 60, &o[r]);
+            options.no_reuse = true;
+            options.presence_penalty = r == 2 ? 0.5F : 0;
+            if (r == 1) options.choices = 3;
+            assert_ok(submit(&f, &options, &o[r]));
+        }
+        test_alloc_fail(nth);
+        for (int r = 0; r < 3; r++)
+            wait_for(&o[r]);
+        test_alloc_fail(0);
+        for (int r = 0; r < 3; r++) {
+            failed += o[r].end == FV_REQUEST_FAILED;
+            finished += o[r].end == FV_REQUEST_STOP;
+            assert_true(o[r].end == FV_REQUEST_FAILED || o[r].end == FV_REQUEST_STOP);
+            if (o[r].end == FV_REQUEST_FAILED) assert_true(o[r].error[0] != 0);
+            if (o[r].end == FV_REQUEST_STOP && r == 0) same_tokens("beside failures", &good, &o[r], 1);
+        }
+    }
+    assert_true(failed > 0 && finished > 0);
+    options = request_of(ids, 60, &o[0]);
+    assert_ok(submit(&f, &options, &o[0]));
+    wait_for(&o[0]);
+    same_tokens("afterwards", &good, &o[0], 1);
+    stop(&f, true);
+    end(&f);
+}
+
 static void embeddings_have_length_one(void **state)
 {
     static int32_t ids[600];
@@ -507,6 +569,7 @@ int main(void)
         cmocka_unit_test(requests_end_as_they_are_told),
         cmocka_unit_test(stopping_lets_the_running_finish),
         cmocka_unit_test(bad_requests_are_refused_in_words),
+        cmocka_unit_test(failing_memory_ends_requests_one_by_one),
         cmocka_unit_test(embeddings_have_length_one),
     };
 

@@ -554,12 +554,6 @@ static void take(fv_tiles *t, const fv_plan_run *run, int64_t key, int count)
     t->open.keys |= seen;
 }
 
-void fv_tiles_walk(fv_tiles *t, int64_t item, int64_t from, int64_t to, fv_tiles_fn *visit, void *user)
-{
-    fv_plan_tile_at(t->source->view, item, &t->tile);
-    fv_tiles_walk_rows(t, from, to, visit, user);
-}
-
 /* As many whole lines of a patch as `most` rows hold, or an even part of one. */
 static int step_of(int most, int line)
 {

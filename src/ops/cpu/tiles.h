@@ -97,10 +97,9 @@ void fv_tiles_products(const fv_tiles *tiles, int n, float *s);
 /* What the softmax of row r, and of up to `most` rows from it on, has to add to products; how many that holds for. */
 int fv_tiles_terms(const fv_tiles *tiles, int r, int most, struct fv_softmax_step *step);
 
-/* Walks the keys from..to-1 that item sees, calling `visit` with logits filled in. */
+/* Walks the keys from..to-1 that the rows which the caller has put into tiles->tile see, calling `visit` with logits
+ * filled in. */
 typedef void fv_tiles_fn(void *user, fv_tiles *tiles);
-void fv_tiles_walk(fv_tiles *tiles, int64_t item, int64_t from, int64_t to, fv_tiles_fn *visit, void *user);
-/* The same for rows the caller has put into tiles->tile. */
 void fv_tiles_walk_rows(fv_tiles *tiles, int64_t from, int64_t to, fv_tiles_fn *visit, void *user);
 
 /* Logits become exp(logit - lse), 0 where nothing is seen: lse[r] of a row, or by_key [B,H,M] if that is present. */
