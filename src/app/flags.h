@@ -8,6 +8,12 @@
 #define FLAG_MODEL(at, heading)                                                                                        \
     {.name = "model", .letter = 'm', .kind = CLI_FILE, .offset = (at), .argument = "MODEL", .required = true,         \
      .group = heading, .help = "GGUF file"}
+#define FLAG_FILE(at, needed, words)                                                                                   \
+    {.name = "file", .letter = 'f', .kind = CLI_FILE, .offset = (at), .argument = "FILE", .required = (needed),        \
+     .help = words}
+#define FLAG_DEPTHS(at, first, words)                                                                                  \
+    {.name = "depths", .kind = CLI_INTS, .offset = (at), .argument = "0,50,100", .initial = first, .min = 0,           \
+     .max = 100, .help = words}
 #define FLAG_RAW(at)                                                                                                   \
     {.name = "raw", .kind = CLI_SWITCH, .offset = (at), .help = "no chat template: FILE, then TEXT, as they are"}
 #define FLAG_CONTEXT(at)                                                                                               \

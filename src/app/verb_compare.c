@@ -20,12 +20,7 @@ struct values {
 #define AT(field) offsetof(struct values, field)
 static const cli_flag flags[] = {
     FLAG_MODEL(AT(model), "Input"),
-    {.name = "file",
-     .letter = 'f',
-     .kind = CLI_FILE,
-     .offset = AT(file),
-     .argument = "FILE",
-     .help = "the document to read"},
+    FLAG_FILE(AT(file), false, "the document to read"),
     {.name = "prompt",
      .letter = 'p',
      .kind = CLI_TEXT,

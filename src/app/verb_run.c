@@ -24,12 +24,7 @@ struct values {
 #define AT(field) offsetof(struct values, field)
 static const cli_flag flags[] = {
     FLAG_MODEL(AT(model), "Input"),
-    {.name = "file",
-     .letter = 'f',
-     .kind = CLI_FILE,
-     .offset = AT(file),
-     .argument = "FILE",
-     .help = "a document to read"},
+    FLAG_FILE(AT(file), false, "a document to read"),
     {.name = "prompt",
      .letter = 'p',
      .kind = CLI_TEXT,
