@@ -261,6 +261,7 @@ static fv_status print_table(const struct bench *b)
     app_table table = {.columns = 7, .left = left};
     fv_text words = {0};
 
+    if (b->count == 0) return bench_kinetics_table(b);
     for (int64_t r = 0; r < b->count; r++)
         if (b->rows[r].tokens) table.columns = 8;
     for (int i = 0; i < table.columns; i++)
@@ -281,7 +282,6 @@ static fv_status print_table(const struct bench *b)
         bench_crossing(b, row, &words);
         fv_text_printf(&words, "\n");
     }
-    if (b->count == 0) return bench_kinetics_table(b);
     printf("%s, %s, %d threads\n", b->app->ctx->cpu.model, fv_ctx_backend(b->app->ctx), fv_ctx_threads(b->app->ctx));
     fv_status status = app_table_print(&table, stdout);
     if (status == FV_OK) status = fv_text_status(&words);

@@ -486,7 +486,7 @@ def test_disconnect(s):
 def test_queue():
     long = {"messages": FRANCE["messages"], "max_tokens": 8000, "ignore_eos": True, "temperature": 0, "stream": True}
     headers = {"Content-Type": "application/json"}
-    with Server("--parallel", "1", "--queue", "1", "--drain", "30", "--quiet") as s:
+    with Server("--parallel", "1", "--queue", "1", "--drain", "600", "--quiet") as s:
         running, waiting = s.connect(), s.connect()
         running.request("POST", CHAT, json.dumps({**long, "max_tokens": 600}), headers)
         s.wait_metric("fovea_requests_running", lambda n: n == 1)

@@ -245,15 +245,15 @@ INLINE void join_integers(const bool nibbles, int64_t d, const float *q, float *
 {
     float size = size_of(q, d), inverse = inverse_of(size, 32767);
     uint8_t *low = (uint8_t *)out;
-    int32_t *correction = (int32_t *)(low + 2 * d), sum = 0;
+    uint32_t *correction = (uint32_t *)(low + 2 * d), sum = 0; /* modulo 2^32: rows of NaN are the lowest integers */
 
     for (int64_t n = 0; n < d; n += W) {
         __m512i x = _mm512_cvtps_epi32((__m512)(load(q + n) * inverse)), high = _mm512_srai_epi32(x, 8);
         _mm_storeu_si128((__m128i *)(low + n), _mm512_cvtepi32_epi8(x));
         _mm_storeu_si128((__m128i *)(low + d + n), _mm512_cvtepi32_epi8(high));
-        sum += _mm512_reduce_add_epi32(nibbles ? x : high);
+        sum += (uint32_t)_mm512_reduce_add_epi32(nibbles ? x : high);
         if ((n + W) % BLOCK != 0) continue;
-        *correction++ = (nibbles ? -8 : -128) * sum;
+        *correction++ = -(nibbles ? 8u : 128u) * sum;
         sum = 0;
     }
     out[d / 2 + d / BLOCK] = size / 32767;
