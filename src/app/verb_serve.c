@@ -233,7 +233,7 @@ static void drain(serve_server *server, struct steps *steps, const sigset_t *sig
 
     app_say(server->app, "shutting down: running requests have %g s to finish", server->options.drain);
     atomic_store(&server->state, SERVE_DRAINING);
-    serve_door_close(server);
+    serve_door_shut(server);
     fv_scheduler_stop(server->scheduler, true);
     while (!atomic_load(&steps->over)) {
         if (wait_signal(signals, 20)) second_signal();
@@ -266,8 +266,9 @@ static void end(serve_server *server)
 {
     while (atomic_load(&server->looks) > 0) /* they hold the model */
         poll(NULL, 0, 10);
-    serve_door_close(server);
+    serve_door_shut(server);
     serve_http_stop(server);
+    serve_door_end(server);
     serve_guard_stop(server);
     fv_scheduler_free(server->scheduler);
     fv_model_close(server->model);
