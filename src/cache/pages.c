@@ -53,11 +53,9 @@ static void unmap(fv_slab *slab, size_t from)
     slab->mapped = from;
 }
 
-/* Pages of tensors given back, the longest idle first, until `bytes` more may be mapped. */
-static bool reclaim(fv_pages *pages, size_t bytes)
+/* Pages of tensors given back, the longest idle first, until `bytes` more may be mapped beside `limit`. */
+static bool reclaim(fv_pages *pages, size_t bytes, size_t limit)
 {
-    size_t limit = pages->options.limit > 0 ? (size_t)pages->options.limit : SIZE_MAX;
-
     while (pages->stats.mapped + bytes > limit && pages->idle) {
         fv_slab **last = &pages->idle, *slab;
         while ((*last)->next)
@@ -99,7 +97,7 @@ static fv_status map(fv_slab *slab, size_t to, int64_t *calls)
     size_t bytes = to - slab->mapped;
     int error;
 
-    if (!reclaim(pages, bytes))
+    if (!reclaim(pages, bytes, pages->options.limit > 0 ? (size_t)pages->options.limit : SIZE_MAX))
         return fv_fail(FV_E_MEMORY, "the page pool: %zu bytes more do not fit beside %zu of at most %lld", bytes,
                        pages->stats.mapped, (long long)pages->options.limit);
     pages->stats.mapped += bytes;
@@ -236,6 +234,31 @@ void fv_pages_measure(fv_pages *pages, fv_pages_stats *stats)
         pthread_cond_wait(&pages->done, &pages->mutex);
     *stats = pages->stats;
     pthread_mutex_unlock(&pages->mutex);
+}
+
+size_t fv_pages_idle(const fv_ctx *ctx)
+{
+    size_t idle = 0;
+
+    for (fv_pages *pages = ctx->kept; pages; pages = pages->next) {
+        pthread_mutex_lock(&pages->mutex);
+        idle += pages->stats.idle;
+        pthread_mutex_unlock(&pages->mutex);
+    }
+    return idle;
+}
+
+bool fv_pages_trim(const fv_ctx *ctx)
+{
+    bool any = false;
+
+    for (fv_pages *pages = ctx->kept; pages; pages = pages->next) {
+        pthread_mutex_lock(&pages->mutex);
+        any |= pages->stats.idle > 0;
+        (void)reclaim(pages, 0, 0);
+        pthread_mutex_unlock(&pages->mutex);
+    }
+    return any;
 }
 
 /* ---- tensors ---------------------------------------------------------------------------------------------------- */

@@ -192,7 +192,7 @@ fv_status fv_scheduler_new(fv_ctx *ctx, const fv_model *model, const fv_schedule
     if (s->options.parallel == 0) s->options.parallel = 4;
     if (s->options.context == 0) s->options.context = model->sizes.context;
     if (s->options.queue == 0) s->options.queue = 64;
-    s->most_bytes = options->row_bytes ? options->row_bytes : SIZE_MAX;
+    s->most_bytes = options->kv_memory ? options->kv_memory : SIZE_MAX;
     none.attention = (char *)(uintptr_t)options->attention;
     none.cache = (char *)(uintptr_t)options->cache;
     status = check_setup(s, &none);

@@ -230,7 +230,8 @@ def test_rest(s):
     for name, kind in [("requests_total", "counter"), ("requests_running", "gauge"), ("requests_waiting", "gauge"),
                        ("requests_cancelled_total", "counter"), ("prompt_tokens_total", "counter"),
                        ("cached_prompt_tokens_total", "counter"), ("generated_tokens_total", "counter"),
-                       ("kv_bytes", "gauge"), ("kv_committed_bytes", "gauge"),
+                       ("kv_bytes", "gauge"), ("kv_committed_bytes", "gauge"), ("kv_memory_bytes", "gauge"),
+                       ("requests_sent_back_total", "counter"), ("prompts_given_back_total", "counter"),
                        ("time_to_first_token_seconds", "histogram"), ("time_per_token_seconds", "histogram"),
                        ("queue_seconds", "histogram")]:
         check(name, f"# TYPE fovea_{name} {kind}\n" in text, text)
@@ -569,6 +570,25 @@ def test_queue():
     ok("a second signal ends it")
 
 
+def test_memory():
+    bodies = [{"prompt": [100 + i] * 300, "max_tokens": 24, "temperature": 0, "ignore_eos": True} for i in range(6)]
+    ask = lambda s, body: s.good(COMPLETIONS, body)["choices"][0]["text"]
+    with Server("--ctx", "512", "--kv-memory", "0") as s:
+        expected = [ask(s, body) for body in bodies]
+        check("no_limit", s.metric("fovea_kv_memory_bytes") == 0 and s.metric("fovea_prompts_given_back_total") == 0)
+    limit = 20_000_000  # two and a half of the requests
+    with Server("--ctx", "512", "--parallel", "6", "--kv-memory", str(limit)) as s:
+        for _ in range(2):
+            with concurrent.futures.ThreadPoolExecutor(6) as pool:
+                got = list(pool.map(lambda body: ask(s, body), bodies))
+            check("limited", got == expected, (got, expected))
+        s.wait_metric("fovea_prompts_given_back_total", lambda n: n > 0)
+        s.wait_metric("fovea_requests_running", lambda n: n == 0)
+        s.wait_metric("fovea_kv_committed_bytes", lambda n: 0 < n <= limit)
+        check("limit", s.metric("fovea_kv_memory_bytes") == limit and s.metric("fovea_requests_sent_back_total") >= 0)
+    ok("memory with a limit")
+
+
 def test_keys():
     with Server("--alias", "mine", "--cors", "https://app.example", env={"FOVEA_API_KEY": "sesame"}) as s:
         key = {"Authorization": "Bearer sesame"}
@@ -663,5 +683,5 @@ with Server("--ctx", "512", "--max-body", "65536", "--timeout", "1", "--allow-ho
                  test_http, test_connections, test_disconnect, test_many_connections):
         test(server)
 ok("a server that was idle ends at once")
-for test in (test_queue, test_keys, test_plain_model, test_start):
+for test in (test_queue, test_memory, test_keys, test_plain_model, test_start):
     test()
