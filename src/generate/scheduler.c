@@ -261,8 +261,10 @@ bool fv_request_lends(const fv_request *request)
     if (request->options.no_reuse || request->options.embed || !session || session->recurrent || session->broken ||
         fv_cache_plan_traits(&session->cache) & ~(FV_POLICY_POSITION | FV_POLICY_CHUNKS))
         return false;
-    for (int64_t l = 0; l < session->model->sizes.layers; l++)
-        if (!session->layers[l].dense || session->layers[l].policy) return false;
+    for (int64_t l = 0; l < session->model->sizes.layers; l++) {
+        const fv_policy_layer *policy = session->layers[l].policy;
+        if (!session->layers[l].dense || (policy && fv_policy_acts(policy->use->policy))) return false;
+    }
     return true;
 }
 
