@@ -100,7 +100,7 @@ static fv_status make_use(fv_cache_plan *plan, int part)
         if (plan->layers.layer_part[l] != part) continue;
         plan->part[l] = part;
         if (plan->window[l] > 0 || use->policy->traits & FV_POLICY_FILTERS) continue;
-        if (!use->policy->plan && !use->policy->after && !use->policy->act) continue; /* it never acts */
+        if (!fv_policy_acts(use->policy) && !use->policy->pool) continue; /* rows are what they are without it */
         layer[use->layers++] = l;
     }
     if (use->policy->traits & FV_POLICY_FILTERS && !plan->layers.bare)

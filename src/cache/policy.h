@@ -126,6 +126,12 @@ struct fv_policy {
     int64_t (*bound)(const fv_policy_use *use, int64_t place);
 };
 
+/* Whether it changes which rows are held or read; otherwise it says at most where they lie. */
+static inline bool fv_policy_acts(const fv_policy *policy)
+{
+    return policy->plan || policy->read || policy->after || policy->act;
+}
+
 /* Every policy, NULL-ended (registry.c). */
 extern const fv_policy *const fv_policies[];
 const fv_policy *fv_policy_find(const char *name); /* NULL: none */

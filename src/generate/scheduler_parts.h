@@ -34,6 +34,8 @@ struct fv_request {
     double came, began, wrote, ended; /* seconds */
     int64_t order;
     fv_request_usage usage;
+    int64_t told; /* tokens of the prompt whose logits the caller has */
+    size_t held;  /* bytes of rows when it was sent back */
     bool failed;
     char error[512];
 };
@@ -51,7 +53,7 @@ struct fv_scheduler {
     fv_scheduler_stats counts; /* the same, of the thread that runs steps */
     fv_prefixes prefixes;      /* of the thread that runs steps */
     double counted;            /* seconds: when rows last were */
-    size_t most_bytes;         /* of rows */
+    size_t most_bytes;         /* mapped for rows */
 };
 
 double fv_scheduler_now(void); /* seconds */

@@ -117,7 +117,10 @@ static fv_status take_chunk(fv_scheduler *s, fv_request *request, int i, const f
     choice->read += count;
     fv_session_recount(choice->session);
     if (first_time && request->sum) FV_TRY(add_hidden(s, request, rows));
-    if (first_time && o->all_logits && o->prompt) FV_TRY(tell_prompt(s, request, rows, first));
+    if (first_time && o->all_logits && o->prompt && first >= request->told) {
+        FV_TRY(tell_prompt(s, request, rows, first));
+        request->told = first + count;
+    }
     if (choice->read < o->count) return FV_OK;
     s->ctx->batching = FV_BATCH_STEPS;
     if (o->limit > 0) FV_TRY(fv_forward_logits(choice->session, &last, choice->logits));
@@ -239,22 +242,49 @@ static void count_rows(fv_scheduler *s)
 
     if (measure_rows(s, &bytes) == FV_OK) { /* otherwise the figures stay for a step */
         s->counts.row_bytes = bytes.used;
-        s->counts.committed_bytes = bytes.committed;
+        s->counts.committed_bytes = bytes.committed + fv_pages_idle(s->ctx);
     }
     fv_scratch_release(s->ctx, mark);
     s->counted = fv_scheduler_now();
-    pthread_mutex_lock(&s->mutex);
-    s->stats = s->counts;
-    pthread_mutex_unlock(&s->mutex);
 }
 
 /* A choice's rows are given up: it reads everything again, and then goes on. */
-static void give_up_rows(struct choice *choice)
+static void give_up_rows(const fv_scheduler *s, fv_request *request, int i)
 {
+    struct choice *choice = &request->choice[i];
+
     if (choice->stage == OVER || choice->stage == NOT_BEGUN) return;
     fv_session_clear(choice->session);
     choice->read = choice->fed = 0;
     choice->stage = READING;
+    if (i == 0 && request->sum) memset(request->sum, 0, (size_t)s->model->sizes.width * sizeof *request->sum);
+}
+
+/* All of them, and the memory mapped for them; sessions are made again when it goes on. */
+static void give_up_sessions(const fv_scheduler *s, fv_request *request)
+{
+    request->held = 0;
+    for (int i = 0; i < request->options.choices; i++) {
+        struct choice *choice = &request->choice[i];
+        if (!choice->session) continue;
+        request->held += choice->session->row_bytes;
+        if (choice->session->row_bytes > request->usage.row_bytes)
+            request->usage.row_bytes = choice->session->row_bytes;
+        give_up_rows(s, request, i);
+        fv_session_free(choice->session);
+        choice->session = NULL;
+    }
+}
+
+static fv_status go_on(fv_scheduler *s, fv_request *request)
+{
+    int64_t cached = request->usage.cached_tokens;
+
+    for (int i = 0; i < request->options.choices; i++)
+        if (request->choice[i].stage == READING) FV_TRY(fv_scheduler_session(s, request, &request->choice[i].session));
+    if (request->choice[0].stage == READING) borrow(s, request);
+    request->usage.cached_tokens = cached;
+    return FV_OK;
 }
 
 /* The request that came last goes back to the head of the queue, without its rows. */
@@ -265,8 +295,8 @@ static bool send_back_youngest(fv_scheduler *s)
     for (fv_request *r = s->running; r; r = r->next)
         if (!youngest || r->order > youngest->order) youngest = r;
     if (!youngest || s->runs < 2) return false;
-    for (int i = 0; i < youngest->options.choices; i++)
-        give_up_rows(&youngest->choice[i]);
+    give_up_sessions(s, youngest);
+    s->counts.sent_back++;
     pthread_mutex_lock(&s->mutex);
     for (fv_request **at = &s->running; *at; at = &(*at)->next)
         if (*at == youngest) {
@@ -282,9 +312,16 @@ static bool send_back_youngest(fv_scheduler *s)
     return true;
 }
 
+static bool drop_prompt(fv_scheduler *s)
+{
+    if (!fv_prefixes_drop_oldest(&s->prefixes)) return false;
+    s->counts.given_back++;
+    return true;
+}
+
 static bool make_room(fv_scheduler *s)
 {
-    return fv_prefixes_drop_oldest(&s->prefixes) || send_back_youngest(s);
+    return fv_pages_trim(s->ctx) || drop_prompt(s) || send_back_youngest(s);
 }
 
 /* ---- steps ------------------------------------------------------------------------------------------------------ */
@@ -397,7 +434,7 @@ static void run_or_fail(fv_scheduler *s, const struct member *members, int64_t c
     for (int64_t n = 0; n < count; n++) {
         struct choice *c = choice_of(&members[n]);
         fv_session_undo(c->session);
-        if (c->session->broken) give_up_rows(c);
+        if (c->session->broken) give_up_rows(s, members[n].request, members[n].i);
     }
     if (count == 1) {
         if (status == FV_E_MEMORY && make_room(s)) return; /* the next step tries again */
@@ -456,10 +493,14 @@ static void step(fv_scheduler *s)
     count = gather(s, READING, members);
     if (count > 0) run_or_fail(s, members, count, true);
     end_those_over(s);
-    if (s->most_bytes == SIZE_MAX && s->running && fv_scheduler_now() < s->counted + COUNT_SECONDS) return;
+    if (s->counts.committed_bytes < s->most_bytes / 2 && s->running && fv_scheduler_now() < s->counted + COUNT_SECONDS)
+        return;
     count_rows(s);
-    while (s->counts.row_bytes > s->most_bytes && make_room(s))
+    while (s->counts.committed_bytes > s->most_bytes && make_room(s))
         count_rows(s);
+    pthread_mutex_lock(&s->mutex);
+    s->stats = s->counts;
+    pthread_mutex_unlock(&s->mutex);
 }
 
 /* ---- joining and leaving ---------------------------------------------------------------------------------------- */
@@ -487,13 +528,32 @@ static void sweep(fv_scheduler *s, bool draining, bool stopping)
         fv_request_end_with(s, r, FV_REQUEST_CANCELLED, NULL);
 }
 
+/* One that was sent back takes at least what it had. */
+static bool fits(const fv_scheduler *s, const fv_request *request)
+{
+    return s->counts.committed_bytes < s->most_bytes && request->held <= s->most_bytes - s->counts.committed_bytes;
+}
+
+/* Prompts that were kept are no reason for a request to wait. */
+static void make_room_for_first(fv_scheduler *s)
+{
+    for (;;) {
+        pthread_mutex_lock(&s->mutex);
+        bool waits = s->waiting && s->runs < s->options.parallel && !fits(s, s->waiting);
+        pthread_mutex_unlock(&s->mutex);
+        if (!waits || !drop_prompt(s)) return;
+        fv_pages_trim(s->ctx);
+        count_rows(s);
+    }
+}
+
 /* The head of the queue, if there is a place for it: taken out of the queue. */
 static fv_request *admit(fv_scheduler *s)
 {
     fv_request *r = NULL, **end;
 
     pthread_mutex_lock(&s->mutex);
-    if (s->waiting && s->runs < s->options.parallel && (s->runs == 0 || s->counts.row_bytes < s->most_bytes)) {
+    if (s->waiting && s->runs < s->options.parallel && (s->runs == 0 || fits(s, s->waiting))) {
         r = s->waiting;
         s->waiting = r->next;
         r->next = NULL;
@@ -510,8 +570,12 @@ static fv_request *admit(fv_scheduler *s)
 
 static void admit_all(fv_scheduler *s)
 {
+    make_room_for_first(s);
     for (fv_request *r; (r = admit(s));) {
-        if (r->began > 0) continue; /* it was sent back, and has all but its rows */
+        if (r->began > 0) { /* it was sent back, and has all but its rows */
+            note_failure(r, go_on(s, r));
+            continue;
+        }
         note_failure(r, begin_request(s, r));
         s->counts.prompt_tokens += r->options.count;
         s->counts.cached_tokens += r->usage.cached_tokens;

@@ -219,7 +219,7 @@ static void check_company(struct fixture *f, int setup, bool sampled, fv_random 
         start(f, &(fv_scheduler_options){.parallel = pass == 2 ? 2 : 5,
                                          .attention = setups[setup].attention,
                                          .cache = setups[setup].cache,
-                                         .row_bytes = limits[pass == 3]});
+                                         .kv_memory = limits[pass == 3]});
         for (int r = 0; r < REQUESTS; r++) {
             fv_request_options options = request_of(ids[r], counts[r], &out[r]);
             options.no_reuse = pass == 0;
@@ -301,6 +301,80 @@ static void prompts_are_lent(void **state)
     assert_int_equal(stats.generated_tokens, 5 * 12);
     assert_true(stats.row_bytes > 0 && stats.committed_bytes >= stats.row_bytes);
     stop(&f, true);
+    end(&f);
+}
+
+enum { LIMITED = 6, LIMITED_PROMPT = 400 };
+
+/* Request `r` of those below: the second one is an embedding. */
+static void submit_limited(struct fixture *f, int32_t ids[LIMITED][CONTEXT], int r, struct outcome *o)
+{
+    fv_request_options options = request_of(ids[r], LIMITED_PROMPT, o);
+
+    options.embed = r == 1;
+    options.all_logits = r == 2;
+    options.prompt = on_prompt;
+    if (options.embed) options.limit = 0;
+    o->width = f->tiny.width;
+    o->prompt_rows = 0;
+    assert_ok(submit(f, &options, o));
+}
+
+static void same_outcome(const char *what, const struct outcome *a, const struct outcome *b)
+{
+    assert_int_equal(b->end, FV_REQUEST_STOP);
+    same_tokens(what, a, b, 1);
+    assert_memory_equal(a->embedding, b->embedding, sizeof a->embedding);
+}
+
+/* Under a limit requests wait or are computed again, and change nothing; kept prompts go, the longest unused first. */
+static void memory_has_a_limit(void **state)
+{
+    static const char *const caches[] = {"full", "vattn:page=4096,async=0", "vattn:page=16384,megacache=1,async=0"};
+    static int32_t ids[LIMITED][CONTEXT];
+    static struct outcome alone[LIMITED], o[LIMITED];
+    fv_random random = fv_random_new(test_seed(), 9750);
+    fv_scheduler_stats stats;
+    struct fixture f;
+    (void)state;
+
+    for (int i = 0; i < LIMITED * CONTEXT; i++)
+        ids[i / CONTEXT][i % CONTEXT] = (int32_t)fv_random_below(&random, VOCABULARY);
+    begin(&f, models[0], 2);
+    for (size_t c = 0; c < sizeof caches / sizeof *caches; c++) {
+        size_t limit;
+        start(&f, &(fv_scheduler_options){.cache = caches[c]});
+        for (int r = 0; r < LIMITED; r++) {
+            submit_limited(&f, ids, r, &alone[r]);
+            wait_for(&alone[r]);
+        }
+        fv_scheduler_measure(f.scheduler, &stats);
+        assert_true(stats.given_back == 0 && stats.sent_back == 0);
+        stop(&f, true);
+        limit = alone[0].usage.row_bytes * 5 / 2;
+        start(&f, &(fv_scheduler_options){.cache = caches[c], .parallel = LIMITED, .kv_memory = limit});
+        for (int r = 0; r < LIMITED; r++)
+            submit_limited(&f, ids, r, &o[r]);
+        for (int r = 0; r < LIMITED; r++) {
+            wait_for(&o[r]);
+            same_outcome(caches[c], &alone[r], &o[r]);
+        }
+        for (int r = 0; r < LIMITED; r++) {
+            submit_limited(&f, ids, r, &o[r]);
+            wait_for(&o[r]);
+            same_outcome(caches[c], &alone[r], &o[r]);
+        }
+        fv_scheduler_measure(f.scheduler, &stats);
+        assert_true(stats.given_back > 0);
+        assert_true(stats.committed_bytes > 0 && stats.committed_bytes <= limit);
+        submit_limited(&f, ids, LIMITED - 1, &o[LIMITED - 1]); /* the last one is kept still, the first one is not */
+        wait_for(&o[LIMITED - 1]);
+        assert_int_equal(o[LIMITED - 1].usage.cached_tokens, LIMITED_PROMPT - 1);
+        submit_limited(&f, ids, 0, &o[0]);
+        wait_for(&o[0]);
+        assert_int_equal(o[0].usage.cached_tokens, 0);
+        stop(&f, true);
+    }
     end(&f);
 }
 
@@ -565,6 +639,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(company_changes_no_token),
         cmocka_unit_test(prompts_are_lent),
+        cmocka_unit_test(memory_has_a_limit),
         cmocka_unit_test(choices_are_requests_with_other_seeds),
         cmocka_unit_test(requests_end_as_they_are_told),
         cmocka_unit_test(stopping_lets_the_running_finish),
