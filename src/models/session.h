@@ -86,6 +86,10 @@ double fv_dense_pairs(const fv_sizes *sizes, int64_t position, int64_t tokens, i
 fv_status fv_forward_filter(fv_session *session, const int32_t *ids, int64_t count, int64_t layer, fv_tensor *q,
                             fv_tensor *k);
 
+/* Rows of a layer once more (cache/cold.h); `session` is an fv_session. */
+fv_status fv_forward_project(fv_ctx *ctx, void *session, int64_t layer, const fv_tensor *input, const int32_t *position,
+                             bool few, fv_tensor *k, fv_tensor *v);
+
 /* What policies do once a prompt has been read: for one layer. */
 fv_status fv_session_act(fv_session *session, int64_t layer, int64_t prompt);
 
