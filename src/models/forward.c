@@ -2,6 +2,8 @@
  * token's row, and attention sees them as strided views. */
 #include "models/session.h"
 
+#include <stdio.h>
+
 enum { MANY_TOKENS = 64 };
 
 struct pass {
@@ -307,7 +309,9 @@ static fv_status attend_part(fv_ctx *ctx, void *user, int64_t index)
                                  .rope = &rope}};
 
     session->dense_pairs += fv_dense_pairs(s, session->length + session->left_out, part->count, layer->window);
-    return own->dense ? attend_rows(ctx, &r) : attend_by_mechanism(ctx, &r);
+    session->failure = own->dense ? attend_rows(ctx, &r) : attend_by_mechanism(ctx, &r);
+    if (session->failure != FV_OK) snprintf(session->failure_text, sizeof session->failure_text, "%s", fv_error());
+    return session->failure;
 }
 
 /* Streams side by side where each brings little. */
@@ -392,6 +396,7 @@ static fv_status begin(fv_ctx *ctx, const fv_forward_part *parts, int64_t count,
     *p = (struct pass){.session = parts[0].session, .ctx = ctx, .sizes = &model->sizes, .parts = parts, .count = count};
     FV_TRY(FV_SCRATCH(ctx, first, count));
     for (int64_t i = 0; i < count; i++) {
+        parts[i].session->failure = FV_OK;
         first[i] = tokens;
         tokens += parts[i].count;
     }

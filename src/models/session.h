@@ -31,6 +31,8 @@ typedef struct fv_session_look {
 } fv_session_look;
 typedef fv_status fv_watch_fn(void *user, const fv_session_look *look);
 
+enum { FV_FAILURE_TEXT = 256 };
+
 struct fv_session {
     fv_ctx *ctx;
     const fv_model *model;
@@ -42,6 +44,8 @@ struct fv_session {
     bool keep_windows;     /* rows that leave a layer's own window stay */
     bool recurrent;        /* some layer keeps a state */
     bool broken;           /* something was left half way */
+    fv_status failure;     /* of its own in the last forward that it was a part of, and the sentence */
+    char failure_text[FV_FAILURE_TEXT];
     double pairs, dense_pairs;
     size_t row_bytes, state_bytes, peak_bytes; /* of rows now held, of states; of both, at most so far */
     fv_cache_plan cache;
