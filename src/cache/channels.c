@@ -16,6 +16,12 @@ static void range(const float *x, int64_t count, int64_t stride, double *low, do
     }
 }
 
+/* To the nearest whole number, halves away from 0, of what is far from the largest. */
+static int32_t nearest(double x)
+{
+    return (int32_t)(x < 0 ? x - 0.5 : x + 0.5);
+}
+
 /* Rounded up, so that the range is no more than 255 scales. */
 static float scale_of(double low, double high)
 {
@@ -38,10 +44,10 @@ static void pack_channel(const float *x, int64_t count, int64_t stride, float *s
         return;
     }
     *scale = scale_of(low, high);
-    *zero = (int32_t)round(-low / (double)*scale);
+    *zero = nearest(-low / (double)*scale);
     for (int64_t i = 0; i < count; i++) {
-        double code = round((double)x[i * stride] / (double)*scale) + *zero;
-        q[i * stride] = (uint8_t)fmin(fmax(code, 0), 255);
+        int32_t code = nearest((double)x[i * stride] / (double)*scale) + *zero;
+        q[i * stride] = (uint8_t)(code < 0 ? 0 : code > 255 ? 255 : code);
     }
 }
 

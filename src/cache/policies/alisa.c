@@ -67,6 +67,7 @@ struct layer {
     int64_t first, count, begin, room;
     float *block; /* [sets, BLOCK, block_to]: weights of the queries of a block */
     int64_t block_from, block_to, block_room;
+    fv_tensor keys; /* what several blocks are formed from; absent: each asks for its own */
     fv_logits logits;
     int64_t ready;    /* rows behind which the next step's choice is made; 0: not yet */
     fv_offload *file; /* of the stream, with the first layer */
@@ -232,7 +233,10 @@ static fv_status form_block(fv_ctx *ctx, fv_policy_layer *layer, int64_t from, i
     own->block_to = own->block_from = 0;
     FV_TRY(FV_GROW(own->block, own->block_room, n * BLOCK * to));
     memset(own->block, 0, (size_t)(n * BLOCK * to) * sizeof *own->block);
-    FV_TRY(prompt_keys(ctx, layer, to, &keys));
+    if (fv_present(&own->keys))
+        keys = fv_slice(&own->keys, 2, 0, to);
+    else
+        FV_TRY(prompt_keys(ctx, layer, to, &keys));
     FV_TRY(block_queries(ctx, layer, from, queries, &q));
     FV_TRY(FV_SCRATCH(ctx, summing.sum, queries * to));
     for (int64_t g = 0; g < m->key_heads; g++) {
@@ -373,9 +377,16 @@ static fv_status add_prompt(fv_ctx *ctx, fv_policy_layer *layer)
 
 static fv_status act(fv_ctx *ctx, fv_policy_layer *layer, int64_t prompt)
 {
+    struct layer *own = layer->state;
+    fv_status status;
+
     if (layer->rows->cold) FV_TRY(fv_cold_cut(layer->rows));
-    FV_TRY(add_prompt(ctx, layer));
-    return move_rows(ctx, layer, prompt, false);
+    FV_TRY(move_rows(ctx, layer, prompt, false));
+    if (own->count == 0) return FV_OK;
+    FV_TRY(prompt_keys(ctx, layer, own->first + own->count, &own->keys));
+    status = add_prompt(ctx, layer);
+    own->keys = (fv_tensor){0};
+    return status;
 }
 
 /* ---- a step ------------------------------------------------------------------------------------------------------ */
