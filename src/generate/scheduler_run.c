@@ -5,7 +5,7 @@
 #include "base/memory.h"
 #include "generate/scheduler_parts.h"
 
-enum { MOST_PARTS = 256 };
+enum { MOST_PARTS = 256, MOST_REFUSALS = 2 };
 #define COUNT_SECONDS 0.02 /* rows are counted no more often where nothing limits them */
 
 /* ---- a prompt --------------------------------------------------------------------------------------------------- */
@@ -367,11 +367,16 @@ static fv_status take_step(fv_scheduler *s, const struct member *m, const float 
 }
 
 /* A failure that is one request's own: it ends after the step. */
+static void note_failure_as(fv_request *request, const char *text)
+{
+    if (request->failed) return;
+    request->failed = true;
+    snprintf(request->error, sizeof request->error, "%s", text);
+}
+
 static void note_failure(fv_request *request, fv_status status)
 {
-    if (status == FV_OK || request->failed) return;
-    request->failed = true;
-    snprintf(request->error, sizeof request->error, "%s", fv_error());
+    if (status != FV_OK) note_failure_as(request, fv_error());
 }
 
 /* One forward for all members, and what comes of it. */
@@ -423,6 +428,17 @@ static fv_status run_members(fv_scheduler *s, const struct member *members, int6
     return status;
 }
 
+/* A member whose own part failed in a forward of several.  A file that fails will fail again; refused memory may be
+ * there the next time, but not for ever. */
+static void judge_member(const struct member *m)
+{
+    struct choice *c = choice_of(m);
+    fv_status own = c->session->failure;
+
+    if (own == FV_OK || own == FV_E_INTERRUPTED) return;
+    if (own != FV_E_MEMORY || ++c->refused > MOST_REFUSALS) note_failure_as(m->request, c->session->failure_text);
+}
+
 /* Whoever fails alone fails; the others go on.  Where memory was short, room is made first. */
 static void run_or_fail(fv_scheduler *s, const struct member *members, int64_t count, bool prompt)
 {
@@ -433,6 +449,7 @@ static void run_or_fail(fv_scheduler *s, const struct member *members, int64_t c
     snprintf(text, sizeof text, "%s", fv_error());
     for (int64_t n = 0; n < count; n++) {
         struct choice *c = choice_of(&members[n]);
+        if (count > 1) judge_member(&members[n]);
         fv_session_undo(c->session);
         if (c->session->broken) give_up_rows(s, members[n].request, members[n].i);
     }
@@ -442,7 +459,8 @@ static void run_or_fail(fv_scheduler *s, const struct member *members, int64_t c
         return;
     }
     for (int64_t n = 0; n < count; n++)
-        if (members[n].request->runs && choice_of(&members[n])->stage == (prompt ? READING : WRITING))
+        if (members[n].request->runs && !members[n].request->failed &&
+            choice_of(&members[n])->stage == (prompt ? READING : WRITING))
             run_or_fail(s, &members[n], 1, prompt);
 }
 

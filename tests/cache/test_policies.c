@@ -251,6 +251,28 @@ static void policies_equal_their_twins(void **state)
     }
 }
 
+/* Blocks of 8 bits: of one key-value head with few channels, so that there are texts whose codes are clear. */
+static void codes_equal_their_twins(void **state)
+{
+    static const tiny_model small[] = {
+        {.architecture = "llama", .layers = 2, .heads = 2, .key_heads = 1, .key_dim = 8, .context = 128},
+        {.architecture = "gemma2", .layers = 2, .heads = 4, .key_heads = 2, .key_dim = 4, .context = 128, .window = 20},
+    };
+    struct fixture f;
+    (void)state;
+
+    for (size_t m = 0; m < sizeof small / sizeof *small; m++) {
+        begin(&f, small[m]);
+        for (int c = 0; policy_code_cases[c]; c++) {
+            draw_until_clear(&f, &small[m], policy_code_cases[c]);
+            check_twin(&f, policy_code_cases[c], "ref", 0);
+            check_twin(&f, policy_code_cases[c], "cpu", 0);
+            check_twin(&f, policy_code_cases[c], "cpu", 17);
+        }
+        end(&f);
+    }
+}
+
 /* ---- promises --------------------------------------------------------------------------------------------------- */
 
 static const fv_policy *policy_of(const char *spec)
@@ -521,6 +543,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(policies_equal_their_twins),
+        cmocka_unit_test(codes_equal_their_twins),
         cmocka_unit_test(room_for_everything_is_the_full_cache),
         cmocka_unit_test(decisions_do_not_depend_on_threads),
         cmocka_unit_test(chunks_of_a_prompt_change_no_rows),

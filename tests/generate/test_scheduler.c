@@ -1,5 +1,7 @@
 /* The scheduler: the same tokens alone, in any company, at any place in the queue, with rows lent or not; requests
  * leave when they are told to, and fail one by one. */
+#define _GNU_SOURCE
+#include <errno.h>
 #include <math.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -34,6 +36,20 @@ struct outcome {
     fv_request *request;
     int cancel_after;
 };
+
+/* The n-th write from now on, and all later ones, fail (0: none); and those that end behind so many bytes of a file. */
+static _Atomic long writes, refused_from, most_bytes;
+
+ssize_t __real_pwrite(int file, const void *bytes, size_t count, off_t offset);
+ssize_t __wrap_pwrite(int file, const void *bytes, size_t count, off_t offset);
+ssize_t __wrap_pwrite(int file, const void *bytes, size_t count, off_t offset)
+{
+    bool full = most_bytes > 0 && offset + (off_t)count > most_bytes;
+
+    if (!full && (++writes < refused_from || refused_from == 0)) return __real_pwrite(file, bytes, count, offset);
+    errno = ENOSPC;
+    return -1;
+}
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
@@ -197,6 +213,8 @@ static const struct {
     {NULL, "shard:block=8,local=2"},
     {NULL, "gemfilter:budget=24"},
     {NULL, "alisa:r=0.3"},
+    {NULL, "alisa:r=0.3,resident=20,recompute=40"},
+    {NULL, "alisa:r=0.3,bits=8,resident=20"},
     {NULL, "blocktopk:block=4,top=3,local=8"},
     {NULL, "vattn:page=4096"},
     {"moba:block=16,top=2", "full:k=q4_0"},
@@ -601,6 +619,54 @@ static void failing_memory_ends_requests_one_by_one(void **state)
     end(&f);
 }
 
+/* In a prompt or in the answer, in the company of requests that know nothing of it. */
+static void a_full_disk_ends_the_requests_it_concerns(void **state)
+{
+    static const char *const caches[] = {"alisa:r=0.3,resident=8", "alisa:r=0.3", NULL,
+                                         "alisa:r=0.3,bits=8,resident=1"};
+    /* 15 of 100 rows stay; 2 layers, 3 heads, keys and values of 32 f16 */
+    const long prompt_bytes = 85 * 2 * 3 * 2 * 32 * 2;
+    static int32_t ids[CONTEXT];
+    static struct outcome alone[4], o[4];
+    fv_random random = fv_random_new(test_seed(), 9850);
+    fv_request_options options;
+    struct fixture f;
+    (void)state;
+
+    for (int i = 0; i < CONTEXT; i++)
+        ids[i] = (int32_t)fv_random_below(&random, VOCABULARY);
+    begin(&f, models[0], 2);
+    for (long nth = 0; nth < 30; nth += 1 + nth / 4) { /* 0: the disk is not full, and each is alone */
+        start(&f, &(fv_scheduler_options){0});
+        writes = 0;
+        refused_from = nth < 24 ? nth : 0;
+        most_bytes = nth < 24 ? 0 : prompt_bytes + 400; /* there is room again for who begins again */
+        for (int r = 0; r < 4; r++) {
+            struct outcome *out = nth ? &o[r] : &alone[r];
+            options = request_of(ids + r, 100, out);
+            options.cache = caches[r];
+            options.no_reuse = true;
+            assert_ok(submit(&f, &options, out));
+            if (nth == 0) wait_for(out);
+        }
+        for (int r = 0; r < 4 && nth > 0; r++) {
+            wait_for(&o[r]);
+            if (o[r].end == FV_REQUEST_FAILED) {
+                assert_true(caches[r] && strstr(caches[r], "resident"));
+                assert_non_null(strstr(o[r].error, "No space left on device"));
+            } else {
+                assert_int_equal(o[r].end, FV_REQUEST_STOP);
+                same_tokens(caches[r] ? caches[r] : "full", &alone[r], &o[r], 1);
+            }
+        }
+        if (nth > 0 && (nth < 12 || nth >= 24))
+            assert_int_equal(o[0].end, FV_REQUEST_FAILED); /* it writes nearly every step */
+        stop(&f, true);
+    }
+    refused_from = most_bytes = 0;
+    end(&f);
+}
+
 static void embeddings_have_length_one(void **state)
 {
     static int32_t ids[600];
@@ -645,6 +711,7 @@ int main(void)
         cmocka_unit_test(stopping_lets_the_running_finish),
         cmocka_unit_test(bad_requests_are_refused_in_words),
         cmocka_unit_test(failing_memory_ends_requests_one_by_one),
+        cmocka_unit_test(a_full_disk_ends_the_requests_it_concerns),
         cmocka_unit_test(embeddings_have_length_one),
     };
 
