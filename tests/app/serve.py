@@ -442,7 +442,7 @@ def test_connections(s):
           and answers[4] == {"status": "ok"}, raw)
     ok("keep-alive and pipelining")
     page = s.request("GET", "/")[2]
-    with socket.create_connection(("127.0.0.1", s.port), timeout=60) as k:
+    with socket.create_connection(("127.0.0.1", s.port), timeout=120) as k:
         k.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)  # what comes back fills every buffer on its way
         sender = threading.Thread(target=k.sendall, args=(head("/", method="GET") * 400 + head("/health", "Connection: close", method="GET"),))
         sender.start()
@@ -457,7 +457,7 @@ def test_connections(s):
     body = json.dumps({**FRANCE, "stream": True}).encode()
     raw = s.raw(head(CHAT, "Content-Type: application/json", f"Content-Length: {len(body)}", version="1.0") + body)
     check("http10_stream", raw.endswith(b"data: [DONE]\n\n") and b"chunked" not in raw, raw[-200:])
-    with socket.create_connection(("127.0.0.1", s.port), timeout=20) as k:
+    with socket.create_connection(("127.0.0.1", s.port), timeout=120) as k:
         k.sendall(head("/tokenize", "Content-Type: application/json", "Content-Length: 15", "Expect: 100-continue"))
         check("expect", k.recv(100).startswith(b"HTTP/1.1 100 "), "no 100")
         k.sendall(b'{"content":"a"}')
@@ -468,21 +468,21 @@ def test_connections(s):
     raw = s.raw(head("/tokenize", "Content-Type: application/json", "Transfer-Encoding: chunked", "Connection: close") + chunks)
     check("chunks", raw.startswith(b"HTTP/1.1 200 ") and b'"tokens"' in raw, raw)
     ok("HTTP/1.0, Expect and chunks")
-    with socket.create_connection(("127.0.0.1", s.port), timeout=20) as k:
+    with socket.create_connection(("127.0.0.1", s.port), timeout=120) as k:
         k.sendall(b"POST /tokenize HTTP/1.1\r\nHost: loc")
         raw = read_all(k)
         check("slow_head", error_of(raw) == (408, "request_timeout"), raw)
-    with socket.create_connection(("127.0.0.1", s.port), timeout=20) as k:
+    with socket.create_connection(("127.0.0.1", s.port), timeout=120) as k:
         k.sendall(head("/tokenize", "Content-Type: application/json", "Content-Length: 15") + b"{")
         raw = read_all(k)
         check("slow_body", error_of(raw) == (408, "request_timeout"), raw)
-    with socket.create_connection(("127.0.0.1", s.port), timeout=20) as k:
+    with socket.create_connection(("127.0.0.1", s.port), timeout=120) as k:
         k.sendall(head("/health", method="GET"))
         check("first", k.recv(1000).startswith(b"HTTP/1.1 200 "))
         k.sendall(b"GET /hea")
         raw = read_all(k)
         check("slow_later_head", error_of(raw) == (408, "request_timeout"), raw)
-    with socket.create_connection(("127.0.0.1", s.port), timeout=20) as k:
+    with socket.create_connection(("127.0.0.1", s.port), timeout=120) as k:
         k.settimeout(0.2)
         got = b""
         for byte in (b"GET /health HTTP/1.1\r\n" + b"X: a\r\n" * 50):  # a byte now and then is no progress
@@ -513,7 +513,7 @@ def test_disconnect(s):
         ok(f"a client that leaves: {name}")
     before = s.metric("fovea_requests_cancelled_total")
     body = json.dumps({**long, "stream": True}).encode()
-    with socket.create_connection(("127.0.0.1", s.port), timeout=20) as k:
+    with socket.create_connection(("127.0.0.1", s.port), timeout=120) as k:
         k.sendall(head(CHAT, "Content-Type: application/json", f"Content-Length: {len(body)}") + body)
         check("begins", k.recv(100).startswith(b"HTTP/1.1 200 "))
         k.setblocking(False)
@@ -546,7 +546,7 @@ def test_queue():
         check("queued_at_drain", status == 503, status)
         answer = running.getresponse().read().decode()
         check("running_at_drain", answer.endswith("data: [DONE]\n\n") and '"finish_reason":"length"' in answer, answer[-300:])
-        check("drained", s.process.wait(20) == 0, s.process.returncode)
+        check("drained", s.process.wait(120) == 0, s.process.returncode)
         lines = s.read_log().splitlines()
         check("quiet", len(lines) == 1, lines)
     ok("SIGTERM lets running requests finish")
@@ -555,7 +555,7 @@ def test_queue():
         c.request("POST", CHAT, json.dumps(long), headers)
         s.wait_metric("fovea_requests_running", lambda n: n == 1)
         s.process.send_signal(signal.SIGINT)
-        check("drain_ends", s.process.wait(20) == 0, s.process.returncode)
+        check("drain_ends", s.process.wait(120) == 0, s.process.returncode)
         check("told", '"error"' in c.getresponse().read().decode())
     ok("draining has an end")
     with Server() as s:
@@ -565,7 +565,7 @@ def test_queue():
         s.process.send_signal(signal.SIGTERM)
         time.sleep(0.2)
         s.process.send_signal(signal.SIGTERM)
-        check("second_signal", s.process.wait(20) == 1, s.process.returncode)
+        check("second_signal", s.process.wait(120) == 1, s.process.returncode)
         s.process.returncode = 0
     ok("a second signal ends it")
 
@@ -627,7 +627,7 @@ def test_many_connections(s):
         k = socket.create_connection(("127.0.0.1", s.port), timeout=5)
         open_ones.append(k)
     closed = 0
-    end = time.time() + 10
+    end = time.time() + 120
     while time.time() < end and closed < 76:
         closed = 0
         for k in open_ones:
@@ -641,7 +641,7 @@ def test_many_connections(s):
     for k in open_ones:
         k.close()
     check("connections", 76 <= closed < 200, closed)
-    end = time.time() + 10
+    end = time.time() + 120
     while True:
         try:
             if s.request("GET", "/health")[0] == 200:

@@ -53,15 +53,15 @@ class Server:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
-                self.process.wait(60)
+                self.process.wait(300)
             except subprocess.TimeoutExpired:
                 self.process.kill()
-                check("server_ends", False, "nothing within 60 s")
+                check("server_ends", False, "nothing within 300 s")
         if kind is None:
             check("server_ends_with_0", self.process.returncode == 0, (self.process.returncode, self.read_log()[-500:]))
 
     def connect(self):
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
 
     def request(self, method, path, body=None, headers=None, connection=None):
         """Status, headers, bytes."""
@@ -115,7 +115,7 @@ class Server:
 
     def raw_in_turn(self, pieces):
         """The same, each piece sent when the one before it has been answered."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=20) as s:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=120) as s:
             out = b""
             for i, data in enumerate(pieces):
                 while len(answers_of(out)) < i:
