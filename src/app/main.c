@@ -10,9 +10,22 @@
 #include "base/memory.h"
 
 const cli_verb *const cli_verbs[] = {
-    &verb_run,           &verb_compare, &verb_eval_ppl, &verb_eval_needle, &verb_eval_cache, &verb_inspect_srh,
-    &verb_inspect_hylra, &verb_attend,  &verb_list,     &verb_show,        &verb_tokenize,   &verb_bench,
-    &verb_serve,         NULL,
+    &verb_run,
+    &verb_compare,
+    &verb_eval_ppl,
+    &verb_eval_needle,
+    &verb_eval_cache,
+    &verb_inspect_srh,
+    &verb_inspect_hylra,
+    &verb_inspect_moa,
+    &verb_inspect_influence,
+    &verb_attend,
+    &verb_list,
+    &verb_show,
+    &verb_tokenize,
+    &verb_bench,
+    &verb_serve,
+    NULL,
 };
 
 /* ---- interruption ---------------------------------------------------------------------------------------------- */

@@ -7,6 +7,16 @@
 #include "base/memory.h"
 #include "base/random.h"
 
+const needle_fact needle_told[NEEDLE_TOLD] = {
+    {"The best thing to do in Lisbon is to eat a warm custard tart by the river and watch the ferries.",
+     "What is the best thing to do in Lisbon?", "The best thing to do in Lisbon is"},
+    {"The captain hid the silver compass under the third plank of the old green boat house.",
+     "Where did the captain hide the silver compass?", "The captain hid the silver compass"},
+    {"To open the north gate of the garden one has to turn the lion's paw twice and say a rhyme.",
+     "What does one have to do to open the north gate of the garden?",
+     "To open the north gate of the garden one has to"},
+};
+
 /* ---- a prompt --------------------------------------------------------------------------------------------------- */
 
 enum { NEEDLES = 20, NUMBER = 24 };

@@ -34,6 +34,13 @@ typedef struct needle_facts {
     const char *question, *lead;
 } needle_facts;
 
+/* Facts whose answers are sentences, so that an answer repeats them. */
+enum { NEEDLE_TOLD = 3 };
+typedef struct needle_fact {
+    const char *sentence, *question, *lead;
+} needle_fact;
+extern const needle_fact needle_told[NEEDLE_TOLD];
+
 /* A prompt of at most `length` tokens with the facts in as much of the task's text as fits: the first at `depth`
  * percent, further ones spread from there to the end.  FV_E_SHAPE where that is too few tokens. */
 fv_status needle_prompt(const needle_task *task, int64_t length, int64_t depth, const needle_facts *facts,

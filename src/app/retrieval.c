@@ -15,20 +15,6 @@
 
 enum { MOST_ANSWER = 50 };
 
-/* Facts whose answers are sentences, so that an answer repeats them. */
-static const struct fact {
-    const char *sentence, *question, *lead;
-} facts[] = {
-    {"The best thing to do in Lisbon is to eat a warm custard tart by the river and watch the ferries.",
-     "What is the best thing to do in Lisbon?", "The best thing to do in Lisbon is"},
-    {"The captain hid the silver compass under the third plank of the old green boat house.",
-     "Where did the captain hide the silver compass?", "The captain hid the silver compass"},
-    {"To open the north gate of the garden one has to turn the lion's paw twice and say a rhyme.",
-     "What does one have to do to open the north gate of the garden?",
-     "To open the north gate of the garden one has to"},
-};
-enum { FACTS = sizeof facts / sizeof *facts };
-
 /* One prompt, read and answered. */
 struct reader {
     struct app *app;
@@ -269,7 +255,7 @@ done:
     return status;
 }
 
-static fv_status read_prompt(struct reader *r, const struct fact *fact, const app_prompt *prompt)
+static fv_status read_prompt(struct reader *r, const needle_fact *fact, const app_prompt *prompt)
 {
     retrieval *result = r->result;
     int64_t cells = result->layers * result->heads, length;
@@ -310,17 +296,17 @@ static fv_status read_prompt(struct reader *r, const struct fact *fact, const ap
 static fv_status read_all(struct reader *r, const char *what)
 {
     const needle_task *task = &r->task->needle;
-    int done = 0, all = task->lengths->count * task->depths->count * FACTS;
+    int done = 0, all = task->lengths->count * task->depths->count * NEEDLE_TOLD;
 
     for (int l = 0; l < task->lengths->count; l++)
         for (int d = 0; d < task->depths->count; d++)
-            for (int f = 0; f < FACTS; f++) {
-                needle_facts hidden = {1, &facts[f].sentence, facts[f].question, facts[f].lead};
+            for (int f = 0; f < NEEDLE_TOLD; f++) {
+                needle_facts hidden = {1, &needle_told[f].sentence, needle_told[f].question, needle_told[f].lead};
                 int64_t most = task->info->context - MOST_ANSWER;
                 app_prompt prompt;
                 FV_TRY(needle_prompt(task, fv_min(task->lengths->items[l], most), task->depths->items[d], &hidden,
                                      &prompt));
-                fv_status status = read_prompt(r, &facts[f], &prompt);
+                fv_status status = read_prompt(r, &needle_told[f], &prompt);
                 app_prompt_free(&prompt);
                 FV_TRY(status);
                 app_progress(r->app, what, (double)++done / (double)all);

@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "app/flags.h"
+#include "app/inspect.h"
 #include "app/layer_reuse.h"
 #include "app/retrieval.h"
 #include "app/verbs.h"
@@ -57,6 +58,11 @@ static const cli_flag srh_flags[] = {
      .help = "the plan, for --cache compresskv:plan=FILE; also measures what layers lose"},
     CLI_END,
 };
+
+static fv_precision precision_of(const struct values *values)
+{
+    return values->precision == 1 ? FV_PRECISION_F32 : FV_PRECISION_AUTO;
+}
 
 static json_t *scores(const retrieval *r, const double *score)
 {
@@ -117,11 +123,12 @@ static fv_status print_table(const retrieval *r, int64_t voters, bool errors)
     return app_table_print(&table, stdout);
 }
 
-static fv_status inspect_srh(struct app *app, const struct values *values, fv_model *model, const fv_model_info *info)
+static fv_status inspect_srh(struct app *app, const void *data, fv_model *model, const fv_model_info *info)
 {
+    const struct values *values = data;
     retrieval_task task = {.needle = {.model = model,
                                       .info = info,
-                                      .precision = values->precision == 1 ? FV_PRECISION_F32 : FV_PRECISION_AUTO,
+                                      .precision = precision_of(values),
                                       .needles = 1,
                                       .lengths = &values->lengths,
                                       .depths = &values->depths},
@@ -145,21 +152,23 @@ static fv_status inspect_srh(struct app *app, const struct values *values, fv_mo
     return status;
 }
 
-/* Opens what a probe needs, and runs it. */
-static fv_status run(struct app *app, const struct values *values,
-                     fv_status (*work)(struct app *app, const struct values *values, fv_model *model,
-                                       const fv_model_info *info))
+fv_status inspect_with_model(struct app *app, const inspect_task *task, const void *values)
 {
     fv_model *model = NULL;
     fv_model_info info;
     fv_status status;
 
-    FV_TRY(app_file_try(values->out));
-    FV_TRY(app_begin(app, values->precision == 1 ? FV_PRECISION_F32 : FV_PRECISION_AUTO));
-    status = app_model_open(values->model, &model, &info);
-    if (status == FV_OK) status = work(app, values, model, &info);
+    FV_TRY(app_file_try(task->out));
+    FV_TRY(app_begin(app, task->precision));
+    status = app_model_open(task->model, &model, &info);
+    if (status == FV_OK) status = task->work(app, values, model, &info);
     fv_model_close(model);
     return status;
+}
+
+static fv_status run(struct app *app, const struct values *values, inspect_fn *work)
+{
+    return inspect_with_model(app, &(inspect_task){values->model, values->out, precision_of(values), work}, values);
 }
 
 static fv_status run_srh(struct app *app, const void *data)
@@ -333,8 +342,9 @@ static fv_status reuse_of(struct app *app, const struct values *values, const la
     return status;
 }
 
-static fv_status inspect_hylra(struct app *app, const struct values *values, fv_model *model, const fv_model_info *info)
+static fv_status inspect_hylra(struct app *app, const void *data, fv_model *model, const fv_model_info *info)
 {
+    const struct values *values = data;
     layer_reuse_task task = {.model = model,
                              .info = info,
                              .steps = values->steps,
@@ -345,7 +355,7 @@ static fv_status inspect_hylra(struct app *app, const struct values *values, fv_
                              .sparsity = values->sparsity,
                              .changes = values->changes,
                              .merge_mean = values->merge == 1,
-                             .precision = values->precision == 1 ? FV_PRECISION_F32 : FV_PRECISION_AUTO};
+                             .precision = precision_of(values)};
     int64_t most = values->tokens > 0 ? fv_min(values->tokens, info->context) : info->context;
     app_prompt prompt;
     fv_status status;

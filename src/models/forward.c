@@ -15,7 +15,16 @@ struct pass {
     fv_tensor x, h;          /* [tokens, width]: the residual stream, and what goes into a part */
     fv_tensor q, k, v, o;    /* [tokens, heads * dim] */
     fv_tensor hidden;        /* [tokens, hidden] */
+    bool open; /* attention is to the tokens themselves, as they were before they became rows of a cache */
 };
+
+/* Where a step's result goes: over what it was made of, or, while a tape records, to memory of its own. */
+static fv_status renew(const struct pass *p, fv_tensor *t)
+{
+    const fv_tensor old = *t;
+
+    return p->ctx->recording ? fv_tensor_new(p->ctx, t, FV_F32, old.rank, old.dims) : FV_OK;
+}
 
 /* [count, heads * dim] as [1, heads, count, dim]. */
 static fv_tensor by_heads(const fv_tensor *t, int64_t heads, int64_t dim)
@@ -34,13 +43,35 @@ static fv_status rms_norm(const struct pass *p, const fv_tensor *x, const fv_ten
                    &(fv_norm_args){.x = *x, .weight = *weight, .out = *out, .epsilon = (float)p->sizes->epsilon});
 }
 
+/* What add_part does, step by step for the tape. */
+static fv_status add_part_apart(struct pass *p, const fv_tensor *a, const fv_weight *weight, const fv_tensor *bias,
+                                const fv_tensor *norm, const fv_tensor *next)
+{
+    const fv_tensor x = p->x;
+    fv_tensor gives, y;
+
+    FV_TRY(fv_tensor_new(p->ctx, &gives, FV_F32, 2, x.dims));
+    FV_TRY(fv_linear(p->ctx, &(fv_linear_args){.x = *a, .parts = 1, .part = {part(weight, bias, &gives)}}));
+    y = gives;
+    if (fv_present(norm)) {
+        FV_TRY(renew(p, &gives));
+        FV_TRY(rms_norm(p, &y, norm, &gives));
+    }
+    FV_TRY(renew(p, &p->x));
+    FV_TRY(fv_map_apply(p->ctx, &(fv_map_args){.op = FV_MAP_ADD, .x = x, .y = gives, .out = p->x}));
+    if (!fv_present(next)) return FV_OK;
+    FV_TRY(renew(p, &p->h));
+    return rms_norm(p, &p->x, next, &p->h);
+}
+
 /* x += a weight^T + bias, or x += norm(that) where the architecture norms what a part gives; then h = norm(x) for the
  * part that comes next, if one does. */
-static fv_status add_part(const struct pass *p, const fv_tensor *a, const fv_weight *weight, const fv_tensor *bias,
+static fv_status add_part(struct pass *p, const fv_tensor *a, const fv_weight *weight, const fv_tensor *bias,
                           const fv_tensor *norm, const fv_tensor *next)
 {
     fv_linear_args args = {.x = *a, .parts = 1, .part = {part(weight, bias, fv_present(norm) ? &p->h : &p->x)}};
 
+    if (p->ctx->recording) return add_part_apart(p, a, weight, bias, norm, next);
     args.part[0].add = !fv_present(norm);
     FV_TRY(fv_linear(p->ctx, &args));
     if (!fv_present(norm)) return fv_present(next) ? rms_norm(p, &p->x, next, &p->h) : FV_OK;
@@ -65,17 +96,20 @@ static fv_rope_args rope_of(const struct pass *p, const fv_layer *layer)
                           .interleaved = (p->session->model->architecture->parts & FV_INTERLEAVED) != 0};
 }
 
-/* Norms and turns the heads of q or k, in place. */
-static fv_status turn(const struct pass *p, const fv_layer *layer, const fv_tensor *norm, const fv_tensor *t,
-                      int64_t heads)
+/* Norms and turns the heads of q or k. */
+static fv_status turn(const struct pass *p, const fv_layer *layer, const fv_tensor *norm, fv_tensor *t, int64_t heads)
 {
     fv_rope_args rope = rope_of(p, layer);
 
     if (fv_present(norm)) {
-        fv_tensor rows = fv_reshaped(t, FV_DIMS(p->tokens * heads, p->sizes->key_dim));
-        FV_TRY(rms_norm(p, &rows, norm, &rows));
+        fv_tensor rows = fv_reshaped(t, FV_DIMS(p->tokens * heads, p->sizes->key_dim)), normed;
+        FV_TRY(renew(p, t));
+        normed = fv_reshaped(t, FV_DIMS(p->tokens * heads, p->sizes->key_dim));
+        FV_TRY(rms_norm(p, &rows, norm, &normed));
     }
-    rope.x = rope.out = by_heads(t, heads, p->sizes->key_dim);
+    rope.x = by_heads(t, heads, p->sizes->key_dim);
+    FV_TRY(renew(p, t));
+    rope.out = by_heads(t, heads, p->sizes->key_dim);
     rope.offset = p->session->length;
     rope.position = p->position;
     return fv_rope(p->ctx, &rope);
@@ -297,12 +331,30 @@ static fv_status attend_part(fv_ctx *ctx, void *user, int64_t index)
     return own->dense ? attend_rows(ctx, &r) : attend_by_mechanism(ctx, &r);
 }
 
+/* Among the tokens themselves. */
+static fv_status attend_open(const struct pass *p, int64_t l)
+{
+    const fv_sizes *s = p->sizes;
+    fv_plan *plan;
+
+    FV_TRY(FV_SCRATCH(p->ctx, plan, 1));
+    *plan = (fv_plan){.causal = true, .window.window = p->session->model->layers[l].window};
+    return fv_attend(p->ctx,
+                     &(fv_attend_args){.q = by_heads(&p->q, s->query_heads, s->key_dim),
+                                       .k = by_heads(&p->k, s->key_heads, s->key_dim),
+                                       .v = by_heads(&p->v, s->key_heads, s->value_dim),
+                                       .o = by_heads(&p->o, s->query_heads, s->value_dim),
+                                       .plan = plan,
+                                       .logits = {.scale = (float)s->scale, .softcap = (float)s->attention_cap}});
+}
+
 /* Streams side by side where each brings little. */
 static fv_status attend(const struct pass *p, int64_t l)
 {
     struct layer_work work = {p, l};
     fv_status status = FV_OK;
 
+    if (p->open) return attend_open(p, l);
     if (p->count > 1 && p->tokens < MANY_TOKENS * p->count) return fv_run_apart(p->ctx, p->count, attend_part, &work);
     for (int64_t i = 0; i < p->count && status == FV_OK; i++) {
         fv_mark mark = fv_scratch_mark(p->ctx);
@@ -312,8 +364,11 @@ static fv_status attend(const struct pass *p, int64_t l)
     return status;
 }
 
-static fv_status project(const struct pass *p, const fv_layer *layer)
+static fv_status project(struct pass *p, const fv_layer *layer)
 {
+    FV_TRY(renew(p, &p->q));
+    FV_TRY(renew(p, &p->k));
+    FV_TRY(renew(p, &p->v));
     FV_TRY(fv_linear(p->ctx, &(fv_linear_args){.x = p->h,
                                                .parts = 3,
                                                .part = {part(&layer->q, &layer->q_bias, &p->q),
@@ -324,15 +379,16 @@ static fv_status project(const struct pass *p, const fv_layer *layer)
 }
 
 /* h holds the normed x, and holds it for the next layer afterwards, if `next` is its norm. */
-static fv_status run_layer(const struct pass *p, int64_t l, const fv_tensor *next)
+static fv_status run_layer(struct pass *p, int64_t l, const fv_tensor *next)
 {
     const fv_layer *layer = &p->session->model->layers[l];
     bool gelu = (p->session->model->architecture->parts & FV_GELU) != 0;
 
     FV_TRY(project(p, layer));
+    FV_TRY(renew(p, &p->o));
     FV_TRY(attend(p, l));
     FV_TRY(add_part(p, &p->o, &layer->o, &layer->o_bias, &layer->post_attention_norm, &layer->mlp_norm));
-
+    FV_TRY(renew(p, &p->hidden));
     FV_TRY(fv_linear(p->ctx, &(fv_linear_args){.x = p->h,
                                                .parts = 2,
                                                .part = {part(&layer->gate, &layer->gate_bias, &p->hidden),
@@ -535,7 +591,7 @@ fv_status fv_forward_filter(fv_session *session, const int32_t *ids, int64_t cou
 
 /* ---- logits ------------------------------------------------------------------------------------------------------ */
 
-fv_status fv_forward_logits(fv_session *session, const fv_tensor *x, float *logits)
+static fv_status logits_of(const fv_session *session, const fv_tensor *x, fv_tensor *logits)
 {
     const fv_model *model = session->model;
     struct pass pass = {.session = session, .ctx = session->ctx, .sizes = &model->sizes};
@@ -543,11 +599,54 @@ fv_status fv_forward_logits(fv_session *session, const fv_tensor *x, float *logi
     fv_tensor out;
 
     FV_TRY(fv_tensor_new(pass.ctx, &pass.h, FV_F32, 2, x->dims));
-    FV_TRY(fv_tensor_wrap(&out, logits, FV_F32, FV_DIMS(x->dims[0], model->sizes.vocabulary)));
     FV_TRY(rms_norm(&pass, x, &model->output_norm, &pass.h));
     FV_TRY(fv_linear(pass.ctx,
-                     &(fv_linear_args){.x = pass.h, .parts = 1, .part = {part(&model->output, &no_bias, &out)}}));
+                     &(fv_linear_args){.x = pass.h, .parts = 1, .part = {part(&model->output, &no_bias, logits)}}));
     if (model->sizes.final_cap == 0) return FV_OK;
+    out = *logits;
+    FV_TRY(renew(&pass, logits));
     return fv_map_apply(
-        pass.ctx, &(fv_map_args){.op = FV_MAP_SOFTCAP, .x = out, .out = out, .alpha = (float)model->sizes.final_cap});
+        pass.ctx,
+        &(fv_map_args){.op = FV_MAP_SOFTCAP, .x = out, .out = *logits, .alpha = (float)model->sizes.final_cap});
+}
+
+fv_status fv_forward_logits(fv_session *session, const fv_tensor *x, float *logits)
+{
+    fv_tensor out;
+
+    FV_TRY(fv_tensor_wrap(&out, logits, FV_F32, FV_DIMS(x->dims[0], session->model->sizes.vocabulary)));
+    return logits_of(session, x, &out);
+}
+
+/* ---- for gradients ----------------------------------------------------------------------------------------------- */
+
+fv_status fv_forward_embed(fv_session *session, const int32_t *ids, const fv_tensor *x)
+{
+    return embed(session->ctx, session->model, ids, x);
+}
+
+fv_status fv_forward_open(fv_session *session, int64_t l, const fv_tensor *x, fv_open_layer *open)
+{
+    static const fv_tensor none;
+    const fv_sizes *s = &session->model->sizes;
+    int64_t first = 0;
+    struct pass p = {.session = session, .ctx = session->ctx, .sizes = s, .count = 1, .tokens = x->dims[0], .x = *x};
+
+    p.first = &first;
+    p.open = true;
+    FV_TRY(make_buffers(&p));
+    FV_TRY(rms_norm(&p, &p.x, &session->model->layers[l].attention_norm, &p.h));
+    FV_TRY(run_layer(&p, l, &none));
+    *open = (fv_open_layer){.q = by_heads(&p.q, s->query_heads, s->key_dim),
+                            .k = by_heads(&p.k, s->key_heads, s->key_dim),
+                            .v = by_heads(&p.v, s->key_heads, s->value_dim),
+                            .o = by_heads(&p.o, s->query_heads, s->value_dim),
+                            .x = p.x};
+    return FV_OK;
+}
+
+fv_status fv_forward_open_logits(fv_session *session, const fv_tensor *x, fv_tensor *logits)
+{
+    FV_TRY(fv_tensor_new(session->ctx, logits, FV_F32, FV_DIMS(x->dims[0], session->model->sizes.vocabulary)));
+    return logits_of(session, x, logits);
 }

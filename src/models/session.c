@@ -389,7 +389,7 @@ bool fv_session_selects(const fv_session *session)
 
 /* ---- feeding ---------------------------------------------------------------------------------------------------- */
 
-static fv_status check_ids(const fv_session *session, const int32_t *ids, int64_t count)
+fv_status fv_session_check_ids(const fv_session *session, const int32_t *ids, int64_t count)
 {
     int64_t room = session->context - session->length;
 
@@ -507,7 +507,7 @@ static fv_status feed_chunks(fv_session *session, const int32_t *ids, int64_t co
 {
     fv_ctx *ctx = session->ctx;
     fv_precision before = ctx->precision;
-    fv_status status = check_ids(session, ids, count);
+    fv_status status = fv_session_check_ids(session, ids, count);
 
     ctx->precision = session->precision;
     for (int64_t at = 0; at < count && status == FV_OK; at += chunk) {
@@ -577,7 +577,7 @@ static fv_status check_filtered(const fv_session *session, const int32_t *ids, i
 {
     int64_t before = session->history.tokens;
 
-    FV_TRY(check_ids(session, ids, fv_min(count, session->context - session->length)));
+    FV_TRY(fv_session_check_ids(session, ids, fv_min(count, session->context - session->length)));
     if (count > session->context - before)
         return fv_fail(FV_E_SHAPE,
                        "%lld tokens do not fit: a context of %lld is judged as a whole, and %lld tokens came before",

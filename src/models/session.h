@@ -55,6 +55,8 @@ struct fv_session {
     void *watch_user;
 };
 
+/* FV_E_ARGUMENT for ids that the model does not have, FV_E_SHAPE if they do not fit behind what was fed. */
+fv_status fv_session_check_ids(const fv_session *session, const int32_t *ids, int64_t count);
 void fv_session_clear_layer(fv_session *session, int64_t layer);
 
 /* Rows of tokens that were begun and not finished are forgotten; where they have moved others, nothing can help: the
@@ -91,5 +93,16 @@ fv_status fv_session_act(fv_session *session, int64_t layer, int64_t prompt);
 
 /* logits [rows, vocabulary] of hidden rows x [rows, width]. */
 fv_status fv_forward_logits(fv_session *session, const fv_tensor *x, float *logits);
+
+/* ---- for gradients: a tape sees all of these -------------------------------------------------------------------- */
+
+/* A layer over the tokens of an empty session, as the model is: attention to the tokens themselves, in f32, no rows. */
+typedef struct fv_open_layer {
+    fv_tensor q, k, v, o; /* [1,H|Hkv,N,D|Dv], q and k rotated */
+    fv_tensor x;          /* [N,width]: what the layer makes of it; without a tape, in place */
+} fv_open_layer;
+fv_status fv_forward_embed(fv_session *session, const int32_t *ids, const fv_tensor *x); /* of every row of x */
+fv_status fv_forward_open(fv_session *session, int64_t layer, const fv_tensor *x, fv_open_layer *open);
+fv_status fv_forward_open_logits(fv_session *session, const fv_tensor *x, fv_tensor *logits);
 
 #endif

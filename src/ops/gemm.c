@@ -139,6 +139,30 @@ static fv_status plain_weights(fv_ctx *ctx, fv_tensor *b)
     return FV_OK;
 }
 
+enum { PLAIN_ROWS = 4096 /* of quantised weights that are made f32 together */ };
+
+/* da += alpha dc b^T, b [.., k, n]. */
+static fv_status add_by_weights(fv_ctx *ctx, const fv_tensor *da, const fv_tensor *dc, const fv_tensor *b, float alpha)
+{
+    int last = b->rank - 1;
+    int64_t n = b->dims[last], step = fv_dtype_block(b->dtype) > 1 ? PLAIN_ROWS : n, dims[FV_MAX_RANK];
+
+    memcpy(dims, dc->dims, sizeof dims);
+    dims[dc->rank - 2] = b->dims[last - 1];
+    for (int64_t at = 0; at < n; at += step) {
+        int64_t count = fv_min(step, n - at);
+        fv_mark mark = fv_scratch_mark(ctx);
+        fv_tensor part = fv_slice(b, last, at, count), dcp = fv_slice(dc, dc->rank - 1, at, count);
+        FV_TRY(plain_weights(ctx, &part));
+        dims[dc->rank - 1] = count;
+        part = fv_broadcast(&part, dc->rank, dims);
+        part = fv_transposed(&part);
+        FV_TRY(add_product(ctx, da, &dcp, &part, alpha));
+        fv_scratch_release(ctx, mark);
+    }
+    return FV_OK;
+}
+
 static fv_status backward(fv_ctx *ctx, const void *args)
 {
     fv_gemm_args g = *(const fv_gemm_args *)args;
@@ -151,13 +175,7 @@ static fv_status backward(fv_ctx *ctx, const void *args)
     memcpy(dims, g.c.dims, sizeof dims);
     dims[g.c.rank - 1] = g.a.dims[g.a.rank - 1];
     fv_tensor a = fv_broadcast(&g.a, g.c.rank, dims);
-    if (fv_present(&da)) {
-        FV_TRY(plain_weights(ctx, &g.b));
-        dims[g.c.rank - 2] = g.b.dims[g.b.rank - 2];
-        dims[g.c.rank - 1] = g.c.dims[g.c.rank - 1];
-        fv_tensor b = fv_broadcast(&g.b, g.c.rank, dims), bt = fv_transposed(&b);
-        FV_TRY(add_product(ctx, &da, &dc, &bt, alpha));
-    }
+    if (fv_present(&da)) FV_TRY(add_by_weights(ctx, &da, &dc, &g.b, alpha));
     if (fv_present(&db)) {
         fv_tensor at = fv_transposed(&a);
         FV_TRY(add_product(ctx, &db, &at, &dc, alpha));

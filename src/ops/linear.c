@@ -43,7 +43,7 @@ static fv_status in_steps(fv_ctx *ctx, const fv_linear_args *args)
 {
     const fv_tensor *out = &args->part[0].out;
     fv_mark mark = fv_scratch_mark(ctx);
-    fv_tensor up;
+    fv_tensor gate = *out, up;
     fv_status status;
 
     if (!args->gate) {
@@ -51,10 +51,11 @@ static fv_status in_steps(fv_ctx *ctx, const fv_linear_args *args)
             FV_TRY(product(ctx, args, n, &args->part[n].out));
         return FV_OK;
     }
+    if (ctx->recording) FV_TRY(fv_tensor_new(ctx, &gate, FV_F32, 2, out->dims)); /* its values are asked for later */
     FV_TRY(fv_tensor_new(ctx, &up, FV_F32, 2, out->dims));
-    FV_TRY_DONE(product(ctx, args, 0, out));
+    FV_TRY_DONE(product(ctx, args, 0, &gate));
     FV_TRY_DONE(product(ctx, args, 1, &up));
-    status = fv_map_apply(ctx, &(fv_map_args){.op = args->gate, .x = *out, .y = up, .out = *out});
+    status = fv_map_apply(ctx, &(fv_map_args){.op = args->gate, .x = gate, .y = up, .out = *out});
 done:
     fv_scratch_release(ctx, mark);
     return status;

@@ -26,6 +26,35 @@ holds overlaps 'all(0 <= x <= 1 for row in j["overlap"] for x in row) and all(j[
 holds sources 'sum(s < 0 for s in j["plan"]) <= j["sources"]'
 expect too_short 1 'nothing would be left out' "$fovea" inspect hylra -m "$smollm" -f text --keep 4000 --out no.json
 absent no_plan no.json
+expect spans 0 '' "$fovea" inspect moa -m "$smollm" --lengths 256,320 --depths 50 --density 0.6 --step 64 --out found.json --json
+holds spans_in_json 'len(j["alphas"]) == 30 and all(len(row) == 3 for row in j["alphas"] + j["betas"]) and j["plans"] >= 1'
+holds spans_read 'j["lengths"] == [256, 320, 640] and all(0.54 - 1e-6 <= d <= 0.6 + 1e-6 for d in j["density"])'
+holds spans_lose 'len(j["loss"]) == 2 and all(0 < x < 1e4 for x in j["loss"])'
+python3 -c 'import json; p, q = json.load(open("found.json")), json.load(open("out"))
+assert p == {k: q[k] for k in p} and set(p) == {"alphas", "betas"}
+assert all(len(set(zip(a, b))) <= 2 for a, b in zip(p["alphas"], p["betas"]))' || fail plan_of_spans "$(cat found.json)"
+echo ok plan_of_spans
+expect spans_length 2 'multiples of 64' "$fovea" inspect moa -m "$smollm" --lengths 300
+expect spans_context 2 'trained for' "$fovea" inspect moa -m "$smollm" --lengths 65536
+expect spans_none 1 'no plan of at most 2 spans' "$fovea" inspect moa -m "$smollm" --lengths 256 --depths 50 --density 0.02 --out no.json
+absent no_spans no.json
+expect influence 0 '' "$fovea" inspect attn_influence -m "$smollm" -f text --tokens 200 --answer 8 --out influence.npy --json
+holds influence_in_json 'j["probe"] == "attn_influence" and len(j["layers"]) == 30 and 0 < j["loss"] < 20'
+holds influence_shares '(all(t > 0 and 0 <= f <= 1 and 0 < d <= 1 for l in j["layers"]
+    for t, f, d in zip(l["total"], l["first_block"], l["diagonal"], strict=True)))'
+python3 - > why 2>&1 <<'PYTHON' || fail influence_file "$(cat why)"
+import json, struct
+data = open("influence.npy", "rb").read()
+head, rest = data[10:10 + int.from_bytes(data[8:10], "little")], data[10 + int.from_bytes(data[8:10], "little"):]
+assert b"(30, 3, 4, 4)" in head and len(rest) == 30 * 3 * 16 * 4, head
+cells = struct.unpack("<1440f", rest)
+totals = [t for l in json.load(open("out"))["layers"] for t in l["total"]]
+assert all(abs(sum(cells[16 * h:16 * h + 16]) - t) < 1e-4 * t for h, t in enumerate(totals))
+assert all(cells[16 * h + 4 * r + c] == 0 for h in range(90) for r in range(4) for c in range(r + 1, 4))
+PYTHON
+echo ok influence_file
+expect influence_short 1 'asks for' "$fovea" inspect attn_influence -m "$smollm" -f text --tokens 4000
+expect influence_answer 2 'less than' "$fovea" inspect attn_influence -m "$smollm" -f text --tokens 32 --answer 32
 cat > spans.json <<'PLAN'
 {"alphas": [[0, 64, 128]], "betas": [[0.25, 0.25, 0.125]]}
 PLAN
@@ -38,7 +67,7 @@ PYTHON
 # ---- each policy ----
 for spec in vattn sinkring:budget=$b sinkring:budget=$b,rope=cache h2o:budget=$b snapkv:budget=$b pyramidkv:budget=$b \
     compresskv:budget=$b compresskv:budget=$b,plan=heads.json guikv:budget_pct=20,frames=0-$b+$b-$((2 * b)) shard:local=2 \
-    layer_plan:budget=$b moa:plan=spans.json,max_new=16 gemfilter:budget=$b alisa:r=0.2 blocktopk:top=8 \
+    layer_plan:budget=$b moa:plan=spans.json,max_new=16 moa:plan=found.json,max_new=16 gemfilter:budget=$b alisa:r=0.2 blocktopk:top=8 \
     hylra:plan=layers.json,keep=$b,recent=32,activate_at=64; do
     expect "$spec" 0 '' $call --cache "$spec" --kept kept.json
     holds "$spec in JSON" "j['cache'] == '$spec' and len(j['tokens']) == 4 and j['kv_bytes'] <= j['peak_kv_bytes'] and \\
@@ -55,6 +84,8 @@ selects = name in ("alisa", "blocktopk", "hylra")
 assert (kept["end"]["selected"] is not None) == selects
 if selects or name == "vattn":
     assert rows == 90 * (tokens + 3)
+elif name == "moa":
+    assert rows < 90 * tokens
 else:
     assert rows < 90 * tokens * 0.8
 if name in ("snapkv", "h2o", "gemfilter", "sinkring"):
