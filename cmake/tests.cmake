@@ -31,6 +31,9 @@ endforeach()
 foreach(name test_share test_refused)
     target_link_options(${name} PRIVATE -Wl,--wrap=mmap,--wrap=mprotect,--wrap=memfd_create,--wrap=pwrite)
 endforeach()
+foreach(name test_cold test_scheduler)
+    target_link_options(${name} PRIVATE -Wl,--wrap=pwrite)
+endforeach()
 
 # The fuzz targets' seeds run in every test run, without libFuzzer.
 file(GLOB fuzz_targets CONFIGURE_DEPENDS tests/fuzz/fuzz_*.c)

@@ -1,8 +1,8 @@
 /* The server: what its files share.
  *
- * Threads: the door (serve_door.c) takes connections; those of libmicrohttpd read requests and send answers; one runs
- * the scheduler, and the callbacks of serve_answer.c with it; the guard (serve_guard.c) watches connections.  Locks are
- * taken in the order: the list of peers, a peer, a call. */
+ * Threads: the door (serve_door.c) takes connections, judges heads and passes bytes on; those of libmicrohttpd read
+ * requests and send answers; one runs the scheduler, and the callbacks of serve_answer.c with it; the guard
+ * (serve_guard.c) watches requests.  Locks are taken in the order: the list of peers, a peer, a call. */
 #ifndef APP_SERVE_H
 #define APP_SERVE_H
 
@@ -12,7 +12,7 @@
 #include <microhttpd.h>
 
 #include "app/app.h"
-#include "app/serve_head.h"
+#include "app/serve_guest.h"
 #include "app/serve_metrics.h"
 #include "app/serve_request.h"
 #include "generate/answer.h"
@@ -28,7 +28,7 @@ typedef struct serve_answer serve_answer;
 typedef struct serve_options {
     const char *host, *attention, *cache, *key, *alias, *cors; /* key, alias, cors: NULL for none */
     cli_texts hosts;                                           /* further names this server is called by */
-    int64_t port, parallel, context, queue, max_body;
+    int64_t port, parallel, context, queue, max_body, kv_memory;
     double timeout, drain;
     fv_precision precision;
 } serve_options;
@@ -36,7 +36,7 @@ typedef struct serve_options {
 /* ---- connections ------------------------------------------------------------------------------------------------ */
 
 typedef enum serve_phase {
-    SERVE_WAITING, /* for a request, or the rest of its head */
+    SERVE_WAITING, /* for a request */
     SERVE_BODY,    /* for the rest of a body */
     SERVE_WORKING, /* the scheduler has it */
     SERVE_SENDING,
@@ -45,17 +45,16 @@ typedef enum serve_phase {
 typedef struct serve_peer {
     struct serve_peer *next, *before;
     serve_server *server;
-    int fd;
+    serve_guest *guest;
+    int fd; /* libmicrohttpd's, whose other end the guest has */
     char remote[64];
+    int64_t requests; /* so far */
     pthread_mutex_t lock;
     serve_phase phase;
-    double since;        /* the last progress in this phase */
-    double head_since;   /* the first byte of a head that is not complete; 0: none has come */
-    uint64_t received;   /* bytes that had come when the last request had come whole; more is a further one */
-    size_t target_bytes; /* of the request line's target */
-    bool expired;        /* nothing more is read from it */
-    bool unread;         /* a body may still come in that nobody reads: closing waits for it a while */
-    serve_call *call;    /* NULL: none */
+    double since;     /* the last progress in this phase */
+    bool expired;     /* nothing more is read from it */
+    bool unread;      /* a body may still come in that nobody reads: the connection ends */
+    serve_call *call; /* NULL: none */
 } serve_peer;
 
 /* ---- calls: a request and its answer ---------------------------------------------------------------------------- */
@@ -114,7 +113,7 @@ struct serve_server {
     char address[128];
     int port;
     int64_t created;
-    atomic_int state, connections, calls, looks;
+    atomic_int state, calls, looks;
     atomic_uint_fast64_t serial;
     atomic_int_fast64_t body_bytes; /* of all bodies that are coming in */
     uint64_t random;                /* makes ids differ from run to run */
@@ -176,9 +175,14 @@ void serve_answer_free(serve_answer *answer);
 
 /* ---- the door (serve_door.c) ------------------------------------------------------------------------------------- */
 
-/* Takes connections from a listening socket, which it closes in the end, and gives them to libmicrohttpd. */
+/* Takes connections from a listening socket, and gives libmicrohttpd what is said on them. */
 fv_status serve_door_start(serve_server *server, int listener);
-void serve_door_close(serve_server *server);
+/* Takes no more; who has said nothing yet goes. */
+void serve_door_shut(serve_server *server);
+/* After libmicrohttpd has ended: passes its last words on, and lets everybody go. */
+void serve_door_end(serve_server *server);
+/* Who speaks to libmicrohttpd's socket `fd`, to be released; NULL: nobody does. */
+serve_guest *serve_door_guest(serve_server *server, int fd);
 
 /* ---- the guard (serve_guard.c) ----------------------------------------------------------------------------------- */
 
@@ -188,8 +192,6 @@ serve_peer *serve_peer_new(serve_server *server, struct MHD_Connection *connecti
 /* Before the socket is closed. */
 void serve_peer_end(serve_peer *peer);
 void serve_peer_phase(serve_peer *peer, serve_phase phase);
-/* Reads and forgets what still comes in on a copy of `fd`, for a while, so that the client can read our last words. */
-void serve_linger(serve_server *server, int fd);
 /* 408: a part of a request did not come in time; returns false. */
 bool serve_fail_timeout(serve_error *error, const char *part, double seconds);
 

@@ -1,141 +1,169 @@
-/* The door: takes connections, and lets those in whose first request has a head that is one.  It looks without taking:
- * bytes stay in the socket (MSG_PEEK) until libmicrohttpd reads them.  So floods, garbage and clients that never finish
- * a head cost one entry here, and every refusal is told in JSON. */
+/* The door: takes connections, keeps watch over who says nothing, and passes on what is said (serve_guest.c).  So
+ * floods, garbage and clients that never finish a head cost one entry here, and every refusal is told in JSON. */
 #define _GNU_SOURCE /* accept4, EPOLLRDHUP */
 #include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include "app/serve.h"
-#include "app/serve_head.h"
 #include "base/memory.h"
 
-enum { TICK_MILLISECONDS = 100, EVENTS = 64 };
-
-struct guest {
-    int fd;             /* -1: the place is free */
-    double came, spoke; /* spoke: when its first byte was seen; 0: never */
-};
+enum { TICK_MILLISECONDS = 100, EVENTS = 64, LINGER_SECONDS = 2 };
+enum { INNER = 1 << 16, PLACE = INNER - 1 }; /* of an event: whether of the pair's socket, and whose */
 
 struct serve_door {
     serve_server *server;
     pthread_t thread;
-    atomic_bool stop;
+    pthread_mutex_t lock; /* of what follows */
+    bool shut;
+    double end; /* when the last words are not waited for any more; 0: it is not over */
     int listener, poller, guests;
-    struct guest guest[SERVE_CONNECTIONS];
+    serve_guest *guest[SERVE_CONNECTIONS]; /* NULL: the place is free */
 };
 
-static void leave(struct serve_door *door, struct guest *guest, const serve_error *error)
+static void leave(struct serve_door *door, int place)
 {
-    if (error) {
-        serve_reply_raw(guest->fd, error);
-        serve_metrics_request(&door->server->metrics, "other", (unsigned)error->status);
-        serve_linger(door->server, guest->fd);
-    }
+    serve_guest *guest = door->guest[place];
+
+    atomic_store(&guest->left, true);
     close(guest->fd);
-    guest->fd = -1;
+    if (guest->inner >= 0) close(guest->inner);
+    guest->outer = -1;
+    door->guest[place] = NULL;
     door->guests--;
+    serve_guest_release(guest);
 }
 
-static void let_in(struct serve_door *door, struct guest *guest)
+static bool watch(struct serve_door *door, int fd, int name)
 {
-    struct sockaddr_storage address = {0};
-    socklen_t size = sizeof address;
+    struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, .data.u32 = (uint32_t)name};
 
-    epoll_ctl(door->poller, EPOLL_CTL_DEL, guest->fd, NULL);
-    if (getpeername(guest->fd, (struct sockaddr *)&address, &size) != 0) {
-        leave(door, guest, NULL);
-        return;
-    }
-    /* closes it where it cannot take it */
-    MHD_add_connection(door->server->http, guest->fd, (struct sockaddr *)&address, size);
-    guest->fd = -1;
-    door->guests--;
+    return epoll_ctl(door->poller, EPOLL_CTL_ADD, fd, &event) == 0;
 }
 
-/* Judges what has come; nothing is taken out of the socket. */
-static void look(struct serve_door *door, struct guest *guest, bool ended)
+static void pass(struct serve_door *door, int place)
 {
-    char bytes[SERVE_HEAD_MOST];
-    ssize_t count = recv(guest->fd, bytes, sizeof bytes, MSG_PEEK | MSG_DONTWAIT);
-    serve_error error;
+    serve_guest *guest = door->guest[place];
+    bool good = serve_guest_pass(guest);
 
-    if (count < 0 && (errno == EAGAIN || errno == EINTR)) return;
-    if (count <= 0) {
-        leave(door, guest, NULL);
-        return;
-    }
-    if (guest->spoke == 0) guest->spoke = app_seconds();
-    switch (serve_head_check(bytes, (size_t)count, &error)) {
-    case SERVE_HEAD_GOOD: let_in(door, guest); break;
-    case SERVE_HEAD_BAD: leave(door, guest, &error); break;
-    case SERVE_HEAD_PART:
-        if (ended) leave(door, guest, NULL);
-        break;
-    }
+    if (good && guest->inner >= 0 && !guest->watched) good = guest->watched = watch(door, guest->inner, place | INNER);
+    if (!good) leave(door, place);
 }
 
 static void welcome(struct serve_door *door)
 {
-    int fd;
+    int fd, on = 1;
 
     while ((fd = accept4(door->listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)) >= 0) {
-        struct epoll_event event = {.events = EPOLLIN | EPOLLRDHUP | EPOLLET};
+        serve_guest *guest = door->guests < SERVE_CONNECTIONS ? serve_guest_new(door->server->http, fd) : NULL;
         int place = 0;
-        if (door->guests + atomic_load(&door->server->connections) >= SERVE_CONNECTIONS) {
-            close(fd);
-            continue;
-        }
-        while (door->guest[place].fd >= 0)
+        while (guest && door->guest[place])
             place++;
-        event.data.u32 = (uint32_t)place;
-        if (epoll_ctl(door->poller, EPOLL_CTL_ADD, fd, &event) != 0) {
+        if (!guest || !watch(door, fd, place)) {
+            if (guest) serve_guest_release(guest);
             close(fd);
             continue;
         }
-        door->guest[place] = (struct guest){.fd = fd, .came = app_seconds()};
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+        door->guest[place] = guest;
         door->guests++;
     }
 }
 
-static void send_slow_away(struct serve_door *door, double now)
+/* ---- the clock -------------------------------------------------------------------------------------------------- */
+
+/* Who has not finished a head in time is told so; others who keep us waiting go. */
+static void check_time(struct serve_door *door, int place, double now)
 {
+    serve_guest *guest = door->guest[place];
     double timeout = door->server->options.timeout;
     serve_error error;
 
-    for (int i = 0; i < SERVE_CONNECTIONS; i++) {
-        struct guest *guest = &door->guest[i];
-        if (guest->fd < 0) continue;
-        if (guest->spoke > 0 && now - guest->spoke > timeout) {
-            serve_fail_timeout(&error, "head", timeout);
-            leave(door, guest, &error);
-        } else if (guest->spoke == 0 && now - guest->came > SERVE_IDLE_SECONDS) {
-            leave(door, guest, NULL);
+    if (guest->stage == SERVE_GUEST_LEAVING
+            ? now - guest->since > LINGER_SECONDS
+            : guest->stuck_since > 0 && now - guest->stuck_since > SERVE_STALL_SECONDS) {
+        leave(door, place);
+    } else if (guest->stage != SERVE_GUEST_HEAD || atomic_load(&guest->answered) < guest->requests) {
+        if (guest->stage != SERVE_GUEST_LEAVING) guest->since = now;
+        guest->head_since = 0;
+    } else if (!guest->begun) {
+        guest->head_since = 0;
+        if (now - guest->since > SERVE_IDLE_SECONDS) leave(door, place);
+    } else if (guest->head_since == 0) {
+        guest->head_since = now;
+    } else if (now - guest->head_since > timeout) {
+        serve_fail_timeout(&error, "head", timeout);
+        if (!serve_guest_refuse(guest, &error))
+            leave(door, place);
+        else
+            pass(door, place);
+    }
+}
+
+/* ---- the thread ------------------------------------------------------------------------------------------------- */
+
+static void take_events(struct serve_door *door, const struct epoll_event *events, int count)
+{
+    bool knocks = false;
+
+    for (int i = 0; i < count; i++) {
+        int place = (int)(events[i].data.u32 & PLACE);
+        bool inner = events[i].data.u32 & INNER;
+        if (place == SERVE_CONNECTIONS) {
+            knocks = true;
+        } else if (door->guest[place]) {
+            if (!inner && (events[i].events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)))
+                atomic_store(&door->guest[place]->left, true);
+            pass(door, place);
         }
     }
+    if (knocks && !door->shut) welcome(door); /* now that no event is of somebody who had the place before */
+}
+
+/* Gives those their turn who had more to say than is passed on at once; true: some still have. */
+static bool take_more(struct serve_door *door)
+{
+    bool more = false;
+
+    for (int place = 0; place < SERVE_CONNECTIONS; place++) {
+        if (door->guest[place] && door->guest[place]->more) pass(door, place);
+        more |= door->guest[place] && door->guest[place]->more;
+    }
+    return more;
+}
+
+/* Whether words of libmicrohttpd, which has ended, are still on their way. */
+static bool is_over(const struct serve_door *door)
+{
+    bool words = false;
+
+    for (int place = 0; place < SERVE_CONNECTIONS; place++)
+        words |= door->guest[place] && door->guest[place]->inner >= 0;
+    return door->end > 0 && (!words || app_seconds() > door->end);
 }
 
 static void *keep(void *user)
 {
     struct serve_door *door = user;
     struct epoll_event events[EVENTS];
-    double last = 0, now;
+    double last = 0;
+    bool more = false, over = false;
 
-    while (!atomic_load(&door->stop)) {
-        int count = epoll_wait(door->poller, events, EVENTS, TICK_MILLISECONDS);
-        for (int i = 0; i < count; i++) {
-            uint32_t place = events[i].data.u32;
-            if (place == SERVE_CONNECTIONS)
-                welcome(door);
-            else if (door->guest[place].fd >= 0)
-                look(door, &door->guest[place], (events[i].events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0);
-        }
-        now = app_seconds();
-        if (now - last < TICK_MILLISECONDS / 1e3) continue;
-        send_slow_away(door, now);
-        last = now;
+    while (!over) {
+        int count = epoll_wait(door->poller, events, EVENTS, more ? 0 : TICK_MILLISECONDS);
+        double now = app_seconds();
+        pthread_mutex_lock(&door->lock);
+        take_events(door, events, count);
+        more = take_more(door);
+        for (int place = 0; place < SERVE_CONNECTIONS && now - last >= TICK_MILLISECONDS / 1e3; place++)
+            if (door->guest[place]) check_time(door, place, now);
+        if (now - last >= TICK_MILLISECONDS / 1e3) last = now;
+        over = is_over(door);
+        pthread_mutex_unlock(&door->lock);
     }
     return NULL;
 }
@@ -148,31 +176,61 @@ fv_status serve_door_start(serve_server *server, int listener)
     FV_TRY(FV_ZALLOC(door, 1));
     door->server = server;
     door->listener = listener;
-    for (int i = 0; i < SERVE_CONNECTIONS; i++)
-        door->guest[i].fd = -1;
+    pthread_mutex_init(&door->lock, NULL);
+    server->door = door; /* before a guest can be asked for */
     door->poller = epoll_create1(EPOLL_CLOEXEC);
     if (door->poller >= 0 && epoll_ctl(door->poller, EPOLL_CTL_ADD, listener, &event) == 0 &&
-        pthread_create(&door->thread, NULL, keep, door) == 0) {
-        server->door = door;
+        pthread_create(&door->thread, NULL, keep, door) == 0)
         return FV_OK;
-    }
     fv_status status = fv_fail(FV_E_IO, "connections cannot be waited for: %s", strerror(errno));
     if (door->poller >= 0) close(door->poller);
+    pthread_mutex_destroy(&door->lock);
     fv_free(door);
+    server->door = NULL;
     return status;
 }
 
-void serve_door_close(serve_server *server)
+serve_guest *serve_door_guest(serve_server *server, int fd)
+{
+    struct serve_door *door = server->door;
+    serve_guest *found = NULL;
+
+    pthread_mutex_lock(&door->lock);
+    for (int place = 0; place < SERVE_CONNECTIONS && !found; place++)
+        if (door->guest[place] && door->guest[place]->outer == fd) found = door->guest[place];
+    if (found) found->outer = -1;
+    if (found) atomic_fetch_add(&found->holders, 1);
+    pthread_mutex_unlock(&door->lock);
+    return found;
+}
+
+void serve_door_shut(serve_server *server)
+{
+    struct serve_door *door = server->door;
+
+    if (!door || door->shut) return;
+    pthread_mutex_lock(&door->lock);
+    door->shut = true;
+    close(door->listener);
+    for (int place = 0; place < SERVE_CONNECTIONS; place++)
+        if (door->guest[place] && door->guest[place]->inner < 0 && door->guest[place]->stage == SERVE_GUEST_HEAD)
+            leave(door, place);
+    pthread_mutex_unlock(&door->lock);
+}
+
+void serve_door_end(serve_server *server)
 {
     struct serve_door *door = server->door;
 
     if (!door) return;
-    atomic_store(&door->stop, true);
+    pthread_mutex_lock(&door->lock);
+    door->end = app_seconds() + LINGER_SECONDS;
+    pthread_mutex_unlock(&door->lock);
     pthread_join(door->thread, NULL);
-    for (int i = 0; i < SERVE_CONNECTIONS; i++)
-        if (door->guest[i].fd >= 0) leave(door, &door->guest[i], NULL);
-    close(door->listener);
+    for (int place = 0; place < SERVE_CONNECTIONS; place++)
+        if (door->guest[place]) leave(door, place);
     close(door->poller);
+    pthread_mutex_destroy(&door->lock);
     fv_free(door);
     server->door = NULL;
 }

@@ -66,7 +66,7 @@ static enum MHD_Result get_metrics(serve_call *call, const char *rest)
 
     (void)rest;
     fv_scheduler_measure(call->server->scheduler, &stats);
-    serve_metrics_write(&call->server->metrics, &stats, &text);
+    serve_metrics_write(&call->server->metrics, &stats, call->server->options.kv_memory, &text);
     if (fv_text_status(&text) == FV_OK)
         result = serve_reply_text(call, 200, "text/plain; version=0.0.4; charset=utf-8", fv_text_get(&text),
                                   (size_t)text.length);

@@ -66,29 +66,6 @@ static const char *header(serve_call *call, const char *name)
     return MHD_lookup_connection_value(call->connection, MHD_HEADER_KIND, name);
 }
 
-struct count {
-    const char *name; /* NULL: any */
-    int count;
-};
-
-static enum MHD_Result count_header(void *user, enum MHD_ValueKind kind, const char *name, const char *value)
-{
-    struct count *count = user;
-
-    (void)kind;
-    (void)value;
-    count->count += !count->name || strcasecmp(name, count->name) == 0;
-    return MHD_YES;
-}
-
-static int headers_of(serve_call *call, const char *name)
-{
-    struct count count = {.name = name};
-
-    MHD_get_connection_values(call->connection, MHD_HEADER_KIND, count_header, &count);
-    return count.count;
-}
-
 static bool fail_as(serve_error *error, int status, const char *type, const char *code, const char *message)
 {
     serve_fail(error, NULL, code, "%s", message);
@@ -98,36 +75,6 @@ static bool fail_as(serve_error *error, int status, const char *type, const char
 }
 
 static const char invalid[] = "invalid_request_error";
-
-static bool check_size(serve_call *call, serve_error *error)
-{
-    const union MHD_ConnectionInfo *info =
-        MHD_get_connection_info(call->connection, MHD_CONNECTION_INFO_REQUEST_HEADER_SIZE);
-    size_t line = strlen(call->method) + call->peer->target_bytes + sizeof "  HTTP/1.1" - 1;
-
-    if (line > SERVE_LINE) return fail_as(error, 414, invalid, "uri_too_long", "the request line is longer than 8 KiB");
-    if (headers_of(call, NULL) > SERVE_HEADERS)
-        return fail_as(error, 431, invalid, "headers_too_large", "the request has more than 100 header lines");
-    if (info && info->header_size > line + 2 + SERVE_HEAD)
-        return fail_as(error, 431, invalid, "headers_too_large", "the request's headers are larger than 16 KiB");
-    return true;
-}
-
-/* Where a body ends must be said once, in one way. */
-static bool check_framing(serve_call *call, serve_error *error)
-{
-    const char *encoding = header(call, "Transfer-Encoding");
-    int lengths = headers_of(call, "Content-Length");
-
-    if (lengths > 1) return fail_as(error, 400, invalid, "bad_request", "Content-Length is given more than once");
-    if (encoding && lengths)
-        return fail_as(error, 400, invalid, "bad_request", "Content-Length stands beside Transfer-Encoding");
-    if (encoding && (headers_of(call, "Transfer-Encoding") > 1 || strcasecmp(encoding, "chunked") != 0))
-        return fail_as(error, 400, invalid, "bad_request", "Transfer-Encoding: expected chunked");
-    if (headers_of(call, "Host") > 1)
-        return fail_as(error, 400, invalid, "bad_request", "Host is given more than once");
-    return true;
-}
 
 /* The name in "NAME:PORT" or "[NAME]:PORT". */
 static void host_name(const char *host, char name[256])
@@ -232,17 +179,22 @@ static void allow_origin(serve_call *call)
         snprintf(call->allow_origin, sizeof call->allow_origin, "%s", allowed);
 }
 
+/* What the door found wrong with the request that is being read; NULL: nothing. */
+static const serve_error *find_fault(const serve_peer *peer)
+{
+    return atomic_load(&peer->guest->bad) == peer->requests ? &peer->guest->error : NULL;
+}
+
 static enum MHD_Result begin(serve_call *call, const char *path)
 {
-    bool body = headers_of(call, "Transfer-Encoding") > 0;
     const char *length = header(call, "Content-Length"), *rest;
+    const serve_error *fault = find_fault(call->peer);
     serve_error error;
 
+    call->peer->unread = fault || header(call, "Transfer-Encoding") || (length && strspn(length, "0") < strlen(length));
+    if (fault) return serve_reply_error(call, fault);
     call->endpoint = serve_endpoint_find(path, &rest);
-    body |= length && strspn(length, "0") < strlen(length);
-    call->peer->unread = body;
-    if (!check_size(call, &error) || !check_framing(call, &error) || !check_host(call, &error))
-        return serve_reply_error(call, &error);
+    if (!check_host(call, &error)) return serve_reply_error(call, &error);
     allow_origin(call);
     if (*call->allow_origin && call->endpoint && strcmp(call->method, "OPTIONS") == 0 &&
         header(call, "Access-Control-Request-Method"))
@@ -270,12 +222,14 @@ static enum MHD_Result refuse_rest(serve_call *call, const serve_error *error)
 
 static enum MHD_Result take_body(serve_call *call, const char *bytes, size_t *size)
 {
+    const serve_error *fault = find_fault(call->peer);
     serve_error error;
 
     if (call->status) { /* already refused */
         *size = 0;
         return MHD_YES;
     }
+    if (fault) return refuse_rest(call, fault);
     if (call->body.length + (int64_t)*size > call->server->options.max_body) {
         fail_as(&error, 413, invalid, "body_too_large", "the body is larger than this server takes");
         return refuse_rest(call, &error);
@@ -336,6 +290,7 @@ static enum MHD_Result handle(void *user, struct MHD_Connection *connection, con
     if (!call) {
         *state = call = new_call(server, peer, connection, method);
         if (!call) return MHD_NO;
+        peer->requests++;
         atomic_fetch_add(&server->calls, 1);
         enter(peer, call, SERVE_BODY);
         return begin(call, path);
@@ -386,35 +341,23 @@ static void completed(void *user, struct MHD_Connection *connection, void **stat
         MHD_set_connection_option(connection, MHD_CONNECTION_OPTION_TIMEOUT, 0U);
     if (serve_answer_broke(call)) shutdown(peer->fd, SHUT_RDWR);
     enter(peer, NULL, SERVE_WAITING);
+    atomic_fetch_add(&peer->guest->answered, 1);
     serve_call_release(call);
     atomic_fetch_sub(&server->calls, 1);
-}
-
-static void *note_target(void *user, const char *target, struct MHD_Connection *connection)
-{
-    const union MHD_ConnectionInfo *info = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
-    serve_peer *peer = info ? info->socket_context : NULL;
-
-    (void)user;
-    if (peer) peer->target_bytes = strlen(target);
-    return NULL;
 }
 
 static void notify(void *user, struct MHD_Connection *connection, void **context,
                    enum MHD_ConnectionNotificationCode code)
 {
-    serve_server *server = user;
     const union MHD_ConnectionInfo *info;
 
     if (code == MHD_CONNECTION_NOTIFY_CLOSED) {
         if (*context) serve_peer_end(*context);
         *context = NULL;
-        atomic_fetch_sub(&server->connections, 1);
         return;
     }
     info = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD);
-    *context = info ? serve_peer_new(server, connection, info->connect_fd) : NULL;
-    atomic_fetch_add(&server->connections, 1);
+    *context = info ? serve_peer_new(user, connection, info->connect_fd) : NULL;
 }
 
 /* ---- listening -------------------------------------------------------------------------------------------------- */
@@ -472,13 +415,13 @@ fv_status serve_http_start(serve_server *server)
     fv_status status;
 
     FV_TRY(open_socket(server, &fd));
-    /* The door counts connections and takes them in; libmicrohttpd never listens. */
+    /* The door takes connections, and counts them; libmicrohttpd never listens. */
     server->http = MHD_start_daemon(
         MHD_USE_EPOLL_INTERNAL_THREAD | MHD_USE_NO_LISTEN_SOCKET | MHD_USE_ITC | MHD_ALLOW_SUSPEND_RESUME, 0, NULL,
         NULL, handle, server, MHD_OPTION_THREAD_POOL_SIZE, (unsigned)HTTP_THREADS, MHD_OPTION_CONNECTION_LIMIT,
         (unsigned)(HTTP_THREADS * (SERVE_CONNECTIONS + 64)), MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)POOL_BYTES,
         MHD_OPTION_STRICT_FOR_CLIENT, 0, MHD_OPTION_NOTIFY_CONNECTION, notify, server, MHD_OPTION_NOTIFY_COMPLETED,
-        completed, server, MHD_OPTION_URI_LOG_CALLBACK, note_target, server, MHD_OPTION_END);
+        completed, server, MHD_OPTION_END);
     status = server->http ? serve_door_start(server, fd) : fv_fail(FV_E_MEMORY, "libmicrohttpd cannot start");
     if (status != FV_OK) close(fd);
     return status;

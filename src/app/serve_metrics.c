@@ -61,7 +61,7 @@ static void write_histogram(fv_text *out, const char *name, const char *help, co
     fv_text_printf(out, "%s_sum %.9g\n%s_count %lld\n", name, histogram->sum, name, (long long)sum);
 }
 
-void serve_metrics_write(serve_metrics *metrics, const fv_scheduler_stats *stats, fv_text *out)
+void serve_metrics_write(serve_metrics *metrics, const fv_scheduler_stats *stats, int64_t kv_memory, fv_text *out)
 {
     static const char requests[] = "fovea_requests_total";
 
@@ -80,6 +80,11 @@ void serve_metrics_write(serve_metrics *metrics, const fv_scheduler_stats *stats
     write_number(out, "fovea_kv_bytes", "gauge", "Bytes of keys and values held.", (int64_t)stats->row_bytes);
     write_number(out, "fovea_kv_committed_bytes", "gauge", "Memory mapped for keys and values.",
                  (int64_t)stats->committed_bytes);
+    write_number(out, "fovea_kv_memory_bytes", "gauge", "Limit of that memory; 0: none.", kv_memory);
+    write_number(out, "fovea_requests_sent_back_total", "counter",
+                 "Times a request gave its rows up for want of memory.", stats->sent_back);
+    write_number(out, "fovea_prompts_given_back_total", "counter", "Kept prompts given back for want of memory.",
+                 stats->given_back);
     write_histogram(out, "fovea_time_to_first_token_seconds", "From a request's arrival to its first token.",
                     &metrics->first_token);
     write_histogram(out, "fovea_time_per_token_seconds", "Between tokens of an answer.", &metrics->token);

@@ -29,6 +29,6 @@ typedef struct serve_metrics {
 void serve_metrics_request(serve_metrics *metrics, const char *path, unsigned status);
 void serve_metrics_cancelled(serve_metrics *metrics);
 void serve_metrics_observe(serve_metrics *metrics, serve_histogram *histogram, double seconds);
-void serve_metrics_write(serve_metrics *metrics, const fv_scheduler_stats *stats, fv_text *out);
+void serve_metrics_write(serve_metrics *metrics, const fv_scheduler_stats *stats, int64_t kv_memory, fv_text *out);
 
 #endif

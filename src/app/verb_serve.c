@@ -17,7 +17,7 @@ struct values {
     cli_common common;
     const char *model, *host, *attention, *cache, *key, *alias, *cors;
     cli_texts hosts;
-    int64_t port, parallel, context, queue, max_body;
+    int64_t port, parallel, context, queue, max_body, kv_memory;
     double timeout, drain;
     int precision;
 };
@@ -77,6 +77,14 @@ static const cli_flag flags[] = {
      .min = 1,
      .max = 1 << 20,
      .help = "requests that may wait"},
+    {.name = "kv-memory",
+     .kind = CLI_INT,
+     .offset = AT(kv_memory),
+     .argument = "BYTES",
+     .min = 0,
+     .max = 1LL << 53,
+     .help = "memory for keys and values; beyond it requests wait their turn; 0: no limit (otherwise half of what the "
+             "system has available)"},
     {.name = "max-body",
      .kind = CLI_INT,
      .offset = AT(max_body),
@@ -106,6 +114,36 @@ static const cli_flag flags[] = {
 
 /* ---- starting --------------------------------------------------------------------------------------------------- */
 
+/* A number behind `name` in a file of the system; false: there is none. */
+static bool read_number(const char *path, const char *name, uint64_t *number)
+{
+    FILE *file = fopen(path, "re");
+    char line[256];
+    unsigned long long value;
+    bool found = false;
+
+    while (file && !found && fgets(line, sizeof line, file)) {
+        size_t length = strlen(name);
+        found = strncmp(line, name, length) == 0 && sscanf(line + length, "%llu", &value) == 1;
+        if (found) *number = value;
+    }
+    if (file) fclose(file);
+    return found;
+}
+
+/* Bytes that the system could still give, or what this process's container leaves of them; 0: it does not say. */
+static uint64_t available_memory(void)
+{
+    uint64_t kilobytes = 0, most, taken, bytes;
+
+    if (!read_number("/proc/meminfo", "MemAvailable:", &kilobytes)) return 0;
+    bytes = kilobytes * 1024;
+    if (read_number("/sys/fs/cgroup/memory.max", "", &most) &&
+        read_number("/sys/fs/cgroup/memory.current", "", &taken) && most - (taken < most ? taken : most) < bytes)
+        bytes = most - (taken < most ? taken : most);
+    return bytes;
+}
+
 static void set_options(serve_server *server, const struct values *values)
 {
     const char *key = values->key ? values->key : getenv("FOVEA_API_KEY");
@@ -123,6 +161,7 @@ static void set_options(serve_server *server, const struct values *values)
         .context = values->context == CLI_UNSET ? 0 : values->context,
         .queue = values->queue,
         .max_body = values->max_body,
+        .kv_memory = values->kv_memory == CLI_UNSET ? (int64_t)(available_memory() / 2) : values->kv_memory,
         .timeout = values->timeout,
         .drain = values->drain,
         .precision = values->precision == 1 ? FV_PRECISION_F32 : FV_PRECISION_AUTO,
@@ -175,6 +214,7 @@ static fv_status load(serve_server *server, const struct values *values)
                                     .queue = values->queue,
                                     .attention = values->attention,
                                     .cache = values->cache,
+                                    .kv_memory = (size_t)server->options.kv_memory,
                                     .precision = server->options.precision};
 
     FV_TRY(fv_ctx_new(&context, &server->app->ctx));
@@ -233,7 +273,7 @@ static void drain(serve_server *server, struct steps *steps, const sigset_t *sig
 
     app_say(server->app, "shutting down: running requests have %g s to finish", server->options.drain);
     atomic_store(&server->state, SERVE_DRAINING);
-    serve_door_close(server);
+    serve_door_shut(server);
     fv_scheduler_stop(server->scheduler, true);
     while (!atomic_load(&steps->over)) {
         if (wait_signal(signals, 20)) second_signal();
@@ -266,8 +306,9 @@ static void end(serve_server *server)
 {
     while (atomic_load(&server->looks) > 0) /* they hold the model */
         poll(NULL, 0, 10);
-    serve_door_close(server);
+    serve_door_shut(server);
     serve_http_stop(server);
+    serve_door_end(server);
     serve_guard_stop(server);
     fv_scheduler_free(server->scheduler);
     fv_model_close(server->model);

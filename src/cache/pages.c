@@ -9,13 +9,18 @@
 
 #include "base/context.h"
 
-enum { MOST_AHEAD = 2 /* pages of a tensor that are mapped ahead at once */ };
+enum {
+    MOST_AHEAD = 2, /* pages of a tensor that are mapped ahead at once */
+    HUGE = 2 << 20, /* a huge page of the system: pages of whole ones become such, since kernels that read them need
+                       fewer translations */
+};
 
 struct fv_slab {
     fv_pages *pages;
     fv_slab *next; /* in the list of idle ones, or of the thread's work */
     int holders;
     char *memory;
+    size_t alignment; /* bytes that were reserved before memory, to align it */
     size_t row_bytes, reserved, mapped;
     size_t wanted; /* by the thread; at most `mapped`: nothing to do */
     bool queued, busy;
@@ -53,11 +58,20 @@ static void unmap(fv_slab *slab, size_t from)
     slab->mapped = from;
 }
 
-/* Pages of tensors given back, the longest idle first, until `bytes` more may be mapped. */
-static bool reclaim(fv_pages *pages, size_t bytes)
+static bool is_huge(const fv_pages *pages)
 {
-    size_t limit = pages->options.limit > 0 ? (size_t)pages->options.limit : SIZE_MAX;
+    return pages->page % HUGE == 0;
+}
 
+static void free_slab(fv_slab *slab)
+{
+    munmap(slab->memory - slab->alignment, slab->reserved + (is_huge(slab->pages) ? HUGE : 0));
+    fv_free(slab);
+}
+
+/* Pages of tensors given back, the longest idle first, until `bytes` more may be mapped beside `limit`. */
+static bool reclaim(fv_pages *pages, size_t bytes, size_t limit)
+{
     while (pages->stats.mapped + bytes > limit && pages->idle) {
         fv_slab **last = &pages->idle, *slab;
         while ((*last)->next)
@@ -66,19 +80,19 @@ static bool reclaim(fv_pages *pages, size_t bytes)
         *last = NULL;
         pages->stats.idle -= slab->mapped;
         unmap(slab, 0);
-        munmap(slab->memory, slab->reserved);
-        fv_free(slab);
+        free_slab(slab);
     }
     return pages->stats.mapped + bytes <= limit;
 }
 
 /* One call of the system for bytes mapped .. to, taking the faults now.  Old systems cannot: then every page is
  * touched, which nobody else does before it counts as mapped. */
-static int populate(char *from, size_t bytes)
+static int populate(char *from, size_t bytes, bool huge)
 {
     size_t system = (size_t)sysconf(_SC_PAGESIZE);
 
     if (mprotect(from, bytes, PROT_READ | PROT_WRITE) != 0) return errno;
+    if (huge) (void)madvise(from, bytes, MADV_HUGEPAGE); /* where the system has none, nothing is lost */
 #ifdef MADV_POPULATE_WRITE
     if (madvise(from, bytes, MADV_POPULATE_WRITE) == 0) return 0;
     if (errno != EINVAL) {
@@ -99,13 +113,13 @@ static fv_status map(fv_slab *slab, size_t to, int64_t *calls)
     size_t bytes = to - slab->mapped;
     int error;
 
-    if (!reclaim(pages, bytes))
+    if (!reclaim(pages, bytes, pages->options.limit > 0 ? (size_t)pages->options.limit : SIZE_MAX))
         return fv_fail(FV_E_MEMORY, "the page pool: %zu bytes more do not fit beside %zu of at most %lld", bytes,
                        pages->stats.mapped, (long long)pages->options.limit);
     pages->stats.mapped += bytes;
     slab->busy = true;
     pthread_mutex_unlock(&pages->mutex);
-    error = populate(slab->memory + slab->mapped, bytes);
+    error = populate(slab->memory + slab->mapped, bytes, is_huge(pages));
     pthread_mutex_lock(&pages->mutex);
     slab->busy = false;
     ++*calls;
@@ -195,8 +209,7 @@ void fv_pages_drop(fv_pages *pages)
     if (pages->threaded) pthread_join(pages->thread, NULL);
     for (fv_slab *slab = pages->idle, *next; slab; slab = next) {
         next = slab->next;
-        munmap(slab->memory, slab->reserved);
-        fv_free(slab);
+        free_slab(slab);
     }
     pthread_cond_destroy(&pages->done);
     pthread_cond_destroy(&pages->wake);
@@ -238,6 +251,31 @@ void fv_pages_measure(fv_pages *pages, fv_pages_stats *stats)
     pthread_mutex_unlock(&pages->mutex);
 }
 
+size_t fv_pages_idle(const fv_ctx *ctx)
+{
+    size_t idle = 0;
+
+    for (fv_pages *pages = ctx->kept; pages; pages = pages->next) {
+        pthread_mutex_lock(&pages->mutex);
+        idle += pages->stats.idle;
+        pthread_mutex_unlock(&pages->mutex);
+    }
+    return idle;
+}
+
+bool fv_pages_trim(const fv_ctx *ctx)
+{
+    bool any = false;
+
+    for (fv_pages *pages = ctx->kept; pages; pages = pages->next) {
+        pthread_mutex_lock(&pages->mutex);
+        any |= pages->stats.idle > 0;
+        (void)reclaim(pages, 0, 0);
+        pthread_mutex_unlock(&pages->mutex);
+    }
+    return any;
+}
+
 /* ---- tensors ---------------------------------------------------------------------------------------------------- */
 
 /* Of the idle ones of this size: the one with the fewest pages among those that have enough, otherwise the last. */
@@ -259,15 +297,18 @@ static fv_slab *take_idle(fv_pages *pages, size_t row_bytes, size_t reserved, si
 
 static fv_status make_slab(fv_pages *pages, size_t row_bytes, size_t reserved, fv_slab **slab)
 {
+    size_t more = is_huge(pages) ? HUGE : 0;
     fv_slab *s;
 
     FV_TRY(FV_ZALLOC(s, 1));
     *s = (fv_slab){.pages = pages, .row_bytes = row_bytes, .reserved = reserved};
-    s->memory = mmap(NULL, reserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    s->memory = mmap(NULL, reserved + more, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (s->memory == MAP_FAILED) {
         fv_free(s);
         return fv_fail(FV_E_MEMORY, "the page pool needs %zu bytes of address space: %s", reserved, strerror(errno));
     }
+    if (more) s->alignment = (HUGE - (uintptr_t)s->memory % HUGE) % HUGE;
+    s->memory += s->alignment;
     *slab = s;
     return FV_OK;
 }
@@ -316,8 +357,7 @@ void fv_slab_drop(fv_slab *slab)
         pages->stats.idle += slab->mapped;
     } else if (last) {
         unmap(slab, 0);
-        munmap(slab->memory, slab->reserved);
-        fv_free(slab);
+        free_slab(slab);
     }
     pthread_mutex_unlock(&pages->mutex);
     if (last) fv_pages_drop(pages);

@@ -25,6 +25,11 @@ void fv_pages_drop(fv_pages *pages); /* also NULL */
 /* The pool with these knobs that a context keeps, for all of its streams; the context holds it. */
 fv_status fv_pages_of(fv_ctx *ctx, const fv_pages_options *options, fv_pages **pages);
 
+/* Of all pools that a context keeps: bytes mapped in tensors that were given back; unmaps them, false: there are none.
+ */
+size_t fv_pages_idle(const fv_ctx *ctx);
+bool fv_pages_trim(const fv_ctx *ctx);
+
 /* A tensor of `rows` rows of row_bytes: one given back that has the pages for `expected` rows and not many more, or a
  * new one.  Its content is anything.  FV_E_MEMORY. */
 fv_status fv_slab_take(fv_pages *pages, size_t row_bytes, int64_t rows, int64_t expected, fv_slab **slab);

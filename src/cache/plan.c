@@ -85,12 +85,6 @@ static fv_status check_types(const fv_cache_plan *plan, const fv_policy_use *use
     return FV_OK;
 }
 
-/* What a policy without any of these asks for is `full`. */
-static bool acts(const fv_policy *policy)
-{
-    return policy->plan || policy->after || policy->act || policy->pool;
-}
-
 static fv_status make_use(fv_cache_plan *plan, int part)
 {
     fv_policy_use *use = &plan->use[part];
@@ -106,7 +100,7 @@ static fv_status make_use(fv_cache_plan *plan, int part)
         if (plan->layers.layer_part[l] != part) continue;
         plan->part[l] = part;
         if (plan->window[l] > 0 || use->policy->traits & FV_POLICY_FILTERS) continue;
-        if (!acts(use->policy)) continue;
+        if (!fv_policy_acts(use->policy) && !use->policy->pool) continue; /* rows are what they are without it */
         layer[use->layers++] = l;
     }
     if (use->policy->traits & FV_POLICY_FILTERS && !plan->layers.bare)

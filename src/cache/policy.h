@@ -13,6 +13,7 @@
 
 #include "base/options.h"
 #include "base/text.h"
+#include "cache/cold.h"
 #include "cache/rows.h"
 #include "ops/ops.h"
 
@@ -64,6 +65,8 @@ typedef struct fv_policy_layer {
     fv_rows *rows;
     void *state;                 /* policy->layer_bytes, zeroed at first */
     struct fv_policy_layer *all; /* [use->layers] of this stream */
+    fv_project_fn *project;      /* computes rows of this layer again; with `model` */
+    void *model;
 } fv_policy_layer;
 
 /* Queries at positions offset .. offset+queries-1, whose rows are the last ones held. */
@@ -72,6 +75,7 @@ typedef struct fv_policy_call {
     fv_tensor o;               /* [1,H,queries,Dv] f32 */
     fv_tensor lse;             /* [1,H,queries] f32, of what was seen; with FV_POLICY_LSE, in `after` */
     fv_tensor input, residual; /* [queries,width] f32: what q, k and v are products of, and what its norm read */
+    bool few;                  /* as fv_project_fn has it: of those products */
     int64_t offset, queries;
     bool prompt;           /* of a prompt, or a step of decoding (one query) */
     int64_t prompt_tokens; /* of the stream when its prompt ends, or ended; 0: it had none */
@@ -104,7 +108,7 @@ struct fv_policy {
      * the next call. */
     fv_status (*plan)(fv_ctx *ctx, fv_policy_layer *layer, const fv_policy_call *call, int64_t head, fv_plan *plan);
     /* Attends itself, where it takes more than fv_attend(args): args is filled in for the query heads of one key-value
-     * head or of all. */
+     * head or of all.  Where `plan` gave lists and some rows are cold, its k and v are absent. */
     fv_status (*read)(fv_ctx *ctx, fv_policy_layer *layer, const fv_policy_call *call, const fv_attend_args *args);
     fv_status (*after)(fv_ctx *ctx, fv_policy_layer *layer, const fv_policy_call *call);
     fv_status (*act)(fv_ctx *ctx, fv_policy_layer *layer, int64_t prompt);
@@ -125,6 +129,12 @@ struct fv_policy {
     /* Rows a layer of the stream may hold: the capacity that is reserved for it.  NULL: the context. */
     int64_t (*bound)(const fv_policy_use *use, int64_t place);
 };
+
+/* Whether it changes which rows are held or read; otherwise it says at most where they lie. */
+static inline bool fv_policy_acts(const fv_policy *policy)
+{
+    return policy->plan || policy->read || policy->after || policy->act;
+}
 
 /* Every policy, NULL-ended (registry.c). */
 extern const fv_policy *const fv_policies[];

@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "cache/cold.h"
 #include "cache/rows_inside.h"
 #include "ops/blocks.h"
 #include "ops/ops.h"
@@ -147,6 +148,7 @@ fv_status fv_rows_new(fv_rows *rows, const fv_rows_options *options)
 void fv_rows_free(fv_rows *rows)
 {
     fv_away_free(rows);
+    fv_cold_free(rows);
     free_side(rows, &rows->side[0]);
     free_side(rows, &rows->side[1]);
     fv_map_free(rows);
@@ -236,15 +238,16 @@ fv_status fv_rows_own(fv_rows *rows, int64_t g, int64_t from, int64_t to)
     return status;
 }
 
-/* Brings a head back to where idle rows before and behind it are few. */
+/* Brings a head back to where idle rows before and behind it are few.  Behind cold rows a row's place is its position.
+ */
 static void settle(fv_rows *rows, int64_t g)
 {
     fv_rows_head *head = &rows->head[g];
     int64_t wide = (int64_t)fv_max((int64_t)rows->side[0].row_bytes, (int64_t)rows->side[1].row_bytes);
-    int64_t slack = fv_max(SLACK, (int64_t)rows->page) / wide;
+    int64_t slack = fv_max(SLACK, (int64_t)rows->page) / wide, cold = fv_cold_count(rows);
 
-    if (head->count == 0) head->first = 0;
-    if (head->first > slack && fv_rows_own(rows, g, 0, head->count) == FV_OK) {
+    if (head->count == 0) head->first = cold;
+    if (cold == 0 && head->first > slack && fv_rows_own(rows, g, 0, head->count) == FV_OK) {
         fv_rows_move(rows, g, head->first, 0, head->count);
         head->first = 0;
     }
@@ -252,8 +255,19 @@ static void settle(fv_rows *rows, int64_t g)
     if (head->top - head->first - head->count > slack || head->first - head->bottom > slack) release_head(rows, g);
 }
 
+void fv_rows_leave(fv_rows *rows, int64_t count)
+{
+    for (int64_t g = 0; g < rows->options.heads; g++) {
+        fv_rows_head *head = &rows->head[g];
+        head->first += count;
+        head->count -= count;
+        release_head(rows, g);
+    }
+}
+
 void fv_rows_clear(fv_rows *rows)
 {
+    fv_cold_free(rows);
     for (int64_t g = 0; rows->head && g < rows->options.heads; g++) {
         rows->head[g].count = rows->head[g].first = 0;
         fv_away_truncate(rows, g, 0);
@@ -268,11 +282,17 @@ bool fv_rows_alike(const fv_rows *rows)
 {
     for (int64_t g = 1; g < rows->options.heads; g++) {
         if (rows->head[g].first != rows->head[0].first || rows->head[g].count != rows->head[0].count) return false;
-        if (!fv_rows_complete(rows, g) && memcmp(fv_rows_positions(rows, g), fv_rows_positions(rows, 0),
-                                                 (size_t)rows->head[0].count * sizeof *rows->position) != 0)
+        if (!rows->cold && !fv_rows_complete(rows, g) &&
+            memcmp(fv_rows_positions(rows, g), fv_rows_positions(rows, 0),
+                   (size_t)rows->head[0].count * sizeof *rows->position) != 0)
             return false;
     }
     return true;
+}
+
+int64_t fv_rows_all(const fv_rows *rows, int64_t head)
+{
+    return fv_cold_count(rows) + rows->head[head].count;
 }
 
 bool fv_rows_complete(const fv_rows *rows, int64_t head)
@@ -315,13 +335,21 @@ void fv_rows_view(const fv_rows *rows, int64_t head, int64_t heads, fv_tensor *k
     *values = view(rows, 1, head, heads);
 }
 
+fv_status fv_rows_view_all(fv_ctx *ctx, fv_rows *rows, int64_t head, int64_t heads, fv_tensor *keys, fv_tensor *values)
+{
+    if (fv_cold_count(rows) > 0)
+        return fv_cold_read(ctx, rows, head, heads, NULL, fv_rows_all(rows, head), keys, values);
+    fv_rows_view(rows, head, heads, keys, values);
+    return FV_OK;
+}
+
 size_t fv_rows_used(const fv_rows *rows)
 {
     int64_t count = 0;
 
     for (int64_t g = 0; rows->head && g < rows->options.heads; g++)
         count += rows->head[g].count;
-    return (size_t)count * (rows->side[0].row_bytes + rows->side[1].row_bytes);
+    return (size_t)count * (rows->side[0].row_bytes + rows->side[1].row_bytes) + fv_cold_used(rows);
 }
 
 static void measure_side(const fv_rows *rows, int side, fv_rows_bytes *bytes)
@@ -347,7 +375,10 @@ static void measure_side(const fv_rows *rows, int side, fv_rows_bytes *bytes)
 
 void fv_rows_measure(const fv_rows *rows, fv_rows_bytes *bytes)
 {
-    *bytes = (fv_rows_bytes){.used = fv_rows_used(rows), .host = fv_away_bytes(rows)};
+    *bytes = (fv_rows_bytes){.used = fv_rows_used(rows),
+                             .committed = fv_cold_used(rows),
+                             .reserved = fv_cold_used(rows),
+                             .host = fv_away_bytes(rows) + fv_cold_host(rows)};
     for (int side = 0; rows->head && side < 2; side++)
         measure_side(rows, side, bytes);
 }

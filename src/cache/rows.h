@@ -4,9 +4,10 @@
  * reserved costs nothing, and heads may hold different rows.  A row is stored once, in the storage type; everybody
  * reads what was stored.
  *
- * Three places where rows may lie: pages of the stream's own; pages that several streams read (fv_rows_share) and that
- * nobody writes, since who wants to write gets a copy of those pages first; and a file (fv_rows_offload).  Different
- * streams may be changed by different threads at the same time, also where they share pages. */
+ * Places where rows may lie: pages of the stream's own; pages that several streams read (fv_rows_share) and that nobody
+ * writes, since who wants to write gets a copy of those pages first; a file (fv_rows_offload); and, for the oldest rows
+ * of all heads, whatever takes less memory (cold.h).  Different streams may be changed by different threads at the same
+ * time, also where they share pages. */
 #ifndef FV_ROWS_H
 #define FV_ROWS_H
 
@@ -16,8 +17,9 @@
 #include "cache/pages.h"
 
 struct fv_rows;
-struct fv_rows_map;  /* rows_share.c */
-struct fv_rows_away; /* rows_offload.c */
+struct fv_rows_map;             /* rows_share.c */
+struct fv_rows_away;            /* rows_offload.c */
+typedef struct fv_cold fv_cold; /* cold.h */
 
 typedef struct fv_rows_options {
     int64_t heads, key_dim, value_dim;
@@ -55,6 +57,7 @@ typedef struct fv_rows {
     size_t page;
     struct fv_rows_map *map;   /* where pages lie that may be shared; NULL: all are its own */
     struct fv_rows_away *away; /* rows in a file; NULL: none ever were */
+    fv_cold *cold;             /* the oldest rows, where memory does not hold them as they are; NULL: it does */
     bool refused;              /* memory for a change of shared pages was refused: the next append says so */
 } fv_rows;
 
@@ -75,6 +78,13 @@ static inline const int32_t *fv_rows_positions(const fv_rows *rows, int64_t head
     return rows->position + head * rows->options.capacity + rows->head[head].first;
 }
 
+/* Rows of a head that there are, cold ones too, and their positions. */
+int64_t fv_rows_all(const fv_rows *rows, int64_t head);
+static inline const int32_t *fv_rows_all_positions(const fv_rows *rows, int64_t head)
+{
+    return fv_rows_positions(rows, head) - (fv_rows_all(rows, head) - fv_rows_count(rows, head));
+}
+
 /* Whether all heads hold rows of the same positions at the same places, so that one tensor shows them all. */
 bool fv_rows_alike(const fv_rows *rows);
 /* Whether heads hold exactly the positions 0 .. count-1. */
@@ -83,8 +93,12 @@ bool fv_rows_complete(const fv_rows *rows, int64_t head);
 /* The place of a head's first row whose position is not below `position`. */
 int64_t fv_rows_below(const fv_rows *rows, int64_t head, int64_t position);
 
-/* Keys [1,heads,count,D] and values [1,heads,count,Dv] of `heads` heads that are alike, from `head` on. */
+/* Keys [1,heads,count,D] and values [1,heads,count,Dv] of `heads` heads that are alike, from `head` on: of the rows in
+ * memory. */
 void fv_rows_view(const fv_rows *rows, int64_t head, int64_t heads, fv_tensor *keys, fv_tensor *values);
+
+/* The same of all rows, cold ones too: where there are any, copies in scratch memory.  FV_E_IO, FV_E_MEMORY. */
+fv_status fv_rows_view_all(fv_ctx *ctx, fv_rows *rows, int64_t head, int64_t heads, fv_tensor *keys, fv_tensor *values);
 
 /* Rows of positions position .. position+N-1 for every head: k [1,heads,N,D], v [1,heads,N,Dv] f32.  FV_E_MEMORY. */
 fv_status fv_rows_append(fv_ctx *ctx, fv_rows *rows, const fv_tensor *k, const fv_tensor *v, int64_t position);
@@ -97,7 +111,8 @@ fv_status fv_rows_keep(fv_rows *rows, int64_t head, const int32_t *keep, int64_t
 
 /* Drops all rows of positions >= `length`, as if no more than `length` tokens had been fed.  `window` (0: none): a
  * fresh layer of that length would hold the last `window` positions, otherwise `held` says what it would hold (NULL:
- * all).  Rows in a file are held.  FV_E_ARGUMENT, and nothing changes, if a row that it would hold is gone. */
+ * all).  Rows in a file are held.  FV_E_ARGUMENT, and nothing changes, if a row that it would hold is gone, or would
+ * not be where it is (cold.h). */
 typedef bool fv_rows_held_fn(void *user, int64_t head, int64_t position);
 fv_status fv_rows_truncate(fv_rows *rows, int64_t length, int64_t window, fv_rows_held_fn *held, void *user);
 
@@ -106,8 +121,8 @@ fv_status fv_rows_truncate(fv_rows *rows, int64_t length, int64_t window, fv_row
 fv_status fv_rows_merge(fv_ctx *ctx, fv_rows *rows, int64_t head, const int32_t *place, const float *weight,
                         int64_t count);
 
-/* Stores all rows again in other types, those in a file too.  FV_E_DTYPE, FV_E_SHAPE, FV_E_MEMORY, FV_E_IO: nothing
- * changes. */
+/* Stores all rows again in other types, those in a file too.  FV_E_DTYPE, FV_E_SHAPE, FV_E_MEMORY, FV_E_IO,
+ * FV_E_ARGUMENT (some are cold): nothing changes. */
 fv_status fv_rows_convert(fv_ctx *ctx, fv_rows *rows, fv_dtype key_type, fv_dtype value_type);
 
 /* ---- sharing (rows_share.c) ------------------------------------------------------------------------------------- */
@@ -118,7 +133,7 @@ fv_status fv_rows_convert(fv_ctx *ctx, fv_rows *rows, fv_dtype key_type, fv_dtyp
 fv_status fv_rows_share(fv_rows *to, fv_rows *from, int64_t length);
 /* The same for a layer with a window of its own (0: none): the rows max(0, length - window) .. length-1. */
 fv_status fv_rows_share_window(fv_rows *to, fv_rows *from, int64_t length, int64_t window);
-/* All rows, whatever they are, of every head.  FV_E_ARGUMENT if rows lie in a file. */
+/* All rows, whatever they are, of every head.  FV_E_ARGUMENT if rows lie in a file, or are cold. */
 fv_status fv_rows_fork(fv_rows *to, fv_rows *from);
 static inline bool fv_rows_shares(const fv_rows *rows) /* whether pages can be shared */
 {
@@ -145,7 +160,7 @@ const int32_t *fv_rows_offloaded(const fv_rows *rows, int64_t head, int64_t *cou
 /* ---- memory figures --------------------------------------------------------------------------------------------- */
 
 typedef struct fv_rows_bytes {
-    size_t used;      /* of rows held in memory */
+    size_t used;      /* of rows held in memory, cold ones too */
     size_t committed; /* of pages behind them, whole pages */
     size_t shared;    /* of committed: in pages that other streams hold too */
     size_t reserved;  /* of address space */

@@ -1,6 +1,7 @@
 /* Rows go back, melt into one another, and change their types. */
 #include "cache/rows.h"
 
+#include "cache/cold.h"
 #include "cache/rows_inside.h"
 #include "ops/blocks.h"
 #include "ops/ops.h"
@@ -12,10 +13,10 @@ static int64_t missing(const fv_rows *rows, int64_t g, int64_t length, int64_t w
                        void *user)
 {
     const int32_t *position = fv_rows_positions(rows, g);
-    int64_t n = 0, count = fv_rows_below(rows, g, length);
+    int64_t n = 0, count = fv_rows_below(rows, g, length), cold = fv_cold_count(rows);
 
-    if (!held && !window && count == length) return -1;
-    for (int64_t j = window > 0 ? fv_max(length - window, 0) : 0; j < length; j++) {
+    if (!held && !window && count + cold == length) return -1;
+    for (int64_t j = fv_max(window > 0 ? length - window : 0, cold); j < length; j++) {
         while (n < count && position[n] < j)
             n++;
         if ((n == count || position[n] != j) && (!held || held(user, g, j)) && !fv_away_holds(rows, g, j)) return j;
@@ -33,6 +34,7 @@ fv_status fv_rows_truncate(fv_rows *rows, int64_t length, int64_t window, fv_row
                            "gone",
                            (long long)length, (long long)gone);
     }
+    FV_TRY(fv_cold_truncate(rows, length));
     for (int64_t g = 0; g < rows->options.heads; g++) {
         int64_t count = fv_rows_below(rows, g, length);
         FV_TRY(fv_rows_erase(rows, g, count, rows->head[g].count - count)); /* the end: nothing moves, nothing fails */
@@ -107,6 +109,7 @@ fv_status fv_rows_convert(fv_ctx *ctx, fv_rows *rows, fv_dtype key_type, fv_dtyp
     fv_status status;
     float *row;
 
+    if (rows->cold) return fv_fail(FV_E_ARGUMENT, "converting rows: expected all in memory, got cold ones");
     options.key_type = key_type;
     options.value_type = value_type;
     if (options.layers > 1) { /* it leaves the tensor of all layers, whose rows are of one size */

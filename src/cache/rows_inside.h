@@ -23,6 +23,8 @@ static inline size_t fv_page_up(const fv_rows *rows, size_t bytes)
 
 /* Moves `count` rows of a head, which may be written at their new places. */
 void fv_rows_move(fv_rows *rows, int64_t head, int64_t from, int64_t to, int64_t count);
+/* The first `count` rows of every head are gone from memory; the others stay where they are. */
+void fv_rows_leave(fv_rows *rows, int64_t count);
 /* Makes places from .. to-1 of a head this stream's own, for it to write them.  FV_E_MEMORY. */
 fv_status fv_rows_own(fv_rows *rows, int64_t head, int64_t from, int64_t to);
 /* A row as f32. */

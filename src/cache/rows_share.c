@@ -388,6 +388,9 @@ fv_status fv_rows_fork(fv_rows *to, fv_rows *from)
     for (int64_t g = 0; g < from->options.heads; g++) {
         int64_t away;
         (void)fv_rows_offloaded(from, g, &away);
+        if (fv_rows_all(from, g) > fv_rows_count(from, g))
+            return fv_fail(FV_E_ARGUMENT, "sharing rows: the oldest of head %lld are not in memory as they were",
+                           (long long)g);
         if (away > 0)
             return fv_fail(FV_E_ARGUMENT, "sharing rows: %lld rows of head %lld lie in a file; fetch them first",
                            (long long)away, (long long)g);

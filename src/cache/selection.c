@@ -2,6 +2,8 @@
 
 #include <math.h>
 
+#include "cache/cold.h"
+
 enum {
     LONG = 8,   /* rows of a mean block that is read where it lies */
     AHEAD = 12, /* rows that lie apart are asked for so many early */
@@ -206,14 +208,48 @@ static fv_status gather(fv_ctx *ctx, const fv_chosen *chosen, int64_t head, int6
     return FV_OK;
 }
 
+/* The list of each of `heads` heads from `head` on; scratch memory. */
+static fv_status lists_of(fv_ctx *ctx, const fv_chosen *chosen, int64_t head, int64_t heads, const int32_t ***place,
+                          int64_t *count)
+{
+    FV_TRY(FV_SCRATCH(ctx, *place, heads));
+    for (int64_t h = 0; h < heads; h++)
+        (*place)[h] = fv_chosen_list(chosen, head + h, count);
+    return FV_OK;
+}
+
+/* The same where some are cold. */
+static fv_status gather_cold(fv_ctx *ctx, const fv_chosen *chosen, fv_rows *rows, int64_t head, int64_t heads,
+                             fv_attend_args *args)
+{
+    const int32_t **place;
+    int64_t count = 0;
+
+    FV_TRY(lists_of(ctx, chosen, head, heads, &place, &count));
+    args->plan = NULL;
+    return fv_cold_read(ctx, rows, head, heads, place, count, &args->k, &args->v);
+}
+
+void fv_chosen_ahead(fv_ctx *ctx, const fv_chosen *chosen, fv_rows *rows)
+{
+    fv_mark mark = fv_scratch_mark(ctx);
+    const int32_t **place = NULL;
+    int64_t count = fv_rows_all(rows, 0);
+
+    if (chosen->lists == 0 || lists_of(ctx, chosen, 0, rows->options.heads, &place, &count) == FV_OK)
+        fv_cold_ahead(ctx, rows, place, count);
+    fv_scratch_release(ctx, mark);
+}
+
 static bool has_long_blocks(const fv_chosen *chosen)
 {
     return chosen->blocks > 0 && chosen->start[chosen->lists] >= LONG * chosen->first[chosen->lists];
 }
 
-fv_status fv_chosen_read(fv_ctx *ctx, const fv_chosen *chosen, const fv_attend_args *args, fv_tensor *keys)
+fv_status fv_chosen_read(fv_ctx *ctx, const fv_chosen *chosen, fv_rows *rows, const fv_attend_args *args,
+                         fv_tensor *keys)
 {
-    int64_t heads = args->k.dims[1], group = args->q.dims[1] / heads, together = heads, count, other;
+    int64_t heads = rows->options.heads, group = args->q.dims[1] / heads, together = heads, count, other;
 
     if (keys) *keys = (fv_tensor){0};
     if (chosen->lists == 0 || has_long_blocks(chosen)) return fv_attend(ctx, args);
@@ -227,7 +263,8 @@ fv_status fv_chosen_read(fv_ctx *ctx, const fv_chosen *chosen, const fv_attend_a
         part.q = fv_slice(&args->q, 1, g * group, together * group);
         part.o = fv_slice(&args->o, 1, g * group, together * group);
         if (fv_present(&args->lse)) part.lse = fv_slice(&args->lse, 1, g * group, together * group);
-        FV_TRY(gather(ctx, chosen, g, together, &part));
+        FV_TRY(fv_present(&args->k) ? gather(ctx, chosen, g, together, &part)
+                                    : gather_cold(ctx, chosen, rows, g, together, &part));
         FV_TRY(fv_attend(ctx, &part));
         if (keys && together == heads) *keys = part.k;
     }
@@ -275,16 +312,17 @@ fv_status fv_query_weights(fv_ctx *ctx, const fv_tensor *q, const fv_tensor *k, 
     return status;
 }
 
-fv_status fv_call_weights(fv_ctx *ctx, const fv_rows *rows, const fv_policy_call *call, int64_t head, int64_t heads,
+fv_status fv_call_weights(fv_ctx *ctx, fv_rows *rows, const fv_policy_call *call, int64_t head, int64_t heads,
                           fv_tensor *sums)
 {
-    int64_t group = call->q.dims[1] / rows->options.heads, held = fv_rows_count(rows, head);
+    int64_t group = call->q.dims[1] / rows->options.heads, held = fv_rows_all(rows, head);
     fv_tensor q = fv_slice(&call->q, 1, head * group, heads * group), k, v;
     fv_plan plan = {.causal = true, .offset = call->offset};
 
-    fv_rows_view(rows, head, heads, &k, &v);
+    FV_TRY(fv_rows_view_all(ctx, rows, head, heads, &k, &v));
     if (call->queries == 1) return fv_query_weights(ctx, &q, &k, &call->logits, held, sums);
-    if (!fv_rows_complete(rows, head)) plan.key_position = fv_rows_positions(rows, head);
+    if (held == fv_rows_count(rows, head) && !fv_rows_complete(rows, head))
+        plan.key_position = fv_rows_positions(rows, head);
     FV_TRY(fv_tensor_new(ctx, sums, FV_F32, FV_DIMS(1, heads * group, held)));
     return fv_attend_stats(ctx, &(fv_stats_args){.q = q,
                                                  .k = k,

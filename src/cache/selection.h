@@ -67,8 +67,12 @@ void fv_chosen_plan(const fv_chosen *chosen, int64_t keys, fv_plan *plan);
 
 /* Attends as args says (its plan holds the lists), one query of all heads, to the rows chosen.  Rows, and
  * blocks of few, are gathered first, since they cost more to ask for one by one; then `keys` (or NULL) receives the
- * gathered keys, [1,Hkv,count,D], if all lists are of one length (else it is absent); scratch memory. */
-fv_status fv_chosen_read(fv_ctx *ctx, const fv_chosen *chosen, const fv_attend_args *args, fv_tensor *keys);
+ * gathered keys, [1,Hkv,count,D], if all lists are of one length (else it is absent); scratch memory.  Where args->k
+ * and v are absent, lists are of rows, and some of those are cold. */
+fv_status fv_chosen_read(fv_ctx *ctx, const fv_chosen *chosen, fv_rows *rows, const fv_attend_args *args,
+                         fv_tensor *keys);
+/* Begins to read those of the rows chosen that lie in a file and are cold; lists of one length. */
+void fv_chosen_ahead(fv_ctx *ctx, const fv_chosen *chosen, fv_rows *rows);
 
 /* ---- weights ----------------------------------------------------------------------------------------------------- */
 
@@ -79,7 +83,7 @@ fv_status fv_query_weights(fv_ctx *ctx, const fv_tensor *q, const fv_tensor *k, 
 
 /* sums [1,H,..,M], in scratch memory: what the queries of a call give each row that `heads` key-value heads from `head`
  * on hold (they are alike), the call's own rows included.  call->lse is needed. */
-fv_status fv_call_weights(fv_ctx *ctx, const fv_rows *rows, const fv_policy_call *call, int64_t head, int64_t heads,
+fv_status fv_call_weights(fv_ctx *ctx, fv_rows *rows, const fv_policy_call *call, int64_t head, int64_t heads,
                           fv_tensor *sums);
 
 #endif

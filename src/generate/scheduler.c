@@ -192,7 +192,7 @@ fv_status fv_scheduler_new(fv_ctx *ctx, const fv_model *model, const fv_schedule
     if (s->options.parallel == 0) s->options.parallel = 4;
     if (s->options.context == 0) s->options.context = model->sizes.context;
     if (s->options.queue == 0) s->options.queue = 64;
-    s->most_bytes = options->row_bytes ? options->row_bytes : SIZE_MAX;
+    s->most_bytes = options->kv_memory ? options->kv_memory : SIZE_MAX;
     none.attention = (char *)(uintptr_t)options->attention;
     none.cache = (char *)(uintptr_t)options->cache;
     status = check_setup(s, &none);
@@ -261,8 +261,10 @@ bool fv_request_lends(const fv_request *request)
     if (request->options.no_reuse || request->options.embed || !session || session->recurrent || session->broken ||
         fv_cache_plan_traits(&session->cache) & ~(FV_POLICY_POSITION | FV_POLICY_CHUNKS))
         return false;
-    for (int64_t l = 0; l < session->model->sizes.layers; l++)
-        if (!session->layers[l].dense || session->layers[l].policy) return false;
+    for (int64_t l = 0; l < session->model->sizes.layers; l++) {
+        const fv_policy_layer *policy = session->layers[l].policy;
+        if (!session->layers[l].dense || (policy && fv_policy_acts(policy->use->policy))) return false;
+    }
     return true;
 }
 

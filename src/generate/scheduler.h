@@ -20,8 +20,9 @@ typedef struct fv_scheduler_options {
     int64_t queue;                 /* requests that may wait; 0: 64 */
     const char *attention, *cache; /* of requests that bring none; as in fv_session_options */
     fv_precision precision;
-    size_t row_bytes; /* of keys and values at most; 0: no limit.  Beyond it prompts that were kept are given back, and
-                         then the youngest request goes back to the queue and is computed again */
+    size_t kv_memory; /* bytes that may be mapped for keys and values between steps; 0: no limit.  Beyond it prompts
+                         that were kept are given back, the longest unused first, and then the youngest request goes
+                         back to the queue and is computed again.  One that runs alone goes on whatever it takes */
 } fv_scheduler_options;
 
 /* FV_E_USAGE for bad SPECs, FV_E_MEMORY.  Context and model stay the caller's; ctx is used by the thread that runs
@@ -89,6 +90,7 @@ void fv_scheduler_stop(fv_scheduler *scheduler, bool drain);
 typedef struct fv_scheduler_stats {
     int64_t running, waiting;
     int64_t prompt_tokens, cached_tokens, generated_tokens; /* so far */
+    int64_t sent_back, given_back;                          /* requests, and kept prompts, for want of memory; so far */
     size_t row_bytes, committed_bytes;                      /* now; shared rows once */
 } fv_scheduler_stats;
 void fv_scheduler_measure(fv_scheduler *scheduler, fv_scheduler_stats *stats);

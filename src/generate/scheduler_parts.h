@@ -14,7 +14,8 @@ struct choice {
     enum stage stage;
     fv_session *session;
     fv_sampler *sampler;
-    int64_t read; /* tokens of the prompt that have rows */
+    int64_t read;    /* tokens of the prompt that have rows */
+    int64_t refused; /* times that memory was refused to it in company */
     int32_t *ids; /* the answer so far */
     int64_t count, capacity;
     int64_t fed;    /* of them, how many have rows: all but the last, or fewer where rows were given up */
@@ -34,6 +35,8 @@ struct fv_request {
     double came, began, wrote, ended; /* seconds */
     int64_t order;
     fv_request_usage usage;
+    int64_t told; /* tokens of the prompt whose logits the caller has */
+    size_t held;  /* bytes of rows when it was sent back */
     bool failed;
     char error[512];
 };
@@ -51,7 +54,7 @@ struct fv_scheduler {
     fv_scheduler_stats counts; /* the same, of the thread that runs steps */
     fv_prefixes prefixes;      /* of the thread that runs steps */
     double counted;            /* seconds: when rows last were */
-    size_t most_bytes;         /* of rows */
+    size_t most_bytes;         /* mapped for rows */
 };
 
 double fv_scheduler_now(void); /* seconds */

@@ -5,7 +5,7 @@
 #include "base/memory.h"
 #include "generate/scheduler_parts.h"
 
-enum { MOST_PARTS = 256 };
+enum { MOST_PARTS = 256, MOST_REFUSALS = 2 };
 #define COUNT_SECONDS 0.02 /* rows are counted no more often where nothing limits them */
 
 /* ---- a prompt --------------------------------------------------------------------------------------------------- */
@@ -117,7 +117,10 @@ static fv_status take_chunk(fv_scheduler *s, fv_request *request, int i, const f
     choice->read += count;
     fv_session_recount(choice->session);
     if (first_time && request->sum) FV_TRY(add_hidden(s, request, rows));
-    if (first_time && o->all_logits && o->prompt) FV_TRY(tell_prompt(s, request, rows, first));
+    if (first_time && o->all_logits && o->prompt && first >= request->told) {
+        FV_TRY(tell_prompt(s, request, rows, first));
+        request->told = first + count;
+    }
     if (choice->read < o->count) return FV_OK;
     s->ctx->batching = FV_BATCH_STEPS;
     if (o->limit > 0) FV_TRY(fv_forward_logits(choice->session, &last, choice->logits));
@@ -239,22 +242,49 @@ static void count_rows(fv_scheduler *s)
 
     if (measure_rows(s, &bytes) == FV_OK) { /* otherwise the figures stay for a step */
         s->counts.row_bytes = bytes.used;
-        s->counts.committed_bytes = bytes.committed;
+        s->counts.committed_bytes = bytes.committed + fv_pages_idle(s->ctx);
     }
     fv_scratch_release(s->ctx, mark);
     s->counted = fv_scheduler_now();
-    pthread_mutex_lock(&s->mutex);
-    s->stats = s->counts;
-    pthread_mutex_unlock(&s->mutex);
 }
 
 /* A choice's rows are given up: it reads everything again, and then goes on. */
-static void give_up_rows(struct choice *choice)
+static void give_up_rows(const fv_scheduler *s, fv_request *request, int i)
 {
+    struct choice *choice = &request->choice[i];
+
     if (choice->stage == OVER || choice->stage == NOT_BEGUN) return;
     fv_session_clear(choice->session);
     choice->read = choice->fed = 0;
     choice->stage = READING;
+    if (i == 0 && request->sum) memset(request->sum, 0, (size_t)s->model->sizes.width * sizeof *request->sum);
+}
+
+/* All of them, and the memory mapped for them; sessions are made again when it goes on. */
+static void give_up_sessions(const fv_scheduler *s, fv_request *request)
+{
+    request->held = 0;
+    for (int i = 0; i < request->options.choices; i++) {
+        struct choice *choice = &request->choice[i];
+        if (!choice->session) continue;
+        request->held += choice->session->row_bytes;
+        if (choice->session->row_bytes > request->usage.row_bytes)
+            request->usage.row_bytes = choice->session->row_bytes;
+        give_up_rows(s, request, i);
+        fv_session_free(choice->session);
+        choice->session = NULL;
+    }
+}
+
+static fv_status go_on(fv_scheduler *s, fv_request *request)
+{
+    int64_t cached = request->usage.cached_tokens;
+
+    for (int i = 0; i < request->options.choices; i++)
+        if (request->choice[i].stage == READING) FV_TRY(fv_scheduler_session(s, request, &request->choice[i].session));
+    if (request->choice[0].stage == READING) borrow(s, request);
+    request->usage.cached_tokens = cached;
+    return FV_OK;
 }
 
 /* The request that came last goes back to the head of the queue, without its rows. */
@@ -265,8 +295,8 @@ static bool send_back_youngest(fv_scheduler *s)
     for (fv_request *r = s->running; r; r = r->next)
         if (!youngest || r->order > youngest->order) youngest = r;
     if (!youngest || s->runs < 2) return false;
-    for (int i = 0; i < youngest->options.choices; i++)
-        give_up_rows(&youngest->choice[i]);
+    give_up_sessions(s, youngest);
+    s->counts.sent_back++;
     pthread_mutex_lock(&s->mutex);
     for (fv_request **at = &s->running; *at; at = &(*at)->next)
         if (*at == youngest) {
@@ -282,9 +312,16 @@ static bool send_back_youngest(fv_scheduler *s)
     return true;
 }
 
+static bool drop_prompt(fv_scheduler *s)
+{
+    if (!fv_prefixes_drop_oldest(&s->prefixes)) return false;
+    s->counts.given_back++;
+    return true;
+}
+
 static bool make_room(fv_scheduler *s)
 {
-    return fv_prefixes_drop_oldest(&s->prefixes) || send_back_youngest(s);
+    return fv_pages_trim(s->ctx) || drop_prompt(s) || send_back_youngest(s);
 }
 
 /* ---- steps ------------------------------------------------------------------------------------------------------ */
@@ -330,11 +367,16 @@ static fv_status take_step(fv_scheduler *s, const struct member *m, const float 
 }
 
 /* A failure that is one request's own: it ends after the step. */
+static void note_failure_as(fv_request *request, const char *text)
+{
+    if (request->failed) return;
+    request->failed = true;
+    snprintf(request->error, sizeof request->error, "%s", text);
+}
+
 static void note_failure(fv_request *request, fv_status status)
 {
-    if (status == FV_OK || request->failed) return;
-    request->failed = true;
-    snprintf(request->error, sizeof request->error, "%s", fv_error());
+    if (status != FV_OK) note_failure_as(request, fv_error());
 }
 
 /* One forward for all members, and what comes of it. */
@@ -386,6 +428,17 @@ static fv_status run_members(fv_scheduler *s, const struct member *members, int6
     return status;
 }
 
+/* A member whose own part failed in a forward of several.  A file that fails will fail again; refused memory may be
+ * there the next time, but not for ever. */
+static void judge_member(const struct member *m)
+{
+    struct choice *c = choice_of(m);
+    fv_status own = c->session->failure;
+
+    if (own == FV_OK || own == FV_E_INTERRUPTED) return;
+    if (own != FV_E_MEMORY || ++c->refused > MOST_REFUSALS) note_failure_as(m->request, c->session->failure_text);
+}
+
 /* Whoever fails alone fails; the others go on.  Where memory was short, room is made first. */
 static void run_or_fail(fv_scheduler *s, const struct member *members, int64_t count, bool prompt)
 {
@@ -396,8 +449,9 @@ static void run_or_fail(fv_scheduler *s, const struct member *members, int64_t c
     snprintf(text, sizeof text, "%s", fv_error());
     for (int64_t n = 0; n < count; n++) {
         struct choice *c = choice_of(&members[n]);
+        if (count > 1) judge_member(&members[n]);
         fv_session_undo(c->session);
-        if (c->session->broken) give_up_rows(c);
+        if (c->session->broken) give_up_rows(s, members[n].request, members[n].i);
     }
     if (count == 1) {
         if (status == FV_E_MEMORY && make_room(s)) return; /* the next step tries again */
@@ -405,7 +459,8 @@ static void run_or_fail(fv_scheduler *s, const struct member *members, int64_t c
         return;
     }
     for (int64_t n = 0; n < count; n++)
-        if (members[n].request->runs && choice_of(&members[n])->stage == (prompt ? READING : WRITING))
+        if (members[n].request->runs && !members[n].request->failed &&
+            choice_of(&members[n])->stage == (prompt ? READING : WRITING))
             run_or_fail(s, &members[n], 1, prompt);
 }
 
@@ -456,10 +511,14 @@ static void step(fv_scheduler *s)
     count = gather(s, READING, members);
     if (count > 0) run_or_fail(s, members, count, true);
     end_those_over(s);
-    if (s->most_bytes == SIZE_MAX && s->running && fv_scheduler_now() < s->counted + COUNT_SECONDS) return;
+    if (s->counts.committed_bytes < s->most_bytes / 2 && s->running && fv_scheduler_now() < s->counted + COUNT_SECONDS)
+        return;
     count_rows(s);
-    while (s->counts.row_bytes > s->most_bytes && make_room(s))
+    while (s->counts.committed_bytes > s->most_bytes && make_room(s))
         count_rows(s);
+    pthread_mutex_lock(&s->mutex);
+    s->stats = s->counts;
+    pthread_mutex_unlock(&s->mutex);
 }
 
 /* ---- joining and leaving ---------------------------------------------------------------------------------------- */
@@ -487,13 +546,32 @@ static void sweep(fv_scheduler *s, bool draining, bool stopping)
         fv_request_end_with(s, r, FV_REQUEST_CANCELLED, NULL);
 }
 
+/* One that was sent back takes at least what it had. */
+static bool fits(const fv_scheduler *s, const fv_request *request)
+{
+    return s->counts.committed_bytes < s->most_bytes && request->held <= s->most_bytes - s->counts.committed_bytes;
+}
+
+/* Prompts that were kept are no reason for a request to wait. */
+static void make_room_for_first(fv_scheduler *s)
+{
+    for (;;) {
+        pthread_mutex_lock(&s->mutex);
+        bool waits = s->waiting && s->runs < s->options.parallel && !fits(s, s->waiting);
+        pthread_mutex_unlock(&s->mutex);
+        if (!waits || !drop_prompt(s)) return;
+        fv_pages_trim(s->ctx);
+        count_rows(s);
+    }
+}
+
 /* The head of the queue, if there is a place for it: taken out of the queue. */
 static fv_request *admit(fv_scheduler *s)
 {
     fv_request *r = NULL, **end;
 
     pthread_mutex_lock(&s->mutex);
-    if (s->waiting && s->runs < s->options.parallel && (s->runs == 0 || s->counts.row_bytes < s->most_bytes)) {
+    if (s->waiting && s->runs < s->options.parallel && (s->runs == 0 || fits(s, s->waiting))) {
         r = s->waiting;
         s->waiting = r->next;
         r->next = NULL;
@@ -510,8 +588,12 @@ static fv_request *admit(fv_scheduler *s)
 
 static void admit_all(fv_scheduler *s)
 {
+    make_room_for_first(s);
     for (fv_request *r; (r = admit(s));) {
-        if (r->began > 0) continue; /* it was sent back, and has all but its rows */
+        if (r->began > 0) { /* it was sent back, and has all but its rows */
+            note_failure(r, go_on(s, r));
+            continue;
+        }
         note_failure(r, begin_request(s, r));
         s->counts.prompt_tokens += r->options.count;
         s->counts.cached_tokens += r->usage.cached_tokens;

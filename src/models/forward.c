@@ -2,6 +2,8 @@
  * token's row, and attention sees them as strided views. */
 #include "models/session.h"
 
+#include <stdio.h>
+
 enum { MANY_TOKENS = 64 };
 
 struct pass {
@@ -127,6 +129,15 @@ double fv_dense_pairs(const fv_sizes *sizes, int64_t position, int64_t tokens, i
     return sum * (double)sizes->query_heads;
 }
 
+/* The products that q, k and v are. */
+static fv_linear_args products_of(const struct pass *p, const fv_layer *layer)
+{
+    return (fv_linear_args){.x = p->h,
+                            .parts = 3,
+                            .part = {part(&layer->q, &layer->q_bias, &p->q), part(&layer->k, &layer->k_bias, &p->k),
+                                     part(&layer->v, &layer->v_bias, &p->v)}};
+}
+
 /* ---- attention over the rows of a stream ------------------------------------------------------------------------- */
 
 /* One layer of one stream, for the tokens of a part. */
@@ -181,7 +192,7 @@ static fv_status read_heads(fv_ctx *ctx, void *user, int64_t index)
 {
     struct reading *r = user;
     const fv_sizes *s = r->pass->sizes;
-    const fv_rows *rows = &r->own->rows;
+    fv_rows *rows = &r->own->rows;
     fv_policy_layer *policy = r->own->policy;
     const fv_policy *acts = policy ? policy->use->policy : NULL;
     int64_t g = index * r->heads, group = s->query_heads / s->key_heads, h = g * group, count = r->heads * group;
@@ -190,16 +201,18 @@ static fv_status read_heads(fv_ctx *ctx, void *user, int64_t index)
                            .o = fv_slice(&r->call.o, 1, h, count),
                            .plan = &plan,
                            .logits = r->call.logits};
-    int64_t pairs = 0;
+    int64_t held = fv_rows_all(rows, g), pairs = 0;
 
     if (fv_present(&r->call.lse)) args.lse = fv_slice(&r->call.lse, 1, h, count);
-    fv_rows_view(rows, g, r->heads, &args.k, &args.v);
-    if (!fv_rows_complete(rows, g)) plan.key_position = fv_rows_positions(rows, g);
+    bool cold = held > fv_rows_count(rows, g);
+    if (!cold && !fv_rows_complete(rows, g)) plan.key_position = fv_rows_positions(rows, g);
     if (r->own->window > 0) plan.window.window = r->own->window;
     if (acts && acts->plan)
         FV_TRY(acts->plan(ctx, policy, &r->call, r->heads == 1 && s->key_heads > 1 ? g : -1, &plan));
-    FV_TRY(fv_plan_pairs(ctx, &plan, 1, count, r->call.queries, args.k.dims[2], &pairs));
+    FV_TRY(fv_plan_pairs(ctx, &plan, 1, count, r->call.queries, held, &pairs));
     r->pairs[index] = (double)pairs;
+    if (!cold || !plan.lists.row_start || r->part->session->watch)
+        FV_TRY(fv_rows_view_all(ctx, rows, g, r->heads, &args.k, &args.v));
     if (r->part->session->watch) FV_TRY(look_at(r, h, &args));
     return acts && acts->read ? acts->read(ctx, policy, &r->call, &args) : fv_attend(ctx, &args);
 }
@@ -308,7 +321,9 @@ static fv_status attend_part(fv_ctx *ctx, void *user, int64_t index)
               o = fv_slice(&p->o, 0, p->first[index], part->count);
     fv_tensor k = fv_slice(&p->k, 0, p->first[index], part->count),
               v = fv_slice(&p->v, 0, p->first[index], part->count);
-    fv_rope_args rope = rope_of(p, &p->session->model->layers[work->layer]);
+    const fv_layer *layer = &p->session->model->layers[work->layer];
+    const fv_linear_args products = products_of(p, layer);
+    fv_rope_args rope = rope_of(p, layer);
     struct reading r = {.pass = p,
                         .part = part,
                         .own = own,
@@ -319,6 +334,7 @@ static fv_status attend_part(fv_ctx *ctx, void *user, int64_t index)
                                  .o = by_heads(&o, s->query_heads, s->value_dim),
                                  .input = fv_slice(&p->h, 0, p->first[index], part->count),
                                  .residual = fv_slice(&p->x, 0, p->first[index], part->count),
+                                 .few = fv_linear_few(p->ctx, &products),
                                  .offset = session->length,
                                  .queries = part->count,
                                  .prompt = part->prompt,
@@ -326,9 +342,10 @@ static fv_status attend_part(fv_ctx *ctx, void *user, int64_t index)
                                  .logits = {.scale = (float)s->scale, .softcap = (float)s->attention_cap},
                                  .rope = &rope}};
 
-    session->dense_pairs +=
-        fv_dense_pairs(s, session->length + session->left_out, part->count, session->model->layers[work->layer].window);
-    return own->dense ? attend_rows(ctx, &r) : attend_by_mechanism(ctx, &r);
+    session->dense_pairs += fv_dense_pairs(s, session->length + session->left_out, part->count, layer->window);
+    session->failure = own->dense ? attend_rows(ctx, &r) : attend_by_mechanism(ctx, &r);
+    if (session->failure != FV_OK) snprintf(session->failure_text, sizeof session->failure_text, "%s", fv_error());
+    return session->failure;
 }
 
 /* Among the tokens themselves. */
@@ -369,11 +386,8 @@ static fv_status project(struct pass *p, const fv_layer *layer)
     FV_TRY(renew(p, &p->q));
     FV_TRY(renew(p, &p->k));
     FV_TRY(renew(p, &p->v));
-    FV_TRY(fv_linear(p->ctx, &(fv_linear_args){.x = p->h,
-                                               .parts = 3,
-                                               .part = {part(&layer->q, &layer->q_bias, &p->q),
-                                                        part(&layer->k, &layer->k_bias, &p->k),
-                                                        part(&layer->v, &layer->v_bias, &p->v)}}));
+    const fv_linear_args products = products_of(p, layer);
+    FV_TRY(fv_linear(p->ctx, &products));
     FV_TRY(turn(p, layer, &layer->q_norm, &p->q, p->sizes->query_heads));
     return turn(p, layer, &layer->k_norm, &p->k, p->sizes->key_heads);
 }
@@ -437,6 +451,7 @@ static fv_status begin(fv_ctx *ctx, const fv_forward_part *parts, int64_t count,
     *p = (struct pass){.session = parts[0].session, .ctx = ctx, .sizes = &model->sizes, .parts = parts, .count = count};
     FV_TRY(FV_SCRATCH(ctx, first, count));
     for (int64_t i = 0; i < count; i++) {
+        parts[i].session->failure = FV_OK;
         first[i] = tokens;
         tokens += parts[i].count;
     }
@@ -587,6 +602,45 @@ fv_status fv_forward_filter(fv_session *session, const int32_t *ids, int64_t cou
     *q = by_heads(&last, s->query_heads, s->key_dim);
     *k = by_heads(&keys, s->key_heads, s->key_dim);
     return FV_OK;
+}
+
+/* ---- rows once more ---------------------------------------------------------------------------------------------- */
+
+static fv_status project_again(struct pass *p, const fv_layer *layer)
+{
+    fv_linear_args products = products_of(p, layer);
+    bool packed = layer->q.packed.data && layer->k.packed.data && layer->v.packed.data; /* then all were, or none */
+
+    products.parts = 2;
+    for (int n = 0; n < products.parts; n++) {
+        products.part[n] = products.part[n + 1];
+        if (!packed) products.part[n].packed = NULL;
+    }
+    FV_TRY(fv_linear(p->ctx, &products));
+    return turn(p, layer, &layer->k_norm, &p->k, p->sizes->key_heads);
+}
+
+fv_status fv_forward_project(fv_ctx *ctx, void *session, int64_t l, const fv_tensor *input, const int32_t *position,
+                             bool few, fv_tensor *k, fv_tensor *v)
+{
+    const fv_session *own = session;
+    const fv_sizes *s = &own->model->sizes;
+    struct pass p = {
+        .session = own, .ctx = ctx, .sizes = s, .tokens = input->dims[0], .position = position, .h = *input};
+    fv_precision precision = ctx->precision;
+    fv_batching batching = ctx->batching;
+    fv_status status;
+
+    FV_TRY(fv_tensor_new(ctx, &p.k, FV_F32, FV_DIMS(p.tokens, s->key_heads * s->key_dim)));
+    FV_TRY(fv_tensor_new(ctx, &p.v, FV_F32, FV_DIMS(p.tokens, s->key_heads * s->value_dim)));
+    ctx->precision = own->precision;
+    ctx->batching = few ? FV_BATCH_STEPS : FV_BATCH_PROMPT;
+    status = project_again(&p, &own->model->layers[l]);
+    ctx->precision = precision;
+    ctx->batching = batching;
+    *k = p.k;
+    *v = p.v;
+    return status;
 }
 
 /* ---- logits ------------------------------------------------------------------------------------------------------ */

@@ -158,7 +158,9 @@ static fv_status make_policies(fv_session *session)
                                                       .place = n,
                                                       .rows = &session->layers[l].rows,
                                                       .state = (char *)session->policy_state + bytes,
-                                                      .all = all};
+                                                      .all = all,
+                                                      .project = fv_forward_project,
+                                                      .model = session};
             session->layers[l].policy = &session->policies[at];
             bytes += (plan->use[u].policy->layer_bytes + FV_ALIGN - 1) / FV_ALIGN * FV_ALIGN;
         }
@@ -354,10 +356,10 @@ const int32_t *fv_session_positions(const fv_session *session, int64_t layer, in
 {
     const fv_rows *rows = &session->layers[layer].rows;
 
-    *count = rows->head ? fv_rows_count(rows, head) : 0;
+    *count = rows->head ? fv_rows_all(rows, head) : 0;
     if (session->filter && *count > 0) /* one after the other among the tokens held */
         return session->history.position + fv_rows_positions(rows, head)[0];
-    return rows->head ? fv_rows_positions(rows, head) : NULL;
+    return rows->head ? fv_rows_all_positions(rows, head) : NULL;
 }
 
 const int32_t *fv_session_selected(const fv_session *session, int64_t layer, int64_t head, int64_t *count)

@@ -31,6 +31,8 @@ typedef struct fv_session_look {
 } fv_session_look;
 typedef fv_status fv_watch_fn(void *user, const fv_session_look *look);
 
+enum { FV_FAILURE_TEXT = 256 };
+
 struct fv_session {
     fv_ctx *ctx;
     const fv_model *model;
@@ -42,6 +44,8 @@ struct fv_session {
     bool keep_windows;     /* rows that leave a layer's own window stay */
     bool recurrent;        /* some layer keeps a state */
     bool broken;           /* something was left half way */
+    fv_status failure;     /* of its own in the last forward that it was a part of, and the sentence */
+    char failure_text[FV_FAILURE_TEXT];
     double pairs, dense_pairs;
     size_t row_bytes, state_bytes, peak_bytes; /* of rows now held, of states; of both, at most so far */
     fv_cache_plan cache;
@@ -87,6 +91,10 @@ double fv_dense_pairs(const fv_sizes *sizes, int64_t position, int64_t tokens, i
  * below have no policy: q [1,H,1,D], k [1,Hkv,count,D] f32.  Leaves the session empty.  Scratch memory. */
 fv_status fv_forward_filter(fv_session *session, const int32_t *ids, int64_t count, int64_t layer, fv_tensor *q,
                             fv_tensor *k);
+
+/* Rows of a layer once more (cache/cold.h); `session` is an fv_session. */
+fv_status fv_forward_project(fv_ctx *ctx, void *session, int64_t layer, const fv_tensor *input, const int32_t *position,
+                             bool few, fv_tensor *k, fv_tensor *v);
 
 /* What policies do once a prompt has been read: for one layer. */
 fv_status fv_session_act(fv_session *session, int64_t layer, int64_t prompt);

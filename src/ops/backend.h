@@ -8,6 +8,9 @@
 
 typedef struct fv_backend {
     const char *name;
+    /* Rows at most that take the kernels of FV_BATCH_STEPS where nobody says what they are: of x in `linear`, of a in
+     * `gemm`. */
+    int64_t few_linear, few_gemm;
     fv_status (*gemm)(fv_ctx *, const fv_gemm_args *);
     fv_status (*linear)(fv_ctx *,
                         const fv_linear_args *); /* all weights packed, rows of x together; NULL: there is none */

@@ -74,6 +74,12 @@ static fv_status row_by_row(fv_ctx *ctx, const fv_linear_args *args)
     return FV_OK;
 }
 
+bool fv_linear_few(const fv_ctx *ctx, const fv_linear_args *args)
+{
+    if (ctx->batching != FV_BATCH_FREE) return ctx->batching == FV_BATCH_STEPS;
+    return args->x.dims[0] <= (is_packed(ctx, args) ? ctx->backend->few_linear : ctx->backend->few_gemm);
+}
+
 fv_status fv_linear(fv_ctx *ctx, const fv_linear_args *args)
 {
     FV_TRY(fv_check("linear", "x", &args->x, FV_TYPE(FV_F32), FV_DIMS(FV_ANY, FV_ANY)));

@@ -66,6 +66,9 @@ typedef struct fv_linear_args {
     fv_map gate; /* 0: none */
 } fv_linear_args;
 fv_status fv_linear(fv_ctx *ctx, const fv_linear_args *args);
+/* Whether a row of the call gets the bits that it gets alone with FV_BATCH_STEPS; otherwise it gets those of
+ * FV_BATCH_PROMPT. */
+bool fv_linear_few(const fv_ctx *ctx, const fv_linear_args *args);
 
 /* Over the last dim C: rms: x / sqrt(mean x^2 + epsilon) * weight; layer: (x - mean) / sqrt(var + epsilon) * weight +
  * bias.  x, out [..,C]; weight, bias [C] or absent.

@@ -10,10 +10,11 @@ import signal
 import socket
 import struct
 import subprocess
+import threading
 import time
 
 from serving import (
-    CHAT, COMPLETIONS, EMBEDDINGS, FOVEA, FRANCE, MODEL, PLAIN_MODEL, Server, chat_text, check,
+    CHAT, COMPLETIONS, EMBEDDINGS, FOVEA, FRANCE, MODEL, PLAIN_MODEL, Server, answers_of, chat_text, check,
     error_of, head, ok, read_all, text_of,
 )
 
@@ -229,7 +230,8 @@ def test_rest(s):
     for name, kind in [("requests_total", "counter"), ("requests_running", "gauge"), ("requests_waiting", "gauge"),
                        ("requests_cancelled_total", "counter"), ("prompt_tokens_total", "counter"),
                        ("cached_prompt_tokens_total", "counter"), ("generated_tokens_total", "counter"),
-                       ("kv_bytes", "gauge"), ("kv_committed_bytes", "gauge"),
+                       ("kv_bytes", "gauge"), ("kv_committed_bytes", "gauge"), ("kv_memory_bytes", "gauge"),
+                       ("requests_sent_back_total", "counter"), ("prompts_given_back_total", "counter"),
                        ("time_to_first_token_seconds", "histogram"), ("time_per_token_seconds", "histogram"),
                        ("queue_seconds", "histogram")]:
         check(name, f"# TYPE fovea_{name} {kind}\n" in text, text)
@@ -381,14 +383,31 @@ def test_http(s):
         ("big headers", head("/health", "X: " + "a" * 17000, method="GET"), 431),
         ("bigger headers", head("/health", *["X: " + "a" * 1000] * 50, method="GET"), 431),
         ("many headers", head("/health", *["X: a"] * 101, method="GET"), 431),
+        ("many arguments", head("/health?" + "&" * 8000, method="GET"), 414),
+        ("many cookies", head("/health", "Cookie: " + "a=;" * 5400, method="GET"), 431),
+        ("encoding of 1.0", head("/tokenize", json_type, "Transfer-Encoding: chunked", version="1.0"), 400),
+        ("two encodings", head("/tokenize", *["Transfer-Encoding: chunked"] * 2), 400),
+        ("return alone", b"GET /health HTTP/1.1\r\nHost: localhost\rX: a\r\n\r\n", 400),
         ("big body", head("/tokenize", json_type, "Content-Length: 65537"), 413),
         ("huge body", head("/tokenize", json_type, "Content-Length: 999999999999999999999"), 413),
         ("big chunks", head("/tokenize", json_type, "Transfer-Encoding: chunked") + (b"8000\r\n" + b" " * 0x8000 + b"\r\n") * 3, 413),
     ]
+    chunks = head("/tokenize", json_type, "Transfer-Encoding: chunked") + b'4\r\n{"co\r\n'
+    for name, rest, status in [("size", b"zz\r\n", 400), ("size of nothing", b"\r\n", 400), ("signed size", b"-1\r\n", 400),
+                               ("huge size", b"f" * 16 + b"\r\n", 400), ("size with a space", b" 4\r\n", 400),
+                               ("size before a feed", b"4\n", 400), ("longer chunk", b"4\r\nntent", 400),
+                               ("endless extension", b"4;" + b"a" * 100000, 400), ("trailer", b"0\r\nX\r\n\r\n", 400),
+                               ("endless trailer", b"0\r\n" + b"X: a\r\n" * 10000, 431)]:
+        cases.append((f"chunks: {name}", chunks + rest, status))
+    fine = head("/health", method="GET")
     for name, data, status in cases:
-        raw = s.raw(data, wait=2)
-        got, code = error_of(raw)
-        check(name, got == status and isinstance(code, str), raw[:600])
+        # alone, behind others at once, and behind others that have been answered: the same, in order, and then the end
+        for many, raw in (0, s.raw(data)), (2, s.raw(fine * 2 + data)), (9, s.raw_in_turn([fine] * 9 + [data])):
+            answers = answers_of(raw)
+            check(f"{name}: order", len(answers) == many + 1 and b"".join(answers) == raw
+                  and all(a.startswith(b"HTTP/1.1 200 ") for a in answers[:-1]), raw[-900:])
+            got, code = error_of(answers[-1])
+            check(name, got == status and isinstance(code, str) and b"\r\nConnection: close\r\n" in answers[-1], answers[-1][:600])
     check("line_fits", s.raw(head("/health?" + "a" * 8000, method="GET"), wait=0.3).startswith(b"HTTP/1.1 200"))
     check("headers_fit", s.raw(head("/health", *["X: a"] * 98, method="GET"), wait=0.3).startswith(b"HTTP/1.1 200"))
     ok("heads and framing")
@@ -422,12 +441,23 @@ def test_connections(s):
           [len(s.good("/tokenize", json.loads(b))["tokens"]) for b in bodies] and "choices" in answers[3]
           and answers[4] == {"status": "ok"}, raw)
     ok("keep-alive and pipelining")
+    page = s.request("GET", "/")[2]
+    with socket.create_connection(("127.0.0.1", s.port), timeout=120) as k:
+        k.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)  # what comes back fills every buffer on its way
+        sender = threading.Thread(target=k.sendall, args=(head("/", method="GET") * 400 + head("/health", "Connection: close", method="GET"),))
+        sender.start()
+        raw = read_all(k)
+        sender.join()
+    answers = answers_of(raw)
+    check("back_pressure", len(answers) == 401 and all(a.endswith(page) for a in answers[:400])
+          and answers[400].endswith(b'{"status":"ok"}'), (len(answers), raw[-300:]))
+    ok("more answers than buffers hold")
     raw = s.raw(b"GET /health HTTP/1.0\r\n\r\n")
     check("http10", raw.endswith(b'{"status":"ok"}') and b"chunked" not in raw, raw)
     body = json.dumps({**FRANCE, "stream": True}).encode()
     raw = s.raw(head(CHAT, "Content-Type: application/json", f"Content-Length: {len(body)}", version="1.0") + body)
     check("http10_stream", raw.endswith(b"data: [DONE]\n\n") and b"chunked" not in raw, raw[-200:])
-    with socket.create_connection(("127.0.0.1", s.port), timeout=20) as k:
+    with socket.create_connection(("127.0.0.1", s.port), timeout=120) as k:
         k.sendall(head("/tokenize", "Content-Type: application/json", "Content-Length: 15", "Expect: 100-continue"))
         check("expect", k.recv(100).startswith(b"HTTP/1.1 100 "), "no 100")
         k.sendall(b'{"content":"a"}')
@@ -438,21 +468,21 @@ def test_connections(s):
     raw = s.raw(head("/tokenize", "Content-Type: application/json", "Transfer-Encoding: chunked", "Connection: close") + chunks)
     check("chunks", raw.startswith(b"HTTP/1.1 200 ") and b'"tokens"' in raw, raw)
     ok("HTTP/1.0, Expect and chunks")
-    with socket.create_connection(("127.0.0.1", s.port), timeout=20) as k:
+    with socket.create_connection(("127.0.0.1", s.port), timeout=120) as k:
         k.sendall(b"POST /tokenize HTTP/1.1\r\nHost: loc")
         raw = read_all(k)
         check("slow_head", error_of(raw) == (408, "request_timeout"), raw)
-    with socket.create_connection(("127.0.0.1", s.port), timeout=20) as k:
+    with socket.create_connection(("127.0.0.1", s.port), timeout=120) as k:
         k.sendall(head("/tokenize", "Content-Type: application/json", "Content-Length: 15") + b"{")
         raw = read_all(k)
         check("slow_body", error_of(raw) == (408, "request_timeout"), raw)
-    with socket.create_connection(("127.0.0.1", s.port), timeout=20) as k:
+    with socket.create_connection(("127.0.0.1", s.port), timeout=120) as k:
         k.sendall(head("/health", method="GET"))
         check("first", k.recv(1000).startswith(b"HTTP/1.1 200 "))
         k.sendall(b"GET /hea")
         raw = read_all(k)
         check("slow_later_head", error_of(raw) == (408, "request_timeout"), raw)
-    with socket.create_connection(("127.0.0.1", s.port), timeout=20) as k:
+    with socket.create_connection(("127.0.0.1", s.port), timeout=120) as k:
         k.settimeout(0.2)
         got = b""
         for byte in (b"GET /health HTTP/1.1\r\n" + b"X: a\r\n" * 50):  # a byte now and then is no progress
@@ -481,6 +511,19 @@ def test_disconnect(s):
         s.wait_metric("fovea_requests_cancelled_total", lambda n: n == before + 1)
         s.wait_metric("fovea_requests_running", lambda n: n == 0)
         ok(f"a client that leaves: {name}")
+    before = s.metric("fovea_requests_cancelled_total")
+    body = json.dumps({**long, "stream": True}).encode()
+    with socket.create_connection(("127.0.0.1", s.port), timeout=120) as k:
+        k.sendall(head(CHAT, "Content-Type: application/json", f"Content-Length: {len(body)}") + body)
+        check("begins", k.recv(100).startswith(b"HTTP/1.1 200 "))
+        k.setblocking(False)
+        try:  # more requests than anybody takes while the first one is answered
+            while True:
+                k.send(head("/health", method="GET") * 1000)
+        except BlockingIOError:
+            pass
+    s.wait_metric("fovea_requests_cancelled_total", lambda n: n == before + 1)
+    ok("a client that leaves: many more requests")
 
 
 def test_queue():
@@ -503,7 +546,7 @@ def test_queue():
         check("queued_at_drain", status == 503, status)
         answer = running.getresponse().read().decode()
         check("running_at_drain", answer.endswith("data: [DONE]\n\n") and '"finish_reason":"length"' in answer, answer[-300:])
-        check("drained", s.process.wait(20) == 0, s.process.returncode)
+        check("drained", s.process.wait(120) == 0, s.process.returncode)
         lines = s.read_log().splitlines()
         check("quiet", len(lines) == 1, lines)
     ok("SIGTERM lets running requests finish")
@@ -512,7 +555,7 @@ def test_queue():
         c.request("POST", CHAT, json.dumps(long), headers)
         s.wait_metric("fovea_requests_running", lambda n: n == 1)
         s.process.send_signal(signal.SIGINT)
-        check("drain_ends", s.process.wait(20) == 0, s.process.returncode)
+        check("drain_ends", s.process.wait(120) == 0, s.process.returncode)
         check("told", '"error"' in c.getresponse().read().decode())
     ok("draining has an end")
     with Server() as s:
@@ -522,9 +565,28 @@ def test_queue():
         s.process.send_signal(signal.SIGTERM)
         time.sleep(0.2)
         s.process.send_signal(signal.SIGTERM)
-        check("second_signal", s.process.wait(20) == 1, s.process.returncode)
+        check("second_signal", s.process.wait(120) == 1, s.process.returncode)
         s.process.returncode = 0
     ok("a second signal ends it")
+
+
+def test_memory():
+    bodies = [{"prompt": [100 + i] * 300, "max_tokens": 24, "temperature": 0, "ignore_eos": True} for i in range(6)]
+    ask = lambda s, body: s.good(COMPLETIONS, body)["choices"][0]["text"]
+    with Server("--ctx", "512", "--kv-memory", "0") as s:
+        expected = [ask(s, body) for body in bodies]
+        check("no_limit", s.metric("fovea_kv_memory_bytes") == 0 and s.metric("fovea_prompts_given_back_total") == 0)
+    limit = 20_000_000  # two and a half of the requests
+    with Server("--ctx", "512", "--parallel", "6", "--kv-memory", str(limit)) as s:
+        for _ in range(2):
+            with concurrent.futures.ThreadPoolExecutor(6) as pool:
+                got = list(pool.map(lambda body: ask(s, body), bodies))
+            check("limited", got == expected, (got, expected))
+        s.wait_metric("fovea_prompts_given_back_total", lambda n: n > 0)
+        s.wait_metric("fovea_requests_running", lambda n: n == 0)
+        s.wait_metric("fovea_kv_committed_bytes", lambda n: 0 < n <= limit)
+        check("limit", s.metric("fovea_kv_memory_bytes") == limit and s.metric("fovea_requests_sent_back_total") >= 0)
+    ok("memory with a limit")
 
 
 def test_keys():
@@ -565,7 +627,7 @@ def test_many_connections(s):
         k = socket.create_connection(("127.0.0.1", s.port), timeout=5)
         open_ones.append(k)
     closed = 0
-    end = time.time() + 10
+    end = time.time() + 120
     while time.time() < end and closed < 76:
         closed = 0
         for k in open_ones:
@@ -579,7 +641,7 @@ def test_many_connections(s):
     for k in open_ones:
         k.close()
     check("connections", 76 <= closed < 200, closed)
-    end = time.time() + 10
+    end = time.time() + 120
     while True:
         try:
             if s.request("GET", "/health")[0] == 200:
@@ -621,5 +683,5 @@ with Server("--ctx", "512", "--max-body", "65536", "--timeout", "1", "--allow-ho
                  test_http, test_connections, test_disconnect, test_many_connections):
         test(server)
 ok("a server that was idle ends at once")
-for test in (test_queue, test_keys, test_plain_model, test_start):
+for test in (test_queue, test_memory, test_keys, test_plain_model, test_start):
     test()

@@ -53,15 +53,15 @@ class Server:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
-                self.process.wait(60)
+                self.process.wait(300)
             except subprocess.TimeoutExpired:
                 self.process.kill()
-                check("server_ends", False, "nothing within 60 s")
+                check("server_ends", False, "nothing within 300 s")
         if kind is None:
             check("server_ends_with_0", self.process.returncode == 0, (self.process.returncode, self.read_log()[-500:]))
 
     def connect(self):
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
 
     def request(self, method, path, body=None, headers=None, connection=None):
         """Status, headers, bytes."""
@@ -113,6 +113,22 @@ class Server:
                 s.shutdown(socket.SHUT_WR)
             return read_all(s)
 
+    def raw_in_turn(self, pieces):
+        """The same, each piece sent when the one before it has been answered."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=120) as s:
+            out = b""
+            for i, data in enumerate(pieces):
+                while len(answers_of(out)) < i:
+                    piece = s.recv(65536)
+                    if not piece:
+                        return out
+                    out += piece
+                try:
+                    s.sendall(data)
+                except (BrokenPipeError, ConnectionResetError):
+                    pass
+            return out + read_all(s)
+
     def metric(self, name):
         text = self.request("GET", "/metrics")[2].decode()
         return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name))
@@ -134,6 +150,18 @@ def read_all(s):
             out += piece
     except (socket.timeout, ConnectionResetError):
         return out
+
+
+def answers_of(raw):
+    """Whole answers in bytes, each with its head."""
+    out = []
+    while True:
+        first, gap, rest = raw.partition(b"\r\n\r\n")
+        length = re.search(rb"^content-length: (\d+)", first, re.M | re.I)
+        if not gap or not length or len(rest) < int(length[1]):
+            return out
+        out.append(first + gap + rest[:int(length[1])])
+        raw = rest[int(length[1]):]
 
 
 def chat_text(chunks, index=0):

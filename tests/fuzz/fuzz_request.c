@@ -41,17 +41,53 @@ static void check_request(const serve_request *request, const serve_limits *limi
     PROMISE(request->sampling.top_p >= 0 && request->sampling.top_p <= 1);
 }
 
+typedef struct verdict {
+    serve_head_state state;
+    size_t used;
+} verdict;
+
+typedef verdict judge_fn(const char *bytes, size_t size, serve_error *error);
+
+static verdict judge_head(const char *bytes, size_t size, serve_error *error)
+{
+    serve_head head = {0};
+    serve_head_state state = serve_head_check(bytes, size, &head, error);
+
+    PROMISE(head.body >= 0 && (!head.chunked || head.body == 0));
+    return (verdict){state, head.bytes};
+}
+
+static verdict judge_chunk(const char *bytes, size_t size, serve_error *error)
+{
+    size_t used = 0;
+    int64_t length;
+    serve_head_state state = serve_chunk_check(bytes, size, &length, &used, error);
+
+    PROMISE(length >= 0);
+    return (verdict){state, used};
+}
+
+static verdict judge_trailer(const char *bytes, size_t size, serve_error *error)
+{
+    size_t used = 0;
+    serve_head_state state = serve_trailer_check(bytes, size, &used, error);
+
+    return (verdict){state, used};
+}
+
 /* What a head is judged as does not change when more of it comes, and a whole one is still one with bytes behind it. */
-static void check_head(const char *bytes, size_t size)
+static void check_judge(judge_fn *judge, const char *bytes, size_t size)
 {
     serve_error error;
-    serve_head_state whole = serve_head_check(bytes, size, &error);
+    verdict whole = judge(bytes, size, &error);
 
-    if (whole == SERVE_HEAD_BAD) check_error(&error);
-    PROMISE(whole != SERVE_HEAD_PART || size < SERVE_HEAD_MOST);
+    if (whole.state == SERVE_HEAD_BAD) check_error(&error);
+    PROMISE(whole.state != SERVE_HEAD_PART || size < SERVE_HEAD_MOST);
+    PROMISE(whole.state != SERVE_HEAD_GOOD || (whole.used > 0 && whole.used <= size && bytes[whole.used - 1] == '\n'));
     for (size_t part = 0; part < size; part += 1 + size / 16) {
-        serve_head_state early = serve_head_check(bytes, part, &error);
-        PROMISE(early == SERVE_HEAD_PART || early == whole);
+        verdict early = judge(bytes, part, &error);
+        PROMISE(early.state == SERVE_HEAD_PART || early.state == whole.state);
+        PROMISE(early.state != SERVE_HEAD_GOOD || early.used == whole.used);
     }
 }
 
@@ -64,7 +100,9 @@ int fuzz_request(const uint8_t *data, size_t size)
 
     if (size == 0 || FV_ALLOC(bytes, (int64_t)size) != FV_OK) return 0; /* a copy: no 0 stands behind it */
     memcpy(bytes, data, size);
-    check_head(bytes, size);
+    check_judge(judge_head, bytes, size);
+    check_judge(judge_chunk, bytes, size);
+    check_judge(judge_trailer, bytes, size);
     if (serve_request_parse((serve_kind)(data[0] % (SERVE_ATTENTION + 1)), bytes + 1, size - 1, &limits, &request,
                             &error))
         check_request(&request, &limits);

@@ -1,5 +1,7 @@
 /* The scheduler: the same tokens alone, in any company, at any place in the queue, with rows lent or not; requests
  * leave when they are told to, and fail one by one. */
+#define _GNU_SOURCE
+#include <errno.h>
 #include <math.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -34,6 +36,20 @@ struct outcome {
     fv_request *request;
     int cancel_after;
 };
+
+/* The n-th write from now on, and all later ones, fail (0: none); and those that end behind so many bytes of a file. */
+static _Atomic long writes, refused_from, most_bytes;
+
+ssize_t __real_pwrite(int file, const void *bytes, size_t count, off_t offset);
+ssize_t __wrap_pwrite(int file, const void *bytes, size_t count, off_t offset);
+ssize_t __wrap_pwrite(int file, const void *bytes, size_t count, off_t offset)
+{
+    bool full = most_bytes > 0 && offset + (off_t)count > most_bytes;
+
+    if (!full && (++writes < refused_from || refused_from == 0)) return __real_pwrite(file, bytes, count, offset);
+    errno = ENOSPC;
+    return -1;
+}
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
@@ -197,6 +213,8 @@ static const struct {
     {NULL, "shard:block=8,local=2"},
     {NULL, "gemfilter:budget=24"},
     {NULL, "alisa:r=0.3"},
+    {NULL, "alisa:r=0.3,resident=20,recompute=40"},
+    {NULL, "alisa:r=0.3,bits=8,resident=20"},
     {NULL, "blocktopk:block=4,top=3,local=8"},
     {NULL, "vattn:page=4096"},
     {"moba:block=16,top=2", "full:k=q4_0"},
@@ -219,7 +237,7 @@ static void check_company(struct fixture *f, int setup, bool sampled, fv_random 
         start(f, &(fv_scheduler_options){.parallel = pass == 2 ? 2 : 5,
                                          .attention = setups[setup].attention,
                                          .cache = setups[setup].cache,
-                                         .row_bytes = limits[pass == 3]});
+                                         .kv_memory = limits[pass == 3]});
         for (int r = 0; r < REQUESTS; r++) {
             fv_request_options options = request_of(ids[r], counts[r], &out[r]);
             options.no_reuse = pass == 0;
@@ -301,6 +319,80 @@ static void prompts_are_lent(void **state)
     assert_int_equal(stats.generated_tokens, 5 * 12);
     assert_true(stats.row_bytes > 0 && stats.committed_bytes >= stats.row_bytes);
     stop(&f, true);
+    end(&f);
+}
+
+enum { LIMITED = 6, LIMITED_PROMPT = 400 };
+
+/* Request `r` of those below: the second one is an embedding. */
+static void submit_limited(struct fixture *f, int32_t ids[LIMITED][CONTEXT], int r, struct outcome *o)
+{
+    fv_request_options options = request_of(ids[r], LIMITED_PROMPT, o);
+
+    options.embed = r == 1;
+    options.all_logits = r == 2;
+    options.prompt = on_prompt;
+    if (options.embed) options.limit = 0;
+    o->width = f->tiny.width;
+    o->prompt_rows = 0;
+    assert_ok(submit(f, &options, o));
+}
+
+static void same_outcome(const char *what, const struct outcome *a, const struct outcome *b)
+{
+    assert_int_equal(b->end, FV_REQUEST_STOP);
+    same_tokens(what, a, b, 1);
+    assert_memory_equal(a->embedding, b->embedding, sizeof a->embedding);
+}
+
+/* Under a limit requests wait or are computed again, and change nothing; kept prompts go, the longest unused first. */
+static void memory_has_a_limit(void **state)
+{
+    static const char *const caches[] = {"full", "vattn:page=4096,async=0", "vattn:page=16384,megacache=1,async=0"};
+    static int32_t ids[LIMITED][CONTEXT];
+    static struct outcome alone[LIMITED], o[LIMITED];
+    fv_random random = fv_random_new(test_seed(), 9750);
+    fv_scheduler_stats stats;
+    struct fixture f;
+    (void)state;
+
+    for (int i = 0; i < LIMITED * CONTEXT; i++)
+        ids[i / CONTEXT][i % CONTEXT] = (int32_t)fv_random_below(&random, VOCABULARY);
+    begin(&f, models[0], 2);
+    for (size_t c = 0; c < sizeof caches / sizeof *caches; c++) {
+        size_t limit;
+        start(&f, &(fv_scheduler_options){.cache = caches[c]});
+        for (int r = 0; r < LIMITED; r++) {
+            submit_limited(&f, ids, r, &alone[r]);
+            wait_for(&alone[r]);
+        }
+        fv_scheduler_measure(f.scheduler, &stats);
+        assert_true(stats.given_back == 0 && stats.sent_back == 0);
+        stop(&f, true);
+        limit = alone[0].usage.row_bytes * 5 / 2;
+        start(&f, &(fv_scheduler_options){.cache = caches[c], .parallel = LIMITED, .kv_memory = limit});
+        for (int r = 0; r < LIMITED; r++)
+            submit_limited(&f, ids, r, &o[r]);
+        for (int r = 0; r < LIMITED; r++) {
+            wait_for(&o[r]);
+            same_outcome(caches[c], &alone[r], &o[r]);
+        }
+        for (int r = 0; r < LIMITED; r++) {
+            submit_limited(&f, ids, r, &o[r]);
+            wait_for(&o[r]);
+            same_outcome(caches[c], &alone[r], &o[r]);
+        }
+        fv_scheduler_measure(f.scheduler, &stats);
+        assert_true(stats.given_back > 0);
+        assert_true(stats.committed_bytes > 0 && stats.committed_bytes <= limit);
+        submit_limited(&f, ids, LIMITED - 1, &o[LIMITED - 1]); /* the last one is kept still, the first one is not */
+        wait_for(&o[LIMITED - 1]);
+        assert_int_equal(o[LIMITED - 1].usage.cached_tokens, LIMITED_PROMPT - 1);
+        submit_limited(&f, ids, 0, &o[0]);
+        wait_for(&o[0]);
+        assert_int_equal(o[0].usage.cached_tokens, 0);
+        stop(&f, true);
+    }
     end(&f);
 }
 
@@ -527,6 +619,54 @@ static void failing_memory_ends_requests_one_by_one(void **state)
     end(&f);
 }
 
+/* In a prompt or in the answer, in the company of requests that know nothing of it. */
+static void a_full_disk_ends_the_requests_it_concerns(void **state)
+{
+    static const char *const caches[] = {"alisa:r=0.3,resident=8", "alisa:r=0.3", NULL,
+                                         "alisa:r=0.3,bits=8,resident=1"};
+    /* 15 of 100 rows stay; 2 layers, 3 heads, keys and values of 32 f16 */
+    const long prompt_bytes = 85 * 2 * 3 * 2 * 32 * 2;
+    static int32_t ids[CONTEXT];
+    static struct outcome alone[4], o[4];
+    fv_random random = fv_random_new(test_seed(), 9850);
+    fv_request_options options;
+    struct fixture f;
+    (void)state;
+
+    for (int i = 0; i < CONTEXT; i++)
+        ids[i] = (int32_t)fv_random_below(&random, VOCABULARY);
+    begin(&f, models[0], 2);
+    for (long nth = 0; nth < 30; nth += 1 + nth / 4) { /* 0: the disk is not full, and each is alone */
+        start(&f, &(fv_scheduler_options){0});
+        writes = 0;
+        refused_from = nth < 24 ? nth : 0;
+        most_bytes = nth < 24 ? 0 : prompt_bytes + 400; /* there is room again for who begins again */
+        for (int r = 0; r < 4; r++) {
+            struct outcome *out = nth ? &o[r] : &alone[r];
+            options = request_of(ids + r, 100, out);
+            options.cache = caches[r];
+            options.no_reuse = true;
+            assert_ok(submit(&f, &options, out));
+            if (nth == 0) wait_for(out);
+        }
+        for (int r = 0; r < 4 && nth > 0; r++) {
+            wait_for(&o[r]);
+            if (o[r].end == FV_REQUEST_FAILED) {
+                assert_true(caches[r] && strstr(caches[r], "resident"));
+                assert_non_null(strstr(o[r].error, "No space left on device"));
+            } else {
+                assert_int_equal(o[r].end, FV_REQUEST_STOP);
+                same_tokens(caches[r] ? caches[r] : "full", &alone[r], &o[r], 1);
+            }
+        }
+        if (nth > 0 && (nth < 12 || nth >= 24))
+            assert_int_equal(o[0].end, FV_REQUEST_FAILED); /* it writes nearly every step */
+        stop(&f, true);
+    }
+    refused_from = most_bytes = 0;
+    end(&f);
+}
+
 static void embeddings_have_length_one(void **state)
 {
     static int32_t ids[600];
@@ -565,11 +705,13 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(company_changes_no_token),
         cmocka_unit_test(prompts_are_lent),
+        cmocka_unit_test(memory_has_a_limit),
         cmocka_unit_test(choices_are_requests_with_other_seeds),
         cmocka_unit_test(requests_end_as_they_are_told),
         cmocka_unit_test(stopping_lets_the_running_finish),
         cmocka_unit_test(bad_requests_are_refused_in_words),
         cmocka_unit_test(failing_memory_ends_requests_one_by_one),
+        cmocka_unit_test(a_full_disk_ends_the_requests_it_concerns),
         cmocka_unit_test(embeddings_have_length_one),
     };
 

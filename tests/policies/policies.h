@@ -50,7 +50,7 @@ void policy_selection_begin(const tiny_model *m, tiny_policy *twin, void *user,
 void policy_selection_end(tiny_policy *twin);
 const bool *policy_selection_read(const tiny_policy *twin);
 
-/* NULL-ended. */
-extern const policy_case *const policy_cases[];
+/* NULL-ended.  Those with codes are for models of few channels: each code is a choice. */
+extern const policy_case *const policy_cases[], *const policy_code_cases[];
 
 #endif

@@ -5,7 +5,12 @@
  * the newest query's weights and loses those of the queries that leave the window.  A step's weights are few and are
  * kept.  Those of a prompt's queries are as many as rows are held, so the queries are kept instead, and their weights
  * are formed again, some queries at a time, when the first of them leaves; sums are exact (fv_row_sums), and what is
- * taken away is what was added. */
+ * taken away is what was added.
+ *
+ * Rows that are older than the k newest need not lie in memory as they are (cold.h): of three tiers, the oldest rows
+ * are computed again, the next lie in a file, and all of them may be held in 8 bits.  Without 8 bits nobody sees a
+ * difference.  With them a prompt is read as it is, and then weighed by its keys in 8 bits, which is what is left of
+ * them when its queries leave the window. */
 #include "cache/selection.h"
 
 #include <math.h>
@@ -28,10 +33,14 @@ static const fv_option options[] = {
     FV_ENUM(struct alisa, score, "local", scores, "weights of the last k queries, of all so far, or of the last one"),
     FV_ENUM(struct alisa, sets, "layer", sets, "one set for a layer, or one for each key-value head"),
     FV_INT(struct alisa, refresh, 0, 0, INT32_MAX, "every so many steps one reads everything; 0: none"),
-    FV_ENUM(struct alisa, bits, "16", widths, "16: rows in their storage type; 8 is not supported"),
-    FV_INT(struct alisa, resident, 0, 0, INT32_MAX, "rows that stay in memory; 0: all, and nothing else is supported"),
+    FV_ENUM(struct alisa, bits, "16", widths,
+            "16: rows in their storage type; 8: those older than the k newest in 8 bits by channel, in blocks of 64"),
+    FV_INT(
+        struct alisa, resident, 0, 0, INT32_MAX,
+        "newest rows that stay in memory, the k newest in any case, and up to 63 more with 8 bits; the others lie in a "
+        "file; 0: all stay"),
     FV_INT(struct alisa, recompute, 0, 0, INT32_MAX,
-           "oldest rows that are computed again when they are read; 0: none, and nothing else is supported"),
+           "oldest rows that are not kept, but computed again from the layer's inputs when they are read; 0: none"),
     FV_OPTIONS_END,
 };
 
@@ -58,23 +67,27 @@ struct layer {
     int64_t first, count, begin, room;
     float *block; /* [sets, BLOCK, block_to]: weights of the queries of a block */
     int64_t block_from, block_to, block_room;
+    fv_tensor keys; /* what several blocks are formed from; absent: each asks for its own */
     fv_logits logits;
+    int64_t ready;    /* rows behind which the next step's choice is made; 0: not yet */
+    fv_offload *file; /* of the stream, with the first layer */
 };
 
-static fv_status check(const void *values)
+static fv_status open_use(fv_policy_use *use)
 {
-    const struct alisa *o = values;
+    const struct alisa *o = use->options;
+    const struct {
+        const char *name;
+        int choice;
+    } side[] = {{"k", use->common.k}, {"v", use->common.v}};
 
-    if (o->bits == BITS_8)
-        return fv_fail(FV_E_UNSUPPORTED, "alisa: option 'bits': rows of 8 bits by channel are not supported; "
-                                         "k=q8_0,v=q8_0 stores them in blocks of 8 bits");
-    if (o->resident > 0)
-        return fv_fail(FV_E_UNSUPPORTED,
-                       "alisa: option 'resident': rows do not leave memory: expected 0 (all), got %lld",
-                       (long long)o->resident);
-    if (o->recompute > 0)
-        return fv_fail(FV_E_UNSUPPORTED, "alisa: option 'recompute': rows do not leave memory: expected 0, got %lld",
-                       (long long)o->recompute);
+    for (int i = 0; i < 2; i++) {
+        fv_dtype type = fv_policy_type(side[i].choice);
+        if (o->bits == BITS_8 && fv_dtype_block(type) > 1)
+            return fv_fail(FV_E_USAGE,
+                           "alisa: option 'bits': 8 bits by channel are for rows of f16, bf16 or f32, got %s=%s",
+                           side[i].name, fv_dtype_name(type));
+    }
     return FV_OK;
 }
 
@@ -100,6 +113,49 @@ static int64_t window(const struct alisa *o, int64_t n)
 static bool chooses(const struct alisa *o)
 {
     return o->r < 1;
+}
+
+/* ---- tiers ------------------------------------------------------------------------------------------------------- */
+
+static fv_status make_tiers(fv_policy_layer *layer)
+{
+    const struct alisa *o = layer->use->options;
+    struct layer *first = layer->all[0].state;
+
+    if (layer->rows->cold || (o->bits == BITS_16 && o->resident == 0 && o->recompute == 0)) return FV_OK;
+    if (o->resident > 0 && !first->file) FV_TRY(fv_offload_new(NULL, &first->file));
+    return fv_cold_new(layer->rows, &(fv_cold_options){.packed = o->bits == BITS_8,
+                                                       .file = first->file,
+                                                       .computed = o->recompute,
+                                                       .project = layer->project,
+                                                       .user = layer->model,
+                                                       .layer = layer->layer});
+}
+
+/* What leaves memory behind n rows.  Rows of a prompt that is being read stay as they are, so that its chunks are the
+ * same to all that read it. */
+static fv_status move_rows(fv_ctx *ctx, fv_policy_layer *layer, int64_t n, bool reading)
+{
+    const struct alisa *o = layer->use->options;
+    int64_t old = n - half(o, n), away = o->resident > 0 ? fv_min(old, n - o->resident) : 0;
+
+    if (!layer->rows->cold) return FV_OK;
+    FV_TRY(fv_cold_drop(layer->rows, old));
+    if (o->bits == BITS_8 && reading) return FV_OK;
+    if (o->bits == BITS_8) FV_TRY(fv_cold_pack(ctx, layer->rows, old));
+    return fv_cold_write(ctx, layer->rows, away);
+}
+
+/* Keys of the first `count` rows that a prompt's queries are weighed by: they never change. */
+static fv_status prompt_keys(fv_ctx *ctx, fv_policy_layer *layer, int64_t count, fv_tensor *keys)
+{
+    const struct alisa *o = layer->use->options;
+    fv_tensor values;
+
+    if (o->bits == BITS_8) return fv_cold_keys(ctx, layer->rows, count, keys);
+    FV_TRY(fv_rows_view_all(ctx, layer->rows, 0, layer->rows->options.heads, keys, &values));
+    *keys = fv_slice(keys, 2, 0, count);
+    return FV_OK;
 }
 
 static fv_status grow_sums(fv_policy_layer *layer, int64_t rows)
@@ -171,19 +227,22 @@ static fv_status form_block(fv_ctx *ctx, fv_policy_layer *layer, int64_t from, i
     const fv_cache_model *m = layer->use->model;
     int64_t queries = to - from, dim = m->key_dim, per = m->query_heads / m->key_heads, n = set_count(layer);
     struct summing summing = {.heads = per, .queries = queries, .to = to};
+    fv_tensor keys;
     float *q;
 
     own->block_to = own->block_from = 0;
     FV_TRY(FV_GROW(own->block, own->block_room, n * BLOCK * to));
     memset(own->block, 0, (size_t)(n * BLOCK * to) * sizeof *own->block);
+    if (fv_present(&own->keys))
+        keys = fv_slice(&own->keys, 2, 0, to);
+    else
+        FV_TRY(prompt_keys(ctx, layer, to, &keys));
     FV_TRY(block_queries(ctx, layer, from, queries, &q));
     FV_TRY(FV_SCRATCH(ctx, summing.sum, queries * to));
     for (int64_t g = 0; g < m->key_heads; g++) {
         fv_mark mark = fv_scratch_mark(ctx);
-        fv_tensor k, v, weight, part;
+        fv_tensor k = fv_slice(&keys, 1, g, 1), weight, part;
         FV_TRY(fv_tensor_wrap(&part, q + g * per * queries * dim, FV_F32, FV_DIMS(1, per, queries, dim)));
-        fv_rows_view(layer->rows, g, 1, &k, &v);
-        k = fv_slice(&k, 2, 0, to);
         FV_TRY(fv_query_weights(ctx, &part, &k, &own->logits, from + 1, &weight));
         summing.weight = weight.data;
         summing.out = own->block + (n > 1 ? g : 0) * BLOCK * to;
@@ -259,7 +318,7 @@ static fv_status keep_query(fv_policy_layer *layer, const fv_policy_call *call, 
 static fv_status add_all(fv_ctx *ctx, fv_policy_layer *layer, const fv_policy_call *call)
 {
     struct layer *own = layer->state;
-    int64_t rows = fv_rows_count(layer->rows, 0), n = set_count(layer), per = call->q.dims[1] / n;
+    int64_t rows = fv_rows_all(layer->rows, 0), n = set_count(layer), per = call->q.dims[1] / n;
     fv_tensor sums;
     float *sum;
 
@@ -272,13 +331,12 @@ static fv_status add_all(fv_ctx *ctx, fv_policy_layer *layer, const fv_policy_ca
     return FV_OK;
 }
 
-static fv_status after(fv_ctx *ctx, fv_policy_layer *layer, const fv_policy_call *call)
+static fv_status score_prompt(fv_ctx *ctx, fv_policy_layer *layer, const fv_policy_call *call)
 {
     const struct alisa *o = layer->use->options;
     struct layer *own = layer->state;
     int64_t end = call->offset + call->queries;
 
-    if (!call->prompt || !chooses(o)) return FV_OK;
     own->logits = call->logits;
     FV_TRY(grow_sums(layer, end));
     if (o->score == GLOBAL) return add_all(ctx, layer, call);
@@ -288,13 +346,20 @@ static fv_status after(fv_ctx *ctx, fv_policy_layer *layer, const fv_policy_call
     return FV_OK;
 }
 
+static fv_status after(fv_ctx *ctx, fv_policy_layer *layer, const fv_policy_call *call)
+{
+    if (call->prompt && chooses(layer->use->options)) FV_TRY(score_prompt(ctx, layer, call));
+    FV_TRY(make_tiers(layer));
+    if (layer->rows->cold) FV_TRY(fv_cold_note(layer->rows, call->offset, &call->input, call->few));
+    return move_rows(ctx, layer, call->offset + call->queries, call->prompt);
+}
+
 /* Blocks end at other tokens in other layers, so that they are not all formed again in the same step. */
-static fv_status act(fv_ctx *ctx, fv_policy_layer *layer, int64_t prompt)
+static fv_status add_prompt(fv_ctx *ctx, fv_policy_layer *layer)
 {
     struct layer *own = layer->state;
     int64_t end = own->first + own->count;
 
-    (void)prompt;
     for (int64_t t = own->first, to; t < end; t = to) {
         to = t + 1;
         if (query_at(own, t)->added) continue;
@@ -308,6 +373,20 @@ static fv_status act(fv_ctx *ctx, fv_policy_layer *layer, int64_t prompt)
         }
     }
     return FV_OK;
+}
+
+static fv_status act(fv_ctx *ctx, fv_policy_layer *layer, int64_t prompt)
+{
+    struct layer *own = layer->state;
+    fv_status status;
+
+    if (layer->rows->cold) FV_TRY(fv_cold_cut(layer->rows));
+    FV_TRY(move_rows(ctx, layer, prompt, false));
+    if (own->count == 0) return FV_OK;
+    FV_TRY(prompt_keys(ctx, layer, own->first + own->count, &own->keys));
+    status = add_prompt(ctx, layer);
+    own->keys = (fv_tensor){0};
+    return status;
 }
 
 /* ---- a step ------------------------------------------------------------------------------------------------------ */
@@ -336,21 +415,43 @@ static fv_status choose(fv_ctx *ctx, fv_policy_layer *layer, int64_t n, int64_t 
     return FV_OK;
 }
 
-static fv_status plan(fv_ctx *ctx, fv_policy_layer *layer, const fv_policy_call *call, int64_t head, fv_plan *plan)
+/* What a call reads: it is known once the layer has seen the call before. */
+static fv_status prepare(fv_ctx *ctx, fv_policy_layer *layer, const fv_policy_call *call)
 {
     const struct alisa *o = layer->use->options;
     struct layer *own = layer->state;
     int64_t n = call->offset, k = half(o, n);
 
-    (void)head;
+    if (!call->prompt && own->ready == n && n > 0) return FV_OK;
     fv_chosen_all(&own->chosen);
     if (call->prompt || !chooses(o)) return FV_OK;
     own->steps++;
     FV_TRY(grow_sums(layer, n + 1));
     if (o->score != GLOBAL) FV_TRY(leave(ctx, layer, n));
-    if (2 * k >= n || (o->refresh > 0 && own->steps % o->refresh == 0)) return FV_OK;
-    FV_TRY(choose(ctx, layer, n, k));
-    fv_chosen_plan(&own->chosen, n + 1, plan);
+    if (2 * k < n && (o->refresh == 0 || own->steps % o->refresh != 0)) FV_TRY(choose(ctx, layer, n, k));
+    own->ready = n;
+    return FV_OK;
+}
+
+static fv_status plan(fv_ctx *ctx, fv_policy_layer *layer, const fv_policy_call *call, int64_t head, fv_plan *plan)
+{
+    struct layer *own = layer->state;
+
+    (void)head;
+    FV_TRY(prepare(ctx, layer, call));
+    fv_chosen_plan(&own->chosen, call->offset + 1, plan);
+    return FV_OK;
+}
+
+/* The next layer's rows come from the file while this one computes. */
+static fv_status look_ahead(fv_ctx *ctx, const fv_policy_layer *layer, const fv_policy_call *call)
+{
+    fv_policy_layer *next = &layer->all[layer->place + 1];
+
+    if (layer->place + 1 == layer->use->layers || !next->rows->cold || !((struct layer *)layer->all[0].state)->file)
+        return FV_OK;
+    FV_TRY(prepare(ctx, next, call));
+    fv_chosen_ahead(ctx, &((struct layer *)next->state)->chosen, next->rows);
     return FV_OK;
 }
 
@@ -408,7 +509,8 @@ static fv_status read(fv_ctx *ctx, fv_policy_layer *layer, const fv_policy_call 
     const struct layer *own = layer->state;
     fv_tensor keys;
 
-    FV_TRY(fv_chosen_read(ctx, &own->chosen, args, &keys));
+    FV_TRY(look_ahead(ctx, layer, call));
+    FV_TRY(fv_chosen_read(ctx, &own->chosen, layer->rows, args, &keys));
     if (call->prompt || !chooses(layer->use->options)) return FV_OK;
     return take_weights(ctx, layer, call, own->chosen.lists > 0 ? &keys : &args->k);
 }
@@ -427,6 +529,7 @@ static void drop(fv_policy_layer *layer)
     fv_free(own->query);
     fv_free(own->block);
     fv_chosen_free(&own->chosen);
+    fv_offload_drop(own->file);
     memset(own, 0, sizeof *own);
 }
 
@@ -435,7 +538,7 @@ static size_t state_bytes(const fv_policy_layer *layer)
     const struct layer *own = layer->state;
     const fv_cache_model *m = layer->use->model;
     size_t bytes = fv_chosen_bytes(&own->chosen) + (size_t)own->room * sizeof *own->query +
-                   (size_t)own->block_room * sizeof *own->block;
+                   (size_t)own->block_room * sizeof *own->block + fv_cold_input_bytes(layer->rows);
 
     for (int64_t s = 0; own->sum && s < set_count(layer); s++)
         bytes += (size_t)own->sum[s].room * sizeof *own->sum[s].sum;
@@ -465,12 +568,14 @@ const fv_policy fv_policy_alisa = {
         "the largest sums of weights of the last k queries",
     .cost =
         "a step reads 2 k + 1 rows of a key-value head, the keys twice; 8 bytes a row and layer, the last k queries "
-        "of a prompt and the weights of the last k steps",
+        "of a prompt and the weights of the last k steps; with recompute an input (4 bytes x the model's width) for "
+        "each "
+        "such row and layer, so it pays where a row of keys and values is larger",
     .sweep = "r=SHARE",
     .options = options,
     .options_size = sizeof(struct alisa),
     .layer_bytes = sizeof(struct layer),
-    .check = check,
+    .open = open_use,
     .plan = plan,
     .read = read,
     .after = after,

@@ -98,7 +98,7 @@ static fv_status read(fv_ctx *ctx, fv_policy_layer *layer, const fv_policy_call 
     const struct layer *own = layer->state;
 
     (void)call;
-    return fv_chosen_read(ctx, &own->chosen, args, NULL);
+    return fv_chosen_read(ctx, &own->chosen, layer->rows, args, NULL);
 }
 
 static void drop(fv_policy_layer *layer)

@@ -358,7 +358,8 @@ static fv_status plan_step(fv_ctx *ctx, fv_policy_layer *layer, const fv_policy_
 static fv_status read(fv_ctx *ctx, fv_policy_layer *layer, const fv_policy_call *call, const fv_attend_args *args)
 {
     (void)call;
-    return args->plan->lists.row_start ? fv_chosen_read(ctx, chosen_of(layer), args, NULL) : fv_attend(ctx, args);
+    return args->plan->lists.row_start ? fv_chosen_read(ctx, chosen_of(layer), layer->rows, args, NULL)
+                                       : fv_attend(ctx, args);
 }
 
 static void drop(fv_policy_layer *layer)

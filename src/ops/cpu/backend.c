@@ -39,6 +39,8 @@ static void fill(void)
         isas[isa].fill(&kernels[isa]);
         *table = fv_backend_ref;
         table->name = isas[isa].name;
+        table->few_linear = FV_FEW_LINEAR;
+        table->few_gemm = FV_DOT_ROWS;
         table->gemm = fv_cpu_gemm;
         table->linear = fv_cpu_linear;
         table->pack = fv_cpu_pack;

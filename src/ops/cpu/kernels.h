@@ -8,6 +8,7 @@
 
 enum {
     FV_KEY_TILE = 64,      /* keys of an attention tile: one visibility word */
+    FV_FEW_LINEAR = 7,     /* rows of x up to which integers are faster than unpacking packed weights */
     FV_DOT_ROWS = 4,       /* activation rows a weight is applied to while it is in registers */
     FV_MAX_TILE_ROWS = 16, /* bounds for tile_rows and tile_columns of any instruction set */
     FV_MAX_TILE_COLUMNS = 64,

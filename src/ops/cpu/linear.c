@@ -7,13 +7,12 @@
  * weight is unpacked once for at most SLAB_ROWS rows.
  *
  * An element's sum does not depend on the number of threads, nor on how many rows a call has on either side of
- * FEW_ROWS. */
+ * FV_FEW_LINEAR. */
 #include "ops/cpu/cpu.h"
 #include "ops/cpu/kernels.h"
 
 enum {
     AHEAD = 4096,            /* bytes of an item's beginning that are asked for at once */
-    FEW_ROWS = 8,            /* up to which integers are faster than unpacking */
     SLAB_ROWS = 1024,        /* of x at a time */
     ITEM_BYTES = 192 << 10,  /* of weights at most, few rows; as many items for each thread */
     PANEL_BYTES = 384 << 10, /* of an item's unpacked columns: a share of the second-level cache */
@@ -238,7 +237,7 @@ fv_status fv_cpu_linear(fv_ctx *ctx, const fv_linear_args *args)
                        .m = args->x.dims[0],
                        .k = args->x.dims[1],
                        .products = args->gate ? 1 : args->parts};
-    bool few = ctx->batching == FV_BATCH_FREE ? l.m < FEW_ROWS : ctx->batching == FV_BATCH_STEPS;
+    bool few = ctx->batching == FV_BATCH_FREE ? l.m <= FV_FEW_LINEAR : ctx->batching == FV_BATCH_STEPS;
     fv_status status = few ? few_rows(ctx, &l) : many_rows(ctx, &l);
 
     fv_arena_release(ctx->arena, mark);
