@@ -16,7 +16,7 @@ struct choice {
     fv_sampler *sampler;
     int64_t read;    /* tokens of the prompt that have rows */
     int64_t refused; /* times that memory was refused to it in company */
-    int32_t *ids; /* the answer so far */
+    int32_t *ids;    /* the answer so far */
     int64_t count, capacity;
     int64_t fed;    /* of them, how many have rows: all but the last, or fewer where rows were given up */
     float *logits;  /* [vocabulary], of the last row */
