@@ -47,3 +47,6 @@ foreach(script ${command_tests})
     set_tests_properties(${name} PROPERTIES TIMEOUT 900 LABELS app
                          ENVIRONMENT "FOVEA_SANITIZED=$<BOOL:${FOVEA_SANITIZE}>")
 endforeach()
+
+# Long ones first, so that none is left over at the end.
+set_tests_properties(caches serve run eval compare test_policies PROPERTIES COST 1000)

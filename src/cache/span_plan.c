@@ -7,7 +7,7 @@
 #include "base/random.h"
 #include "base/size.h"
 
-enum { EIGHTHS = 8, ROUNDS = 200, RESTARTS = 8, PAIRS = 32, FEW_PLANS = 1 << 16, CUTS = 4 };
+enum { EIGHTHS = 8, ROUNDS = 200, RESTARTS = 4, PAIRS = 8, FEW_PLANS = 1 << 16, CUTS = 4 };
 static const double least_share = 0.9, NEVER = 1e6 /* the price of what is never worth it */;
 
 /* ---- rules ------------------------------------------------------------------------------------------------------ */
@@ -431,7 +431,7 @@ static fv_status try_multipliers(struct search *s, const int32_t *start)
         keep_best(s);
         /* prices of reading are of the size of a head's loss */
         move_multipliers(s, 4 * fmax(s->loss[s->objective] / s->unit[s->objective], 0.02) / (1 + 0.05 * round) / heads);
-        if (round % 20 == 19) climb(s);
+        if (round % 50 == 49) climb(s);
     }
     if (start) {
         memcpy(s->rule, start, (size_t)(t->layers * t->heads) * sizeof *start);
