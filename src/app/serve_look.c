@@ -87,13 +87,24 @@ done:
     return status;
 }
 
-/* What stands at each bin's start. */
+/* Columns of the picture: bins, or tokens where those are fewer. */
+static int64_t columns_of(const struct conversation *c)
+{
+    return fv_min(APP_READS_BINS, c->count + c->answers);
+}
+
+/* What stands at each column's start. */
 static json_t *excerpts(const struct conversation *c)
 {
     json_t *array = json_array();
+    int64_t columns = columns_of(c);
 
-    for (int64_t b = 0; b < APP_READS_BINS; b++) {
-        int64_t first = b * c->count / APP_READS_BINS;
+    for (int64_t x = 0; x < columns; x++) {
+        int64_t first = x * (c->count + c->answers) / columns;
+        if (first >= c->count) {
+            json_array_append_new(array, json_string("the answer"));
+            continue;
+        }
         size_t from = first > 0 ? (size_t)c->ends[first - 1] : 0, length = c->length - from;
         if (length > EXCERPT) length = EXCERPT;
         json_array_append_new(array, app_text(c->text + from, fv_utf8_valid(c->text + from, length)));
@@ -101,15 +112,16 @@ static json_t *excerpts(const struct conversation *c)
     return array;
 }
 
-/* [layers * heads][bins] shares of attention; null where a bin was never in sight. */
-static json_t *shares(const app_reads *reads)
+/* [layers * heads][columns] shares of attention; null where a column was never in sight. */
+static json_t *shares(const app_reads *reads, int64_t columns)
 {
     json_t *rows = json_array();
 
     for (int64_t r = 0; r < reads->layers * reads->heads; r++) {
         json_t *row = json_array();
-        for (int64_t b = 0; b < APP_READS_BINS; b++) {
-            double weight = (double)reads->weight[r * APP_READS_BINS + b] / (double)fv_max(reads->steps, 1);
+        for (int64_t x = 0; x < columns; x++) {
+            int64_t bin = x * APP_READS_BINS / columns;
+            double weight = (double)reads->weight[r * APP_READS_BINS + bin] / (double)fv_max(reads->steps, 1);
             json_array_append_new(row, weight < 0 ? json_null() : json_real(round(weight * 1e4) / 1e4));
         }
         json_array_append_new(rows, row);
@@ -132,10 +144,10 @@ static fv_status look(serve_call *call, json_t **result)
     FV_TRY_DONE(fv_ctx_new(&options, &watching.ctx));
     FV_TRY_DONE(app_reads_new(&watching.reads, server->info.layers, server->info.query_heads, c.count + c.answers));
     FV_TRY_DONE(read_again(call, &c, &watching));
-    *result =
-        json_pack("{s:I,s:I,s:i,s:I,s:I,s:o,s:o}", "layers", (json_int_t)server->info.layers, "heads",
-                  (json_int_t)server->info.query_heads, "bins", APP_READS_BINS, "tokens", (json_int_t)c.count, "steps",
-                  (json_int_t)watching.reads.steps, "text", excerpts(&c), "weights", shares(&watching.reads));
+    *result = json_pack("{s:I,s:I,s:I,s:I,s:I,s:o,s:o}", "layers", (json_int_t)server->info.layers, "heads",
+                        (json_int_t)server->info.query_heads, "bins", (json_int_t)columns_of(&c), "tokens",
+                        (json_int_t)c.count, "steps", (json_int_t)watching.reads.steps, "text", excerpts(&c), "weights",
+                        shares(&watching.reads, columns_of(&c)));
     if (!*result) status = fv_fail(FV_E_MEMORY, "out of memory");
 done:
     app_reads_free(&watching.reads);

@@ -244,9 +244,15 @@ def test_rest(s):
     check("counted", s.metric('fovea_requests_total{path="/tokenize",code="200"}') == before + 1)
     ok("metrics")
     looked = s.good("/attention", {"messages": FRANCE["messages"] + [{"role": "assistant", "content": "It is Paris."}]})
-    check("attention", looked["layers"] == 30 and looked["heads"] == 9 and looked["bins"] == 128
-          and len(looked["weights"]) == 270 and len(looked["text"]) == 128 and looked["steps"] > 0
+    check("attention", looked["layers"] == 30 and looked["heads"] == 9 and looked["steps"] > 0
+          and looked["bins"] == looked["tokens"] + looked["steps"] == len(looked["text"]) < 128
+          and len(looked["weights"]) == 270 and {len(row) for row in looked["weights"]} == {looked["bins"]}
+          and looked["text"].count("the answer") == looked["steps"] and looked["text"][-1] == "the answer"
           and all(0.99 < sum(x or 0 for x in row) < 1.01 for row in looked["weights"]), str(looked)[:300])
+    long = [{"role": "user", "content": "word " * 300}, {"role": "assistant", "content": "It is Paris."}]
+    looked = s.good("/attention", {"messages": long})
+    check("attention_in_bins", looked["bins"] == len(looked["text"]) == 128 and looked["tokens"] > 300
+          and all(len(row) == 128 and 0.99 < sum(x or 0 for x in row) < 1.01 for row in looked["weights"]), str(looked)[:300])
     s.refuses("nothing_to_look_at", 400, "/attention", FRANCE, "messages")
     ok("what the answer looked at")
 
