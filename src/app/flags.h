@@ -3,6 +3,7 @@
 #define FV_APP_FLAGS_H
 
 #include "app/cli.h"
+#include "fovea/base.h"
 
 /* clang-format off */
 #define FLAG_MODEL(at, heading)                                                                                        \
@@ -29,5 +30,11 @@
     {.name = "precision", .kind = CLI_CHOICE, .offset = (at), .argument = "TYPE", .initial = "auto",                  \
      .choices = (const char *const[]){"auto", "f32", NULL}, .help = "f32 computes everything in f32 from the weights as stored"}
 /* clang-format on */
+
+/* What FLAG_PRECISION's value says. */
+static inline fv_precision flag_precision(int choice)
+{
+    return choice == 1 ? FV_PRECISION_F32 : FV_PRECISION_AUTO;
+}
 
 #endif

@@ -147,7 +147,7 @@ static void choose(spans *r, const fv_span_plan *plans, int64_t count, const dou
     memcpy(r->density, plans[best].density, sizeof r->density);
 }
 
-static fv_status solve(const spans_task *task, spans *r, const double *loss, const double *judge)
+static fv_status solve(struct app *app, const spans_task *task, spans *r, const double *loss, const double *judge)
 {
     fv_span_task t = {.layers = r->acted,
                       .heads = r->heads,
@@ -162,7 +162,9 @@ static fv_status solve(const spans_task *task, spans *r, const double *loss, con
     int64_t count;
 
     memcpy(t.length, r->length, sizeof t.length);
-    FV_TRY(fv_span_frontier(&t, &plans, &count));
+    fv_status status = fv_span_frontier(app->ctx, &t, &plans, &count);
+    app_progress_end();
+    FV_TRY(status);
     choose(r, plans, count, judge);
     fv_span_free(plans, count);
     return FV_OK;
@@ -190,6 +192,10 @@ static fv_status begin(const spans_task *task, spans *r)
     if (longest > profiled) r->length[r->lengths++] = longest;
     int64_t step = task->step > 0 ? task->step : fv_clamp(profiled / 8, FV_SPAN_BLOCK, 1024);
     r->rules = fv_span_rules(shortest, profiled, longest, step, NULL);
+    if (r->rules < 1 || r->rules > SPANS_RULES)
+        return fv_fail(FV_E_USAGE,
+                       "--step: %lld tokens between alphas give %lld spans to choose from; expected 1 to %d",
+                       (long long)step, (long long)r->rules, SPANS_RULES);
     FV_TRY(FV_ALLOC(r->rule, r->rules));
     fv_span_rules(shortest, profiled, longest, step, r->rule);
     return FV_ALLOC(r->chosen, r->acted * r->heads);
@@ -208,7 +214,7 @@ fv_status spans_measure(struct app *app, const spans_task *task, spans *result)
     for (int n = 0; n < result->profiled && status == FV_OK; n++)
         status = measure_length(&l, result->length[n], loss + n * cells);
     if (status == FV_OK && task->judge > 0) status = measure_length(&l, task->judge, judge);
-    if (status == FV_OK) status = solve(task, result, loss, task->judge > 0 ? judge : NULL);
+    if (status == FV_OK) status = solve(app, task, result, loss, task->judge > 0 ? judge : NULL);
     fv_free(loss);
     fv_free(judge);
     return status;

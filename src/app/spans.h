@@ -5,6 +5,8 @@
 #include "app/needle.h"
 #include "cache/span_plan.h"
 
+enum { SPANS_LENGTHS = 4, SPANS_RULES = 128 }; /* at most: plans are many, and each is looked for among all rules */
+
 typedef struct spans_task {
     needle_task needle;      /* text, lengths (whole blocks), depths, precision; facts are asked for unless: */
     int64_t answer;          /* the loss is that of the last so many tokens of the text itself; 0: of the facts */
@@ -26,6 +28,7 @@ typedef struct spans {
     double judged; /* the plan's loss at task->judge */
 } spans;
 
+/* FV_E_USAGE: the step between alphas leaves no span to choose from, or more than SPANS_RULES. */
 fv_status spans_measure(struct app *app, const spans_task *task, spans *result);
 void spans_free(spans *result);
 /* {"alphas":[[..]],"betas":[[..]]}: a row of key-value heads for every layer of the model. */

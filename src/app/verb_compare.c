@@ -233,7 +233,7 @@ static fv_status compare(struct job *job)
                          .context = values->context,
                          .score = values->score,
                          .tokens = values->tokens,
-                         .precision = values->precision == 1 ? FV_PRECISION_F32 : FV_PRECISION_AUTO,
+                         .precision = flag_precision(values->precision),
                          .reads = values->report != NULL};
 
     FV_TRY(read_setups(job));

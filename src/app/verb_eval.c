@@ -77,11 +77,6 @@ struct job {
     fv_session *session;
 };
 
-static fv_precision precision_of(const struct values *values)
-{
-    return values->precision == 1 ? FV_PRECISION_F32 : FV_PRECISION_AUTO;
-}
-
 static fv_status job_begin(struct job *job, int64_t context)
 {
     const struct values *values = job->values;
@@ -89,7 +84,7 @@ static fv_status job_begin(struct job *job, int64_t context)
         .context = context,
         .attention = values->attention,
         .cache = values->cache,
-        .precision = precision_of(values),
+        .precision = flag_precision(values->precision),
     };
 
     FV_TRY(fv_session_new(job->app->ctx, job->model, &options, &job->session));
@@ -249,7 +244,7 @@ static fv_status needle(struct job *job)
                         .info = &job->info,
                         .attention = values->attention,
                         .cache = values->cache,
-                        .precision = precision_of(values),
+                        .precision = flag_precision(values->precision),
                         .needles = values->needles,
                         .seed = (uint64_t)values->common.seed,
                         .lengths = &values->lengths,
@@ -276,7 +271,7 @@ static fv_status run(struct app *app, const struct values *values, fv_status (*w
     struct job job = {.app = app, .values = values};
     fv_status status;
 
-    FV_TRY(app_begin(app, precision_of(values)));
+    FV_TRY(app_begin(app, flag_precision(values->precision)));
     status = app_model_open(values->model, &job.model, &job.info);
     if (status == FV_OK) status = work(&job);
     fv_session_free(job.session);

@@ -269,7 +269,7 @@ static fv_status find_facts(struct job *job)
     char *text = job->lengths;
     needle_task task = {.model = job->model,
                         .info = &c->info,
-                        .precision = values->precision == 1 ? FV_PRECISION_F32 : FV_PRECISION_AUTO,
+                        .precision = flag_precision(values->precision),
                         .needles = values->needles,
                         .seed = (uint64_t)values->common.seed,
                         .lengths = &lengths,
@@ -302,7 +302,7 @@ static fv_status eval_cache(struct job *job)
     compare_task task = {.prompt = &job->prompt,
                          .context = values->context,
                          .score = values->score,
-                         .precision = values->precision == 1 ? FV_PRECISION_F32 : FV_PRECISION_AUTO};
+                         .precision = flag_precision(values->precision)};
 
     FV_TRY(check_names(values->only));
     FV_TRY(app_file_try(values->report));

@@ -59,11 +59,6 @@ static const cli_flag srh_flags[] = {
     CLI_END,
 };
 
-static fv_precision precision_of(const struct values *values)
-{
-    return values->precision == 1 ? FV_PRECISION_F32 : FV_PRECISION_AUTO;
-}
-
 static json_t *scores(const retrieval *r, const double *score)
 {
     json_t *layers = json_array();
@@ -128,7 +123,7 @@ static fv_status inspect_srh(struct app *app, const void *data, fv_model *model,
     const struct values *values = data;
     retrieval_task task = {.needle = {.model = model,
                                       .info = info,
-                                      .precision = precision_of(values),
+                                      .precision = flag_precision(values->precision),
                                       .needles = 1,
                                       .lengths = &values->lengths,
                                       .depths = &values->depths},
@@ -168,7 +163,8 @@ fv_status inspect_with_model(struct app *app, const inspect_task *task, const vo
 
 static fv_status run(struct app *app, const struct values *values, inspect_fn *work)
 {
-    return inspect_with_model(app, &(inspect_task){values->model, values->out, precision_of(values), work}, values);
+    return inspect_with_model(app, &(inspect_task){values->model, values->out, flag_precision(values->precision), work},
+                              values);
 }
 
 static fv_status run_srh(struct app *app, const void *data)
@@ -355,7 +351,7 @@ static fv_status inspect_hylra(struct app *app, const void *data, fv_model *mode
                              .sparsity = values->sparsity,
                              .changes = values->changes,
                              .merge_mean = values->merge == 1,
-                             .precision = precision_of(values)};
+                             .precision = flag_precision(values->precision)};
     int64_t most = values->tokens > 0 ? fv_min(values->tokens, info->context) : info->context;
     app_prompt prompt;
     fv_status status;

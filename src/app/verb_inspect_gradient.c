@@ -20,10 +20,7 @@ struct values {
 
 #define AT(field) offsetof(struct values, field)
 
-static fv_precision precision_of(const struct values *values)
-{
-    return values->precision == 1 ? FV_PRECISION_F32 : FV_PRECISION_AUTO;
-}
+enum { LEAST_LENGTH = 256 /* of a text with a fact, a question and an answer */ };
 
 /* ---- spans of heads --------------------------------------------------------------------------------------------- */
 
@@ -35,7 +32,7 @@ static const cli_flag moa_flags[] = {
      .offset = AT(lengths),
      .argument = "1024,2048",
      .initial = "1024,2048,4096",
-     .min = 256,
+     .min = LEAST_LENGTH,
      .max = 1 << 20,
      .group = "What",
      .help = "tokens of the texts that are looked at, multiples of 64"},
@@ -158,21 +155,27 @@ static fv_status print_spans(const spans *r)
     return FV_OK;
 }
 
+static fv_status check_length(const char *flag, int64_t length, const struct values *values, const fv_model_info *info)
+{
+    if (length < LEAST_LENGTH || length % FV_SPAN_BLOCK != 0)
+        return fv_fail(FV_E_USAGE, "--%s: expected multiples of %d from %d on, got %lld", flag, FV_SPAN_BLOCK,
+                       LEAST_LENGTH, (long long)length);
+    if (length > info->context)
+        return fv_fail(FV_E_USAGE, "--%s: expected at most %lld, the tokens this model was trained for, got %lld", flag,
+                       (long long)info->context, (long long)length);
+    if (values->answer >= length)
+        return fv_fail(FV_E_USAGE, "--answer: expected less than --%s, %lld, got %lld", flag, (long long)length,
+                       (long long)values->answer);
+    return FV_OK;
+}
+
 static fv_status check_lengths(const struct values *values, const fv_model_info *info)
 {
-    if (values->lengths.count > FV_SPAN_LENGTHS - 1 || values->lengths.count > 4)
-        return fv_fail(FV_E_USAGE, "--lengths: expected at most 4, got %d", values->lengths.count);
-    for (int n = 0; n <= values->lengths.count; n++) {
-        bool judge = n == values->lengths.count;
-        int64_t length = judge ? values->judge : values->lengths.items[n];
-        if (length % FV_SPAN_BLOCK != 0)
-            return fv_fail(FV_E_USAGE, "--%s: expected multiples of %d, got %lld", judge ? "judge" : "lengths",
-                           FV_SPAN_BLOCK, (long long)length);
-        if (length > info->context)
-            return fv_fail(FV_E_USAGE, "--%s: expected at most %lld, the tokens this model was trained for, got %lld",
-                           judge ? "judge" : "lengths", (long long)info->context, (long long)length);
-    }
-    return FV_OK;
+    if (values->lengths.count > SPANS_LENGTHS)
+        return fv_fail(FV_E_USAGE, "--lengths: expected at most %d, got %d", SPANS_LENGTHS, values->lengths.count);
+    for (int n = 0; n < values->lengths.count; n++)
+        FV_TRY(check_length("lengths", values->lengths.items[n], values, info));
+    return values->judge > 0 ? check_length("judge", values->judge, values, info) : FV_OK;
 }
 
 static fv_status inspect_moa(struct app *app, const void *data, fv_model *model, const fv_model_info *info)
@@ -180,7 +183,7 @@ static fv_status inspect_moa(struct app *app, const void *data, fv_model *model,
     const struct values *values = data;
     spans_task task = {.needle = {.model = model,
                                   .info = info,
-                                  .precision = precision_of(values),
+                                  .precision = flag_precision(values->precision),
                                   .lengths = &values->lengths,
                                   .depths = &values->depths},
                        .answer = values->answer,
@@ -206,7 +209,8 @@ static fv_status inspect_moa(struct app *app, const void *data, fv_model *model,
 
 static fv_status run(struct app *app, const struct values *values, inspect_fn *work)
 {
-    return inspect_with_model(app, &(inspect_task){values->model, values->out, precision_of(values), work}, values);
+    return inspect_with_model(app, &(inspect_task){values->model, values->out, flag_precision(values->precision), work},
+                              values);
 }
 
 static fv_status run_moa(struct app *app, const void *data)
@@ -364,7 +368,8 @@ static fv_status measure_influence(struct app *app, const struct values *values,
     if (prompt->count < values->tokens)
         return fv_fail(FV_E_SHAPE, "%s: has %lld tokens, --tokens asks for %lld", values->file,
                        (long long)prompt->count, (long long)values->tokens);
-    FV_TRY(influence_begin(app, model, values->tokens, values->block, true, precision_of(values), &task, result));
+    FV_TRY(influence_begin(app, model, values->tokens, values->block, true, flag_precision(values->precision), &task,
+                           result));
     status = influence_add(app, &task, result, prompt->ids, values->tokens, values->answer);
     app_progress_end();
     if (status == FV_OK) return influence_end(&task, result);

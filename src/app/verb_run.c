@@ -152,7 +152,7 @@ static fv_status job_begin(struct job *job, int64_t context)
         .context = context,
         .attention = values->attention,
         .cache = values->cache,
-        .precision = values->precision == 1 ? FV_PRECISION_F32 : FV_PRECISION_AUTO,
+        .precision = flag_precision(values->precision),
     };
 
     FV_TRY(fv_session_new(job->app->ctx, job->model, &options, &job->session));
@@ -384,7 +384,7 @@ static fv_status run(struct app *app, const void *data)
         return cli_missing("-p TEXT or -f FILE", "there is nothing to read (on a terminal this would be a chat)");
     if (conversation && (values->raw || values->common.json || values->logits || values->kept || values->step_logits))
         return cli_missing("-p TEXT or -f FILE", "--raw, --json, --logits, --step-logits and --kept need it");
-    FV_TRY(app_begin(app, values->precision == 1 ? FV_PRECISION_F32 : FV_PRECISION_AUTO));
+    FV_TRY(app_begin(app, flag_precision(values->precision)));
     status = app_model_open(values->model, &job.model, &job.info);
     if (status == FV_OK) status = conversation ? chat(&job) : run_once(&job);
     job_end(&job);

@@ -164,7 +164,7 @@ static void set_options(serve_server *server, const struct values *values)
         .kv_memory = values->kv_memory == CLI_UNSET ? (int64_t)(available_memory() / 2) : values->kv_memory,
         .timeout = values->timeout,
         .drain = values->drain,
-        .precision = values->precision == 1 ? FV_PRECISION_F32 : FV_PRECISION_AUTO,
+        .precision = flag_precision(values->precision),
     };
 }
 

@@ -513,7 +513,9 @@ done:
 /* ---- all that are best in their way ----------------------------------------------------------------------------- */
 
 struct frontier {
+    fv_ctx *ctx;
     const fv_span_task *task;
+    int solved, all; /* times that a plan is looked for */
     fv_span_plan *plans;
     int64_t count, room;
 };
@@ -570,6 +572,8 @@ static fv_status solve(struct frontier *f, int objective, const double *cap, dou
     fv_span_plan plan = {0};
     bool found = false;
 
+    fv_ctx_report(f->ctx, "plans", (double)f->solved++ / f->all);
+    FV_TRY(fv_ctx_check(f->ctx));
     FV_TRY(FV_ALLOC(plan.rule, f->task->layers * f->task->heads));
     fv_status status = fv_span_solve(f->task, objective, cap, start_of(f, objective, cap), &plan, &found);
     if (status != FV_OK) {
@@ -580,13 +584,21 @@ static fv_status solve(struct frontier *f, int objective, const double *cap, dou
     return add(f, &plan, found);
 }
 
+/* Of the quarters of all objectives but one. */
+static int combinations_of(const fv_span_task *t)
+{
+    int count = 1;
+
+    for (int i = 1; i < t->profiled; i++)
+        count *= CUTS;
+    return count;
+}
+
 /* Every objective under every combination of the others' quarters. */
 static fv_status cut(struct frontier *f, const double *low, const double *high)
 {
-    int others = f->task->profiled - 1, combinations = 1;
+    int combinations = combinations_of(f->task);
 
-    for (int i = 0; i < others; i++)
-        combinations *= CUTS;
     for (int objective = 0; objective < f->task->profiled; objective++)
         for (int c = 0; c < combinations; c++) {
             double cap[FV_SPAN_LENGTHS];
@@ -601,9 +613,9 @@ static fv_status cut(struct frontier *f, const double *low, const double *high)
     return FV_OK;
 }
 
-fv_status fv_span_frontier(const fv_span_task *task, fv_span_plan **plans, int64_t *count)
+fv_status fv_span_frontier(fv_ctx *ctx, const fv_span_task *task, fv_span_plan **plans, int64_t *count)
 {
-    struct frontier f = {.task = task};
+    struct frontier f = {.ctx = ctx, .task = task, .all = task->profiled * (1 + combinations_of(task))};
     double low[FV_SPAN_LENGTHS], high[FV_SPAN_LENGTHS];
     fv_status status = FV_OK;
 

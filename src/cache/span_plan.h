@@ -3,7 +3,7 @@
 #ifndef FV_SPAN_PLAN_H
 #define FV_SPAN_PLAN_H
 
-#include "base/status.h"
+#include "base/context.h"
 
 enum { FV_SPAN_BLOCK = 64, FV_SPAN_LENGTHS = 8 };
 
@@ -49,8 +49,9 @@ fv_status fv_span_solve(const fv_span_task *task, int objective, const double *c
                         fv_span_plan *plan, bool *found);
 
 /* The plans of which none is better at every profiled length, each objective's range being cut in four:
- * *plans [*count], which fv_span_free frees.  FV_E_ARGUMENT if no plan has such densities. */
-fv_status fv_span_frontier(const fv_span_task *task, fv_span_plan **plans, int64_t *count);
+ * *plans [*count], which fv_span_free frees.  Reports progress to the context, and can be stopped through it.
+ * FV_E_ARGUMENT if no plan has such densities. */
+fv_status fv_span_frontier(fv_ctx *ctx, const fv_span_task *task, fv_span_plan **plans, int64_t *count);
 void fv_span_free(fv_span_plan *plans, int64_t count);
 
 #endif

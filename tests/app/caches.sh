@@ -37,6 +37,10 @@ assert all(len(set(zip(a, b))) <= 2 for a, b in zip(p["alphas"], p["betas"]))' |
 echo ok plan_of_spans
 expect spans_length 2 'multiples of 64' "$fovea" inspect moa -m "$smollm" --lengths 300
 expect spans_context 2 'trained for' "$fovea" inspect moa -m "$smollm" --lengths 65536
+expect spans_step 2 'spans to choose from' "$fovea" inspect moa -m "$smollm" --lengths 256 --step 100000
+expect spans_steps 2 'spans to choose from' "$fovea" inspect moa -m "$smollm" --lengths 4096 --step 1
+expect spans_judge 2 'multiples of 64' "$fovea" inspect moa -m "$smollm" --lengths 256 --judge 64
+expect spans_answer 2 'less than --lengths' "$fovea" inspect moa -m "$smollm" --lengths 256 --answer 256
 expect spans_none 1 'no plan of at most 2 spans' "$fovea" inspect moa -m "$smollm" --lengths 256 --depths 50 --density 0.02 --out no.json
 absent no_spans no.json
 expect influence 0 '' "$fovea" inspect attn_influence -m "$smollm" -f text --tokens 200 --answer 8 --out influence.npy --json

@@ -225,12 +225,13 @@ static void plans_of_whole_models_keep_what_was_asked(void **state)
 {
     static struct problem p;
     fv_random random = fv_random_new(test_seed(), 1000);
+    fv_ctx *ctx = test_ctx("cpu", 1);
     fv_span_plan *plans;
     int64_t count;
 
     (void)state;
     draw(&p, &random, 30, 3, 0);
-    assert_ok(fv_span_frontier(&p.task, &plans, &count));
+    assert_ok(fv_span_frontier(ctx, &p.task, &plans, &count));
     assert_true(count >= 1);
     for (int64_t a = 0; a < count; a++) {
         double loss;
@@ -240,8 +241,9 @@ static void plans_of_whole_models_keep_what_was_asked(void **state)
     }
     fv_span_free(plans, count);
     p.task.density = 0.01; /* of 16 blocks two are the least */
-    assert_int_equal(fv_span_frontier(&p.task, &plans, &count), FV_E_ARGUMENT);
+    assert_int_equal(fv_span_frontier(ctx, &p.task, &plans, &count), FV_E_ARGUMENT);
     assert_null(plans);
+    fv_ctx_free(ctx);
 }
 
 static void rules_are_nested(void **state)
