@@ -61,6 +61,8 @@ struct fv_session {
 
 /* FV_E_ARGUMENT for ids that the model does not have, FV_E_SHAPE if they do not fit behind what was fed. */
 fv_status fv_session_check_ids(const fv_session *session, const int32_t *ids, int64_t count);
+size_t fv_session_state_bytes(const fv_session *session);
+void fv_session_drop_rows(fv_session *session); /* of all layers, and what policies know of them */
 void fv_session_clear_layer(fv_session *session, int64_t layer);
 
 /* Rows of tokens that were begun and not finished are forgotten; where they have moved others, nothing can help: the
