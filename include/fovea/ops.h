@@ -190,8 +190,8 @@ enum { FV_MERGE_PARTS = 8 };
  *   by lse (weights absent): o = sum_p exp(lse_p - lse) o_p, lse = ln sum_p exp(lse_p): exactly one softmax over the
  *   union of disjoint key sets; all -inf gives 0 and -inf.
  *   by weights: o = sum_p weight_p o_p, weight[p] [B|1,H|1,N] f32 (gates; lse is not used).
- * With slots: one part whose rows are slots [B,H,S,..]; output row n of (b, h) combines, by lse, the slots
- * slot[slot_start[r] .. slot_start[r+1]), r = (b * H + h) * N + n. */
+ * With slots: one part whose rows are slots [B,H,S,..]; output row n of (b, h) combines, by lse or by weight[0]
+ * [B,H,S], the slots slot[slot_start[r] .. slot_start[r+1]), r = (b * H + h) * N + n. */
 typedef struct fv_merge_args {
     int parts;
     fv_tensor o_part[FV_MERGE_PARTS], lse_part[FV_MERGE_PARTS], weight[FV_MERGE_PARTS];

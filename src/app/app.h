@@ -69,6 +69,8 @@ typedef struct app_tensor {
 
 /* Reads numbers as f32.  FV_E_DTYPE for integers, which are no numbers to compute with here. */
 fv_status app_tensor_read(const char *path, app_tensor *tensor);
+/* The same as f32, or as i32 or u8 of a file of any integers that fit. */
+fv_status app_tensor_read_as(const char *path, fv_dtype dtype, app_tensor *tensor);
 fv_status app_tensor_new(app_tensor *tensor, fv_dtype dtype, int rank, const int64_t *dims);
 void app_tensor_free(app_tensor *tensor);
 void app_round_bf16(app_tensor *tensor);

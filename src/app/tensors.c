@@ -45,6 +45,52 @@ done:
     return status;
 }
 
+/* Element i of a file of integers; FV_E_DTYPE. */
+static fv_status integer_at(const char *path, const fv_tensor *t, int64_t i, int64_t *value)
+{
+    switch (t->dtype) {
+    case FV_I8: *value = ((const int8_t *)t->data)[i]; return FV_OK;
+    case FV_U8: *value = ((const uint8_t *)t->data)[i]; return FV_OK;
+    case FV_I16: *value = ((const int16_t *)t->data)[i]; return FV_OK;
+    case FV_U16: *value = ((const uint16_t *)t->data)[i]; return FV_OK;
+    case FV_I32: *value = ((const int32_t *)t->data)[i]; return FV_OK;
+    case FV_I64: *value = ((const int64_t *)t->data)[i]; return FV_OK;
+    default: *value = 0; return fv_fail(FV_E_DTYPE, "%s: holds %s, expected integers", path, fv_dtype_name(t->dtype));
+    }
+}
+
+static fv_status read_integers(const char *path, const fv_tensor *raw, fv_dtype dtype, app_tensor *tensor)
+{
+    int64_t value, low = dtype == FV_U8 ? 0 : INT32_MIN, high = dtype == FV_U8 ? UINT8_MAX : INT32_MAX;
+
+    FV_TRY(app_tensor_new(tensor, dtype, raw->rank, raw->dims));
+    for (int64_t i = 0; i < fv_tensor_count(raw); i++) {
+        FV_TRY(integer_at(path, raw, i, &value));
+        if (value < low || value > high)
+            return fv_fail(FV_E_FORMAT, "%s: element %lld: expected %lld to %lld, got %lld", path, (long long)i,
+                           (long long)low, (long long)high, (long long)value);
+        if (dtype == FV_U8)
+            ((uint8_t *)tensor->t.data)[i] = (uint8_t)value;
+        else
+            ((int32_t *)tensor->t.data)[i] = (int32_t)value;
+    }
+    return FV_OK;
+}
+
+fv_status app_tensor_read_as(const char *path, fv_dtype dtype, app_tensor *tensor)
+{
+    app_tensor raw = {0};
+    fv_status status;
+
+    if (dtype == FV_F32) return app_tensor_read(path, tensor);
+    *tensor = (app_tensor){0};
+    FV_TRY(fv_npy_read(path, &raw.t, &raw.owned));
+    status = read_integers(path, &raw.t, dtype, tensor);
+    app_tensor_free(&raw);
+    if (status != FV_OK) app_tensor_free(tensor);
+    return status;
+}
+
 void app_round_bf16(app_tensor *tensor)
 {
     float *values = tensor->t.data;

@@ -125,7 +125,7 @@ struct work {
     fv_named_tensor *named, *named_out, *named_grad;
     fv_tensor map;
     void *map_owned;
-    double seconds;
+    double seconds, scoring, selecting;
     fv_work cost;
 };
 
@@ -221,6 +221,14 @@ static fv_status read_operand(const char *path, int rank, app_tensor *tensor)
     return fv_fail(FV_E_SHAPE, "%s: expected %d dimensions, got shape %s", path, rank, fv_shape_text(&tensor->t));
 }
 
+/* What a param is made of; of an unknown one it does not matter. */
+static fv_dtype param_dtype(const struct work *w, const char *name)
+{
+    for (const fv_param *param = w->mechanism->params; param && param->name; param++)
+        if (strcmp(param->name, name) == 0) return param->dtype;
+    return FV_F32;
+}
+
 static fv_status read_params(const struct values *values, struct work *w)
 {
     w->params = values->params.count;
@@ -228,7 +236,7 @@ static fv_status read_params(const struct values *values, struct work *w)
     FV_TRY(FV_ZALLOC(w->param, w->params));
     FV_TRY(FV_ZALLOC(w->named, w->params));
     for (int i = 0; i < w->params; i++) {
-        FV_TRY(app_tensor_read(w->param_pair[i].file, &w->param[i]));
+        FV_TRY(app_tensor_read_as(w->param_pair[i].file, param_dtype(w, w->param_pair[i].name), &w->param[i]));
         w->named[i] = (fv_named_tensor){w->param_pair[i].name, w->param[i].t};
     }
     return FV_OK;
@@ -309,7 +317,7 @@ static fv_status compute(fv_ctx *ctx, const struct values *values, struct work *
         .params = w->d_params,
         .d_param = w->named_grad,
     };
-    double start = app_seconds();
+    double start = app_seconds(), scored = ctx->spent[FV_PHASE_SCORE], selected = ctx->spent[FV_PHASE_SELECT];
 
     if (values->decode)
         FV_TRY(fv_attention_decode(ctx, w->attention, &args));
@@ -318,6 +326,8 @@ static fv_status compute(fv_ctx *ctx, const struct values *values, struct work *
     else
         FV_TRY(fv_attention_forward(ctx, w->attention, &args));
     w->seconds = app_seconds() - start;
+    w->scoring = ctx->spent[FV_PHASE_SCORE] - scored;
+    w->selecting = ctx->spent[FV_PHASE_SELECT] - selected;
     if (values->plan) FV_TRY(fv_attention_map(ctx, w->attention, &args, &w->map, &w->map_owned));
     FV_TRY(fv_attention_work(ctx, w->attention, &args, &w->cost));
     return app_check();
@@ -341,17 +351,24 @@ static fv_status write_all(const struct values *values, const struct work *w)
 static fv_status tell(struct app *app, const struct work *w)
 {
     json_t *root;
+    char shares[64] = "";
 
     if (!app->common->json) {
-        app_say(app, "%s on %s: %.3g s, %sFLOP, %s read and written, density %.3g", w->mechanism->name,
-                fv_ctx_backend(app->ctx), w->seconds, app_count_text(w->cost.flops), app_bytes_text(w->cost.bytes),
-                w->cost.density);
+        if (w->scoring > 0)
+            snprintf(shares, sizeof shares, " (%.0f %% of it choosing keys)",
+                     100 * (w->scoring + w->selecting) / w->seconds);
+        app_say(app, "%s on %s: %.3g s%s, %sFLOP, %s read and written, density %.3g", w->mechanism->name,
+                fv_ctx_backend(app->ctx), w->seconds, shares, app_count_text(w->cost.flops),
+                app_bytes_text(w->cost.bytes), w->cost.density);
         return FV_OK;
     }
     root = json_object();
     app_put(root, "mechanism", json_string(w->mechanism->name));
     app_put(root, "backend", json_string(fv_ctx_backend(app->ctx)));
     app_put(root, "seconds", app_number(w->seconds));
+    app_put(root, "score_seconds", app_number(w->scoring));
+    app_put(root, "select_seconds", app_number(w->selecting));
+    app_put(root, "attend_seconds", app_number(fmax(w->seconds - w->scoring - w->selecting, 0)));
     app_put(root, "flops", app_number(w->cost.flops));
     app_put(root, "bytes", app_number(w->cost.bytes));
     app_put(root, "pairs", json_integer(w->cost.pairs));

@@ -221,14 +221,37 @@ static fv_status run_plan(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_c
 {
     fv_plan plan;
     fv_attend_args attend;
-    int64_t pairs = 0;
 
-    FV_TRY(fv_call_plan(ctx, mechanism, call, &plan, &attend));
+    fv_phase before = fv_phase_enter(ctx, FV_PHASE_SELECT);
+    fv_status status = fv_call_plan(ctx, mechanism, call, &plan, &attend);
+
+    fv_phase_enter(ctx, before);
+    FV_TRY(status);
     if (sinks && fv_present(sinks)) attend.sinks = *sinks;
-    if (call->pairs) {
-        FV_TRY(fv_plan_pairs(ctx, &plan, call->batch, call->query_heads, call->queries, call->keys, &pairs));
-        *call->pairs += (double)pairs;
-    }
+    FV_TRY(fv_count_pairs(ctx, call, &plan, call->keys));
+    return fv_attend(ctx, &attend);
+}
+
+/* Whether a token of a model is decoded over all keys. */
+static bool decodes_densely(const fv_mechanism *mechanism, const fv_call *call)
+{
+    return mechanism->traits & FV_BLOCK_CAUSAL && !(mechanism->traits & FV_OWN_DECODE) &&
+           mechanism->ahead(call->options) != 1 && call->decoding && call->queries == 1;
+}
+
+static fv_status run_dense(fv_ctx *ctx, const fv_call *call, const fv_tensor *sinks)
+{
+    fv_plan plan = {.causal = call->causal, .offset = call->offset};
+    fv_attend_args attend = {.q = call->q,
+                             .k = call->k,
+                             .v = call->v,
+                             .o = call->o,
+                             .lse = call->lse,
+                             .plan = &plan,
+                             .logits = fv_call_logits(call)};
+
+    if (sinks && fv_present(sinks)) attend.sinks = *sinks;
+    if (call->pairs) *call->pairs += fv_call_dense_pairs(call);
     return fv_attend(ctx, &attend);
 }
 
@@ -246,9 +269,10 @@ static fv_status run(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *
         call.gain = extra->logits.gain;
     }
     call.kept = state ? state->kept : NULL;
+    if (decodes_densely(mechanism, &call)) return run_dense(ctx, &call, extra ? &extra->sinks : NULL);
     if (mechanism->plan) return run_plan(ctx, mechanism, &call, extra ? &extra->sinks : NULL);
     if (mechanism->scan) return run_scan(ctx, mechanism, &call, state, false);
-    if (call.pairs) {
+    if (call.pairs && !mechanism->counts) {
         fv_work work;
         FV_TRY(fv_call_measure(ctx, mechanism, &call, &work));
         *call.pairs += (double)work.pairs;
@@ -268,8 +292,10 @@ static fv_status forward(fv_ctx *ctx, const fv_attention *attention, const fv_at
 fv_status fv_attention_forward(fv_ctx *ctx, const fv_attention *attention, const fv_attention_args *args)
 {
     fv_mark mark = fv_scratch_mark(ctx);
+    fv_phase before = fv_phase_enter(ctx, FV_PHASE_ATTEND);
     fv_status status = forward(ctx, attention, args);
 
+    fv_phase_enter(ctx, before);
     fv_scratch_release(ctx, mark);
     return status;
 }
@@ -278,8 +304,10 @@ fv_status fv_attention_chunk(fv_ctx *ctx, const fv_attention *attention, const f
                              const fv_attend_args *extra)
 {
     fv_mark mark = fv_scratch_mark(ctx);
+    fv_phase before = fv_phase_enter(ctx, FV_PHASE_ATTEND);
     fv_status status = call->queries == 0 ? FV_OK : run(ctx, attention->mechanism, call, state, extra);
 
+    fv_phase_enter(ctx, before);
     fv_scratch_release(ctx, mark);
     return status;
 }
@@ -326,6 +354,10 @@ static fv_status decode(fv_ctx *ctx, const fv_attention *attention, const fv_att
 
     FV_TRY(fv_call_make(attention, args, &call));
     if (!call.causal) return fv_fail(FV_E_USAGE, "%s: decoding needs causal attention", mechanism->name);
+    if (mechanism->traits & FV_BLOCK_CAUSAL && !(mechanism->traits & FV_OWN_DECODE) &&
+        mechanism->ahead(call.options) != 1)
+        return fv_fail(FV_E_USAGE, "%s: has no decoding of its own: its selection sees the rest of a block",
+                       mechanism->name);
     FV_TRY(new_state(ctx, mechanism, &call, &state));
     for (int64_t t = 0; t < call.queries; t++) {
         fv_mark mark = fv_scratch_mark(ctx);
@@ -342,8 +374,10 @@ static fv_status decode(fv_ctx *ctx, const fv_attention *attention, const fv_att
 fv_status fv_attention_decode(fv_ctx *ctx, const fv_attention *attention, const fv_attention_args *args)
 {
     fv_mark mark = fv_scratch_mark(ctx);
+    fv_phase before = fv_phase_enter(ctx, FV_PHASE_ATTEND);
     fv_status status = decode(ctx, attention, args);
 
+    fv_phase_enter(ctx, before);
     fv_scratch_release(ctx, mark);
     return status;
 }
@@ -379,7 +413,7 @@ static fv_status record(fv_ctx *ctx, const fv_attention *attention, fv_attention
     FV_TRY(watch(ctx, &args->k));
     FV_TRY(watch(ctx, &args->v));
     for (int i = 0; i < args->params; i++)
-        FV_TRY(watch(ctx, &params[i].tensor));
+        if (params[i].tensor.dtype == FV_F32) FV_TRY(watch(ctx, &params[i].tensor));
     FV_TRY(fv_tape_watch(ctx, &args->o)); /* rows that see no key depend on nothing, but may be seeded */
     return forward(ctx, attention, args);
 }
@@ -428,6 +462,12 @@ fv_status fv_attention_backward(fv_ctx *ctx, const fv_attention *attention, cons
     if (!fv_present(&grads->d_o) || grads->d_o.dtype != FV_F32 || !fv_tensor_same_shape(&grads->d_o, &args->o))
         return fv_fail(FV_E_SHAPE, "%s: gradient of o: expected f32 %s, got %s", mechanism->name,
                        fv_shape_text(&args->o), fv_shape_text(&grads->d_o));
+    for (int i = 0; i < grads->params; i++) {
+        int index;
+        FV_TRY(fv_param_find(mechanism, grads->d_param[i].name, &index));
+        if (mechanism->params[index].fixed)
+            return fv_fail(FV_E_USAGE, "%s: param '%s' has no gradient", mechanism->name, grads->d_param[i].name);
+    }
     FV_TRY(fv_tape_begin(ctx));
     status = backward(ctx, attention, &own, grads);
     fv_tape_end(ctx);

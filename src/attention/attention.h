@@ -27,6 +27,9 @@ fv_status fv_call_plan(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call
 /* The pairs of a call, from scratch memory.  FV_E_USAGE where the mechanism has no such set. */
 fv_status fv_call_pairs(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *call, fv_pairs *pairs);
 
+/* Pairs that dense attention with the same causality has. */
+double fv_call_dense_pairs(const fv_call *call);
+
 /* Work of a call; scratch memory. */
 fv_status fv_call_measure(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *call, fv_work *work);
 

@@ -113,9 +113,9 @@ static fv_status check_param(const fv_mechanism *mechanism, const fv_call *call,
     fv_tensor expected = {.data = t->data, .rank = shape_rank(text)}; /* with data its shape prints */
     bool fits = true;
 
-    if (t->dtype != FV_F32)
-        return fv_fail(FV_E_DTYPE, "%s: param '%s': expected f32, got %s", mechanism->name, param->name,
-                       fv_dtype_name(t->dtype));
+    if (t->dtype != param->dtype)
+        return fv_fail(FV_E_DTYPE, "%s: param '%s': expected %s, got %s", mechanism->name, param->name,
+                       fv_dtype_name(param->dtype), fv_dtype_name(t->dtype));
     if (t->rank != expected.rank)
         return fv_fail(FV_E_SHAPE, "%s: param '%s': expected %s, got %s", mechanism->name, param->name, param->shape,
                        fv_shape_text(t));

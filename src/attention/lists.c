@@ -28,7 +28,8 @@ fv_status fv_lists_begin(fv_ctx *ctx, fv_list_builder *builder, const fv_list_sh
                     (long long)b->query_block, (long long)b->key_block, (long long)b->queries, (long long)b->keys);
     FV_TRY(b->status);
     if (b->queries > 0) b->groups = floor_div(b->offset + b->queries - 1, b->query_block) - fv_lists_first_block(b) + 1;
-    b->key_blocks = fv_ceil_div(b->keys, b->key_block);
+    b->key_start = shape->key_start;
+    b->key_blocks = shape->key_start ? shape->key_blocks : fv_ceil_div(b->keys, b->key_block);
     if (b->key_blocks > INT32_MAX)
         b->status = fv_fail(FV_E_SHAPE, "lists: %lld key blocks are more than %d", (long long)b->key_blocks, INT32_MAX);
     FV_TRY(b->status);
@@ -133,6 +134,7 @@ fv_status fv_lists_end(fv_list_builder *b, fv_plan *plan)
                              .key_block = b->key_block,
                              .groups = b->groups,
                              .key_blocks = b->key_blocks,
+                             .key_start = b->key_start,
                              .query_start = query_start,
                              .batch_stride = b->batches > 1 ? b->heads * b->groups : 0,
                              .head_stride = b->heads > 1 ? b->groups : 0,

@@ -12,6 +12,7 @@ typedef struct fv_list_builder {
     fv_ctx *ctx;
     int64_t query_block, key_block, offset, queries, keys;
     int64_t groups, key_blocks;
+    const int64_t *key_start;
     int64_t batches, heads; /* lists are made for: 1 or B; 1, Hkv or H */
     int64_t row, row_first, rows;
     int64_t *row_start;
@@ -24,6 +25,8 @@ typedef struct fv_list_shape {
     int64_t query_block, key_block;
     int64_t batches, heads; /* 0 means 1 */
     int64_t queries, keys, offset;
+    const int64_t *key_start; /* [key_blocks + 1] where blocks are not all of one length */
+    int64_t key_blocks;       /* then */
     /* Query groups are cut at multiples of query_block of the POSITION (so a chunk starts inside a block when offset is
      * no multiple); group 0 holds position `offset`. */
 } fv_list_shape;

@@ -13,16 +13,18 @@ enum {
     FV_CAUSAL = 1 << 0,       /* causal by nature; otherwise --causal decides, unless: */
     FV_NEVER_CAUSAL = 1 << 1, /* refuses --causal */
     FV_STATIC_PLAN = 1 << 2,  /* the plan depends on shape and options only */
-    FV_BLOCK_CAUSAL = 1 << 3, /* its selection is causal only by block: a change at j moves nothing before j's block */
+    FV_BLOCK_CAUSAL = 1 << 3, /* its selection sees the future inside a block (see `ahead`); in a model one token alone
+                                 reads every key, and decoding is refused elsewhere, unless FV_OWN_DECODE */
     FV_ROWS_SUM_TO_ONE = 1 << 4, /* V constant -> O constant, without tensors of its own */
     FV_LINEAR_IN_V = 1 << 5,     /* without tensors of its own */
     FV_DECODE_EXACT = 1 << 6,    /* chunked prefill == one prefill == decode */
     FV_DIFFERENTIABLE = 1 << 7,
-    FV_SELF_ONLY = 1 << 8,  /* N = M (of the whole sequence; chunks of it are fine) */
-    FV_NO_SCALE = 1 << 9,   /* refuses --scale */
-    FV_NO_LSE = 1 << 10,    /* has no log-sum-exp */
-    FV_NO_MAP = 1 << 11,    /* has no set of pairs: refuses --plan */
-    FV_RECURRENT = 1 << 12, /* when causal, a state takes the place of keys and values */
+    FV_SELF_ONLY = 1 << 8,   /* N = M (of the whole sequence; chunks of it are fine) */
+    FV_NO_SCALE = 1 << 9,    /* refuses --scale */
+    FV_NO_LSE = 1 << 10,     /* has no log-sum-exp */
+    FV_NO_MAP = 1 << 11,     /* has no set of pairs: refuses --plan */
+    FV_RECURRENT = 1 << 12,  /* when causal, a state takes the place of keys and values */
+    FV_OWN_DECODE = 1 << 13, /* with FV_BLOCK_CAUSAL: decodes by a rule of its own, unlike a prefill */
 };
 
 typedef enum fv_family {
@@ -40,10 +42,29 @@ const char *fv_family_name(fv_family family);
  * one size throughout the call.  Dims N and M follow the queries and keys of a chunk. */
 typedef struct fv_param {
     const char *name, *shape, *help;
-    bool output; /* written on request (params_out), besides being read */
+    bool output;    /* written on request (params_out), besides being read */
+    bool fixed;     /* has no gradient: what is chosen by it is constant; so are integers */
+    fv_dtype dtype; /* FV_F32, FV_I32 or FV_U8 */
 } fv_param;
 
-enum { FV_PARAMS = 12 };
+#define FV_PARAM(name_, shape_, help_)                                                                                 \
+    {                                                                                                                  \
+        .name = name_, .shape = shape_, .help = help_                                                                  \
+    }
+#define FV_PARAM_OUT(name_, shape_, help_)                                                                             \
+    {                                                                                                                  \
+        .name = name_, .shape = shape_, .help = help_, .output = true                                                  \
+    }
+#define FV_PARAM_FIXED(name_, shape_, help_)                                                                           \
+    {                                                                                                                  \
+        .name = name_, .shape = shape_, .help = help_, .fixed = true                                                   \
+    }
+#define FV_PARAM_OF(dtype_, name_, shape_, help_)                                                                      \
+    {                                                                                                                  \
+        .name = name_, .shape = shape_, .help = help_, .fixed = true, .dtype = dtype_                                  \
+    }
+
+enum { FV_PARAMS = 16 };
 
 /* Rows that a mechanism makes of the keys and values so far and that stay as they are: means of blocks, compressed
  * keys. They are kept between the chunks of a sequence, so that a step of decoding makes only the new ones. */
@@ -97,6 +118,10 @@ typedef struct fv_mechanism {
     /* Refuses shapes (FV_E_SHAPE) and unserviceable calls (FV_E_USAGE); may set call->causal where options imply it. */
     fv_status (*accept)(fv_call *call);
 
+    /* With FV_BLOCK_CAUSAL: a change at key j moves no row before the last multiple of this at or below j; 0: the whole
+     * sequence; 1: it is causal by token after all. */
+    int64_t (*ahead)(const void *options);
+
     /* Fills in who sees whom (plan->causal and plan->offset are set); lists come from scratch memory. Content-based
      * ones read call->q and call->k.  `attend` receives what else the softmax needs (bias, sinks, soft-cap): may be
      * left alone. */
@@ -109,6 +134,8 @@ typedef struct fv_mechanism {
     fv_kept_fn *kept; /* with forward; NULL: it keeps no rows */
     /* Composes primitives; writes call->o (and lse if present). */
     fv_status (*forward)(fv_ctx *ctx, const fv_call *call);
+    bool counts; /* forward adds the pairs it computes to call->pairs (fv_count_pairs), so that nothing is chosen twice
+                  */
     /* With forward: the pairs behind --plan, unless FV_NO_MAP (plan->causal and offset are set), and flops and pairs
      * where they are not just those. */
     fv_status (*map)(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs);
@@ -125,6 +152,9 @@ fv_status fv_mechanism_named(const char *name, const fv_mechanism **mechanism);
 
 /* The logits of a call: its scale, soft-cap and gain. */
 fv_logits fv_call_logits(const fv_call *call);
+
+/* Adds the pairs that a plan shows over `keys` keys to what the call counts, if anybody counts. */
+fv_status fv_count_pairs(fv_ctx *ctx, const fv_call *call, const fv_plan *plan, int64_t keys);
 
 /* Rows 0..count-1 of a kind, [B,Hkv,count,width] in *out: what is kept, and new ones from make, which writes rows
  * from.. (as many as `out` has) and reads no key or value behind the last of their own.  Kept rows that lie beyond the
@@ -148,9 +178,14 @@ fv_status fv_as_f32(fv_ctx *ctx, const fv_tensor *x, fv_tensor *out);
  * weight [H*Dv,kernel,kernel], bias [H*Dv]; an absent one counts as zeros. */
 fv_status fv_add_local(fv_ctx *ctx, const fv_call *call, const fv_tensor *part, const fv_tensor *weight,
                        const fv_tensor *bias, int64_t height, int64_t width);
-/* Stops the tape from recording (selection is constant to it) and lets it go on. */
-bool fv_tape_pause(fv_ctx *ctx);
-void fv_tape_resume(fv_ctx *ctx, bool recording);
+/* Around a choice by content: the tape does not record it (what is chosen is constant to gradients), and its time
+ * counts as selection. */
+typedef struct fv_choosing {
+    bool recording;
+    fv_phase phase;
+} fv_choosing;
+fv_choosing fv_choosing_begin(fv_ctx *ctx);
+void fv_choosing_end(fv_ctx *ctx, fv_choosing before);
 
 /* ---- for models: the same mechanisms over a cache ---------------------------------------------------------------- */
 

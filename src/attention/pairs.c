@@ -84,6 +84,16 @@ void fv_release(void *owned)
     fv_free(owned);
 }
 
+fv_status fv_count_pairs(fv_ctx *ctx, const fv_call *call, const fv_plan *plan, int64_t keys)
+{
+    int64_t pairs = 0;
+
+    if (!call->pairs) return FV_OK;
+    FV_TRY(fv_plan_pairs(ctx, plan, call->batch, call->query_heads, call->queries, keys, &pairs));
+    *call->pairs += (double)pairs;
+    return FV_OK;
+}
+
 /* ---- work ------------------------------------------------------------------------------------------------------- */
 
 static double tensor_bytes(const fv_tensor *t)
@@ -93,7 +103,7 @@ static double tensor_bytes(const fv_tensor *t)
     return blocks * (double)fv_dtype_block_bytes(t->dtype);
 }
 
-static double dense_pairs(const fv_call *call)
+double fv_call_dense_pairs(const fv_call *call)
 {
     double N = (double)call->queries, M = (double)call->keys, heads = (double)(call->batch * call->query_heads);
     double first = M - N + 1; /* keys of query 0 */
@@ -123,7 +133,7 @@ fv_status fv_call_measure(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_c
             fv_plan_pairs(ctx, &pairs.plan, call->batch, call->query_heads, call->queries, call->keys, &work->pairs));
         work->flops = 2.0 * (double)work->pairs * (double)(call->head_dim + call->value_dim);
     }
-    dense = dense_pairs(call);
+    dense = fv_call_dense_pairs(call);
     work->density = dense > 0 ? (double)work->pairs / dense : 0;
     return FV_OK;
 }

@@ -10,6 +10,7 @@
     add(gna) \
     add(power) \
     add(moba) \
+    add(blocktopk) \
     add(bra) \
     add(nsa) \
     add(lightning2) \

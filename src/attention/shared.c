@@ -91,15 +91,16 @@ fv_status fv_add_local(fv_ctx *ctx, const fv_call *call, const fv_tensor *part, 
     return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_ADD, .x = *part, .y = local, .out = call->o});
 }
 
-bool fv_tape_pause(fv_ctx *ctx)
+fv_choosing fv_choosing_begin(fv_ctx *ctx)
 {
-    bool recording = ctx->recording;
+    fv_choosing before = {ctx->recording, fv_phase_enter(ctx, FV_PHASE_SELECT)};
 
     ctx->recording = false;
-    return recording;
+    return before;
 }
 
-void fv_tape_resume(fv_ctx *ctx, bool recording)
+void fv_choosing_end(fv_ctx *ctx, fv_choosing before)
 {
-    ctx->recording = recording;
+    ctx->recording = before.recording;
+    fv_phase_enter(ctx, before.phase);
 }

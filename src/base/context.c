@@ -1,6 +1,7 @@
 #include "base/context.h"
 
 #include <stdio.h>
+#include <time.h>
 
 fv_status fv_ctx_begin(const fv_ctx_options *options, fv_ctx **ctx)
 {
@@ -47,6 +48,21 @@ void fv_ctx_interrupt(fv_ctx *ctx)
 void fv_ctx_clear_interrupt(fv_ctx *ctx)
 {
     atomic_store_explicit(&ctx->interrupted, false, memory_order_relaxed);
+}
+
+fv_phase fv_phase_enter(fv_ctx *ctx, fv_phase phase)
+{
+    fv_phase before = ctx->phase;
+    struct timespec now;
+    double seconds;
+
+    if (phase == before) return before;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    seconds = (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+    ctx->spent[before] += before == FV_PHASE_NONE ? 0 : seconds - ctx->since;
+    ctx->phase = phase;
+    ctx->since = seconds;
+    return before;
 }
 
 fv_status fv_ctx_check(fv_ctx *ctx)

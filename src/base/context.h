@@ -19,6 +19,15 @@ typedef enum fv_batching {
     FV_BATCH_PROMPT, /* rows of a prompt, however few; attention takes keys in fixed blocks */
 } fv_batching;
 
+/* What the time of attention goes to. */
+typedef enum fv_phase {
+    FV_PHASE_NONE = 0, /* something else */
+    FV_PHASE_ATTEND,   /* softmax, merging, and all that is not choosing */
+    FV_PHASE_SCORE,    /* pooling and products by which keys are chosen */
+    FV_PHASE_SELECT,   /* the choice itself, and its lists */
+    FV_PHASES,
+} fv_phase;
+
 struct fv_ctx {
     const struct fv_backend *backend;
     fv_cpu cpu;
@@ -28,8 +37,11 @@ struct fv_ctx {
     fv_precision precision;
     fv_batching batching;
     uint64_t seed;
-    struct fv_tape *tape; /* NULL: none */
-    bool recording;       /* calls are recorded on the tape, and scratch memory is kept */
+    struct fv_tape *tape;    /* NULL: none */
+    bool recording;          /* calls are recorded on the tape, and scratch memory is kept */
+    fv_phase phase;          /* now, */
+    double since;            /* since this second, */
+    double spent[FV_PHASES]; /* and seconds before; those of calls side by side (fv_run_apart) are not in it */
     atomic_bool interrupted;
     fv_progress_fn *progress;
     void *progress_user;
@@ -41,6 +53,9 @@ struct fv_ctx {
 /* fv_ctx_new without the choice of a backend, which is made a floor above (ops/backend.c). */
 fv_status fv_ctx_begin(const fv_ctx_options *options, fv_ctx **ctx);
 void fv_ctx_end(fv_ctx *ctx);
+
+/* Enters a phase of attention; returns the one before, to be entered again behind it. */
+fv_phase fv_phase_enter(fv_ctx *ctx, fv_phase phase);
 
 /* FV_E_INTERRUPTED once somebody asked for it; long loops ask between pieces of work. */
 fv_status fv_ctx_check(fv_ctx *ctx);

@@ -17,12 +17,13 @@ static fv_status check_slots(const fv_merge_args *a)
     const fv_tensor *o = &a->o;
     int64_t B = o->dims[0], H = o->dims[1], S, rows = B * H * o->dims[2];
 
-    if (a->parts != 1 || weighted(a))
-        return fv_fail(FV_E_ARGUMENT, "merge: slots are combined by lse from one part, got %d%s", a->parts,
-                       weighted(a) ? " with weights" : "");
+    if (a->parts != 1) return fv_fail(FV_E_ARGUMENT, "merge: slots are combined from one part, got %d", a->parts);
     FV_TRY(fv_check("merge", "o_part[0]", &a->o_part[0], F32, FV_DIMS(B, H, FV_ANY, o->dims[3])));
     S = a->o_part[0].dims[2];
-    FV_TRY(fv_check("merge", "lse_part[0]", &a->lse_part[0], F32, FV_DIMS(B, H, S)));
+    if (weighted(a))
+        FV_TRY(fv_check("merge", "weight[0]", &a->weight[0], F32, FV_DIMS(B, H, S)));
+    else
+        FV_TRY(fv_check("merge", "lse_part[0]", &a->lse_part[0], F32, FV_DIMS(B, H, S)));
     if (!a->slot_start || !a->slot) return fv_fail(FV_E_ARGUMENT, "merge: slot and slot_start must be given together");
     for (int64_t r = 0; r < rows; r++)
         if (a->slot_start[r] < 0 || a->slot_start[r + 1] < a->slot_start[r])
@@ -46,9 +47,9 @@ static fv_status prepare(const fv_merge_args *args, fv_merge_args *a)
     FV_TRY(fv_check_rank("merge", "o", &a->o, F32, 4, 4));
     B = a->o.dims[0], H = a->o.dims[1], N = a->o.dims[2], Dv = a->o.dims[3];
     FV_TRY(fv_check_optional("merge", "lse", &a->lse, F32, FV_DIMS(B, H, N)));
-    if (a->slot || a->slot_start) return check_slots(a);
     if (weighted(a) && fv_present(&a->lse))
         return fv_fail(FV_E_ARGUMENT, "merge: a sum by weights has no lse, but one is asked for");
+    if (a->slot || a->slot_start) return check_slots(a);
     for (int p = 0; p < a->parts; p++) {
         char name[32];
         snprintf(name, sizeof name, "o_part[%d]", p);

@@ -54,7 +54,7 @@ npy shape dbias.npy 1,4,9,11 '<f4' || fail gradient_of_param_shape
 
 # ---- what it says ----
 expect json 0 '' $call -a sinkwin:window=4,sink=1 -o o.npy --json
-holds json_fields 'set(j) == {"mechanism", "backend", "seconds", "flops", "bytes", "pairs", "density"}'
+holds json_fields 'set(j) == {"mechanism", "backend", "seconds", "score_seconds", "select_seconds", "attend_seconds", "flops", "bytes", "pairs", "density"}'
 holds json_values 'j["mechanism"] == "sinkwin" and j["pairs"] > 0 and 0 < j["density"] < 1 and j["seconds"] > 0'
 [ ! -s err ] || fail json_is_alone "standard error: $(cat err)"
 expect quiet 0 '' $call -a dense -o o.npy --quiet

@@ -26,7 +26,7 @@ grep -Eq '^sinkring +policy +cache ' out || fail list_policies_table "$(cat out)
 
 for name in $names llama; do
     expect "show_$name" 0 '' "$fovea" show "$name" --json
-    holds "show_${name}_fields" '{"options", "params", "formula", "cost", "paper", "name", "kind", "title", "sheet", "family", "traits"} == set(j)'
+    holds "show_${name}_fields" '{"options", "params", "formula", "cost", "paper", "name", "kind", "title", "sheet", "family", "traits"} == set(j) - {"also"}'
     holds "show_${name}_options" 'all({"name", "type", "default", "min", "max", "help"} <= set(o) and o["help"] for o in j["options"])'
     holds "show_${name}_params" 'all(set(p) == {"name", "shape", "help"} for p in j["params"])'
     expect "show_${name}_text" 0 '' "$fovea" show "$name"

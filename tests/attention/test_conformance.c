@@ -47,26 +47,60 @@ static double *doubled(const fv_tensor *t)
     assert_non_null(out);
 
     for (int64_t i = 0; i < count; i++)
-        out[i] = ((const float *)t->data)[i];
+        out[i] = t->dtype == FV_F32   ? ((const float *)t->data)[i]
+                 : t->dtype == FV_I32 ? ((const int32_t *)t->data)[i]
+                                      : ((const uint8_t *)t->data)[i];
     return out;
 }
 
-/* Reads one "name=2x3" and draws it. */
+/* Whole numbers below `bound`; ascending ones from 0 with `ascending`, and the last of them is then the bound. */
+static fv_tensor draw_integers(struct trial *t, fv_dtype dtype, int64_t bound, bool ascending, int rank,
+                               const int64_t *dims)
+{
+    fv_random random = fv_random_new(test_seed(), 76);
+    fv_tensor tensor;
+    int64_t count;
+
+    assert_ok(fv_tensor_new(t->ctx, &tensor, dtype, rank, dims));
+    count = fv_tensor_count(&tensor);
+    for (int64_t i = 0; i < count; i++) {
+        int64_t low = count > 1 ? i * bound / (count - 1) : 0, next = count > 1 ? (i + 1) * bound / (count - 1) : 1;
+        int64_t value = !ascending                 ? fv_random_below(&random, bound)
+                        : i == 0 || i == count - 1 ? low
+                                                   : low + fv_random_below(&random, fv_max(next - low, 1));
+        if (dtype == FV_I32)
+            ((int32_t *)tensor.data)[i] = (int32_t)value;
+        else
+            ((uint8_t *)tensor.data)[i] = (uint8_t)value;
+    }
+    return tensor;
+}
+
+/* Reads one "name=2x3" and draws it; "name=2x3<7": whole numbers below 7; "name=5^40": ascending ones from 0 to 40. */
 static const char *draw_param(struct trial *t, const char *text)
 {
     int64_t dims[4], rank = 0, largest = 1;
-    int index = t->args.params++, length;
+    int index = t->args.params++, length, place;
+    const fv_param *param = t->mechanism->params;
     fv_tensor tensor;
     bool absolute;
 
     assert_int_equal(sscanf(text, "%31[^=]=%n", t->names[index], &length), 1);
     text += length;
     absolute = *text == '|';
-    for (text += absolute; *text && *text != ' '; text += *text == 'x')
+    for (place = 0; strcmp(param[place].name, t->names[index]) != 0; place++)
+        ;
+    for (text += absolute; *text && !strchr(" <^", *text); text += *text == 'x')
         dims[rank++] = strtoll(text, (char **)&text, 10);
     for (int64_t d = 0; d < rank; d++)
         largest = fv_max(largest, dims[d]);
-    tensor = test_random(t->ctx, 1 / sqrt((double)largest), (int)rank, dims); /* products keep their size */
+    if (*text == '<' || *text == '^') {
+        bool ascending = *text == '^';
+        int64_t bound = strtoll(text + 1, (char **)&text, 10);
+        tensor = draw_integers(t, param[place].dtype, bound, ascending, (int)rank, dims);
+    } else {
+        tensor = test_random(t->ctx, 1 / sqrt((double)largest), (int)rank, dims); /* products keep their size */
+    }
     for (int64_t i = 0; absolute && i < fv_tensor_count(&tensor); i++)
         ((float *)tensor.data)[i] = fabsf(((float *)tensor.data)[i]);
     t->param[index] = (fv_named_tensor){t->names[index], tensor};
@@ -314,7 +348,18 @@ static void shows_the_pairs_it_computes(void **state)
     for_all(check_map, 2);
 }
 
-/* What stands behind position p moves nothing at or before p. */
+/* The first row that a change at key `cut` may move. */
+static int64_t moved_from(struct trial *t, int64_t cut)
+{
+    fv_call call;
+    int64_t ahead = 1;
+
+    assert_ok(fv_call_make(t->attention, &t->args, &call));
+    if (has(t, FV_BLOCK_CAUSAL)) ahead = t->mechanism->ahead(call.options);
+    return ahead > 0 ? cut / ahead * ahead : 0;
+}
+
+/* What stands behind position p moves nothing at or before p, or before the block of p. */
 static void check_causality(struct trial *t)
 {
     const conformance_case *c = t->c;
@@ -324,6 +369,7 @@ static void check_causality(struct trial *t)
 
     if (!is_causal(t) || c->M < 2) return;
     cut = 1 + fv_random_below(&random, c->M - 1); /* keys cut.. change */
+    cut = moved_from(t, cut);
     other.o = scratch_like(t, &t->args.o);
     other.q = scratch_like(t, &t->args.q);
     other.k = scratch_like(t, &t->args.k);
@@ -411,12 +457,21 @@ static void run_chunks(struct trial *t, fv_random *random, bool with_state)
     }
 }
 
+/* Whether it is causal by block only, and has no way of its own to decode. */
+static bool sees_ahead(struct trial *t)
+{
+    fv_call call;
+
+    assert_ok(fv_call_make(t->attention, &t->args, &call));
+    return has(t, FV_BLOCK_CAUSAL) && !has(t, FV_OWN_DECODE) && t->mechanism->ahead(call.options) != 1;
+}
+
 static void check_decode(struct trial *t)
 {
     fv_random random = fv_random_new(test_seed(), 78);
     char what[300];
 
-    if (!is_causal(t) || t->c->no_decode) {
+    if (!is_causal(t) || t->c->no_decode || sees_ahead(t)) {
         assert_fails(fv_attention_decode(t->ctx, t->attention, &t->args), FV_E_USAGE, "decoding");
         return;
     }
@@ -565,27 +620,43 @@ static void check_gradient(struct trial *t, const char *name, double *x, const f
     free(g);
 }
 
+static bool is_fixed(struct trial *t, const char *name)
+{
+    const fv_param *param = t->mechanism->params;
+
+    while (strcmp(param->name, name) != 0)
+        param++;
+    return param->fixed;
+}
+
 static void check_gradients(struct trial *t)
 {
     fv_attention_grads grads = {.d_o = scratch_like(t, &t->args.o),
                                 .d_q = scratch_like(t, &t->args.q),
                                 .d_k = scratch_like(t, &t->args.k),
                                 .d_v = scratch_like(t, &t->args.v),
-                                .params = t->args.params};
+                                .params = 0};
     fv_named_tensor d_param[PARAMS];
     double *d_o = doubled(&grads.d_o);
 
     if (has(t, FV_DIFFERENTIABLE)) {
         for (int i = 0; i < t->args.params; i++)
-            d_param[i] = (fv_named_tensor){t->names[i], scratch_like(t, &t->param[i].tensor)};
+            if (!is_fixed(t, t->names[i]))
+                d_param[grads.params++] = (fv_named_tensor){t->names[i], scratch_like(t, &t->param[i].tensor)};
         grads.d_param = d_param;
         CHECK_OK(t, fv_attention_backward(t->ctx, t->attention, &t->args, &grads));
         test_close(t->what, &t->args.o, t->sheet.o, t->tolerance); /* o is written too */
         check_gradient(t, "q", t->q, &grads.d_q, d_o);
         check_gradient(t, "k", t->k, &grads.d_k, d_o);
         check_gradient(t, "v", t->v, &grads.d_v, d_o);
-        for (int i = 0; i < t->args.params; i++)
-            check_gradient(t, t->names[i], t->data[i], &d_param[i].tensor, d_o);
+        for (int i = 0, n = 0; i < t->args.params; i++)
+            if (!is_fixed(t, t->names[i])) check_gradient(t, t->names[i], t->data[i], &d_param[n++].tensor, d_o);
+        for (int i = 0; i < t->args.params; i++) {
+            if (!is_fixed(t, t->names[i])) continue;
+            d_param[0] = (fv_named_tensor){t->names[i], t->param[i].tensor};
+            grads.params = 1;
+            assert_fails(fv_attention_backward(t->ctx, t->attention, &t->args, &grads), FV_E_USAGE, "has no gradient");
+        }
     } else {
         assert_fails(fv_attention_backward(t->ctx, t->attention, &t->args, &grads), FV_E_USAGE, "gradients");
     }

@@ -52,7 +52,17 @@ struct merge_case {
     fv_merge_args a;
 };
 
-enum { BY_LSE, BY_WEIGHT, BY_SLOT, FORMS };
+enum { BY_LSE, BY_WEIGHT, BY_SLOT, BY_SLOT_WEIGHT, FORMS };
+
+static bool has_slots(int form)
+{
+    return form >= BY_SLOT;
+}
+
+static bool has_weights(int form)
+{
+    return form == BY_WEIGHT || form == BY_SLOT_WEIGHT;
+}
 
 static void random_merge(fv_ctx *ctx, fv_random *random, int form, struct merge_case *c)
 {
@@ -60,10 +70,14 @@ static void random_merge(fv_ctx *ctx, fv_random *random, int form, struct merge_
                              .H = test_between(random, 1, 3),
                              .N = test_between(random, 1, 9),
                              .Dv = test_between(random, 1, 20)};
-    c->S = form == BY_SLOT ? test_between(random, 1, 20) : c->N;
-    c->a.parts = form == BY_SLOT ? 1 : (int)test_between(random, 1, FV_MERGE_PARTS);
+    c->S = has_slots(form) ? test_between(random, 1, 20) : c->N;
+    c->a.parts = has_slots(form) ? 1 : (int)test_between(random, 1, FV_MERGE_PARTS);
     for (int p = 0; p < c->a.parts; p++) {
         c->a.o_part[p] = test_random(ctx, 1, FV_DIMS(c->B, c->H, c->S, c->Dv));
+        if (form == BY_SLOT_WEIGHT) {
+            c->a.weight[p] = test_random(ctx, 1, FV_DIMS(c->B, c->H, c->S));
+            continue;
+        }
         if (form == BY_WEIGHT) {
             c->a.weight[p] = test_random(
                 ctx, 1, FV_DIMS(test_chance(random, 2) ? 1 : c->B, test_chance(random, 2) ? 1 : c->H, c->N));
@@ -73,7 +87,7 @@ static void random_merge(fv_ctx *ctx, fv_random *random, int form, struct merge_
         for (int64_t n = 0; n < fv_tensor_count(&c->a.lse_part[p]); n++)
             if (test_chance(random, 4)) ((float *)c->a.lse_part[p].data)[n] = -INFINITY;
     }
-    if (form == BY_SLOT) {
+    if (has_slots(form)) {
         int64_t rows = c->B * c->H * c->N, *start;
         int32_t *slot;
         assert_ok(FV_SCRATCH(ctx, start, rows + 1));
@@ -88,28 +102,28 @@ static void random_merge(fv_ctx *ctx, fv_random *random, int form, struct merge_
         c->a.slot = slot;
     }
     assert_ok(fv_tensor_new(ctx, &c->a.o, FV_F32, FV_DIMS(c->B, c->H, c->N, c->Dv)));
-    if (form != BY_WEIGHT) assert_ok(fv_tensor_new(ctx, &c->a.lse, FV_F32, FV_DIMS(c->B, c->H, c->N)));
+    if (!has_weights(form)) assert_ok(fv_tensor_new(ctx, &c->a.lse, FV_F32, FV_DIMS(c->B, c->H, c->N)));
 }
 
 static void define(const struct merge_case *c, int form, double *o, double *lse)
 {
     for (int64_t r = 0; r < c->B * c->H * c->N; r++) {
         int64_t b = r / c->N / c->H, h = r / c->N % c->H, i = r % c->N;
-        int64_t count = form == BY_SLOT ? c->a.slot_start[r + 1] - c->a.slot_start[r] : c->a.parts;
+        int64_t count = has_slots(form) ? c->a.slot_start[r + 1] - c->a.slot_start[r] : c->a.parts;
         double sum = 0;
         for (int64_t d = 0; d < c->Dv; d++)
             o[r * c->Dv + d] = 0;
         for (int64_t n = 0; n < count; n++) {
-            int p = form == BY_SLOT ? 0 : (int)n;
-            int64_t row = form == BY_SLOT ? c->a.slot[c->a.slot_start[r] + n] : i;
-            double w = form == BY_WEIGHT ? test_at(&c->a.weight[p], b, h, i, 0)
+            int p = has_slots(form) ? 0 : (int)n;
+            int64_t row = has_slots(form) ? c->a.slot[c->a.slot_start[r] + n] : i;
+            double w = has_weights(form) ? test_at(&c->a.weight[p], b, h, row, 0)
                                          : exp(test_at(&c->a.lse_part[p], b, h, row, 0));
             sum += w;
             for (int64_t d = 0; d < c->Dv; d++)
                 o[r * c->Dv + d] += w * *(const float *)fv_at(&c->a.o_part[p], b, h, row, d);
         }
         lse[r] = sum > 0 ? log(sum) : -INFINITY;
-        for (int64_t d = 0; d < c->Dv && form != BY_WEIGHT && sum > 0; d++)
+        for (int64_t d = 0; d < c->Dv && !has_weights(form) && sum > 0; d++)
             o[r * c->Dv + d] /= sum;
     }
 }
@@ -132,7 +146,7 @@ static void every_form_follows_its_formula(void **state)
 
     for (int device = 0; test_devices[device]; device++) {
         fv_ctx *ctx = test_ctx(test_devices[device], 2);
-        for (int round = 0; round < 90; round++) {
+        for (int round = 0; round < 120; round++) {
             fv_mark mark = fv_scratch_mark(ctx);
             struct merge_case c;
             random_merge(ctx, &random, round % FORMS, &c);
@@ -140,7 +154,7 @@ static void every_form_follows_its_formula(void **state)
             define(&c, round % FORMS, o, lse);
             assert_ok(fv_merge(ctx, &c.a));
             test_close("o", &c.a.o, o, tolerance);
-            if (round % FORMS != BY_WEIGHT) test_close("lse", &c.a.lse, lse, tolerance);
+            if (!has_weights(round % FORMS)) test_close("lse", &c.a.lse, lse, tolerance);
             fv_scratch_release(ctx, mark);
         }
         fv_ctx_free(ctx);
@@ -168,19 +182,19 @@ static void gradients_are_slopes(void **state)
 
     for (int device = 0; test_devices[device]; device++) {
         fv_ctx *ctx = test_ctx(test_devices[device], 2);
-        for (int round = 0; round < 90; round++) {
+        for (int round = 0; round < 120; round++) {
             fv_mark mark = fv_scratch_mark(ctx);
             int form = round % FORMS, last;
             struct merge_case c;
             random_merge(ctx, &random, form, &c);
             bool on_tape = round / FORMS % 2;
             fv_merge_grads g = {.d_o = test_random(ctx, 1, c.a.o.rank, c.a.o.dims)};
-            if (form != BY_WEIGHT && !on_tape) g.d_lse = test_random(ctx, 1, c.a.lse.rank, c.a.lse.dims);
+            if (!has_weights(form) && !on_tape) g.d_lse = test_random(ctx, 1, c.a.lse.rank, c.a.lse.dims);
             last = c.a.parts - 1;
             fv_tensor *d[] = {&g.d_o_part[0], &g.d_o_part[last],
-                              form == BY_WEIGHT ? &g.d_weight[last] : &g.d_lse_part[last]};
+                              has_weights(form) ? &g.d_weight[last] : &g.d_lse_part[last]};
             fv_tensor *of[] = {&c.a.o_part[0], &c.a.o_part[last],
-                               form == BY_WEIGHT ? &c.a.weight[last] : &c.a.lse_part[last]};
+                               has_weights(form) ? &c.a.weight[last] : &c.a.lse_part[last]};
             if (on_tape) assert_ok(fv_tape_begin(ctx));
             for (int n = 0; n < 3; n++) {
                 if (on_tape)

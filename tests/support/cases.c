@@ -108,5 +108,11 @@ const conformance_case conformance_cases[] = {
     {"moba:block=1,top=100", 2, 8, 4, 120, 120, 16, 16, false, NULL, false},
     {"moba", 1, 2, 1, 21, 21, 64, 64, false, NULL, false},
     {"moba:block=4,top=2", 1, 2, 1, 20, 13, 16, 16, false, NULL, false},
+    {"blocktopk:block=4,top=2,local=3,sink=2", 2, 4, 2, 61, 61, 16, 24, false, NULL, false},
+    {"blocktopk:block=5,top=3,local=0,sink=0", 1, 4, 1, 47, 53, 16, 16, true, NULL, false},
+    {"blocktopk:block=3,top=2,local=7,sink=5,agg=max", 1, 6, 2, 50, 50, 16, 16, false, NULL, false},
+    {"blocktopk:block=1,top=6,local=1,sink=1", 1, 2, 1, 37, 37, 32, 32, false, NULL, false},
+    {"blocktopk", 1, 2, 1, 21, 21, 64, 64, false, NULL, false},
+    {"blocktopk:block=4,top=2,local=2,sink=3", 1, 2, 1, 20, 13, 16, 16, false, NULL, false},
     {NULL, 0, 0, 0, 0, 0, 0, 0, false, NULL, false},
 };

@@ -15,8 +15,8 @@ static const fv_option options[] = {
 };
 
 static const fv_param params[] = {
-    {"bias", "[1|B, 1|H, N, M]", "added to the scaled scores", false},
-    {"sinks", "[H]", "an extra logit per head, in the denominator only", false},
+    FV_PARAM("bias", "[1|B, 1|H, N, M]", "added to the scaled scores"),
+    FV_PARAM("sinks", "[H]", "an extra logit per head, in the denominator only"),
     {0},
 };
 

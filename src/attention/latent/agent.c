@@ -15,11 +15,11 @@ static const fv_option options[] = {
 };
 
 static const fv_param params[] = {
-    {"agents", "[B, H, p, D]", "agent tokens in place of pooled queries", false},
-    {"bias1", "[H, p, M]", "added to the scores of agents and keys", false},
-    {"bias2", "[H, N, p]", "added to the scores of queries and agents", false},
-    {"dwc_weight", "[H*Dv, 3, 3]", "depthwise convolution of v on the grid (none)", false},
-    {"dwc_bias", "[H*Dv]", "its bias (0)", false},
+    FV_PARAM("agents", "[B, H, p, D]", "agent tokens in place of pooled queries"),
+    FV_PARAM("bias1", "[H, p, M]", "added to the scores of agents and keys"),
+    FV_PARAM("bias2", "[H, N, p]", "added to the scores of queries and agents"),
+    FV_PARAM("dwc_weight", "[H*Dv, 3, 3]", "depthwise convolution of v on the grid (none)"),
+    FV_PARAM("dwc_bias", "[H*Dv]", "its bias (0)"),
     {0},
 };
 

@@ -20,10 +20,10 @@ static const fv_option options[] = {
 };
 
 static const fv_param params[] = {
-    {"q_weight", "[H, D, F]", "map of queries (identity)", false},
-    {"k_weight", "[H, D, F]", "map of keys (identity)", false},
-    {"q_bias", "[H, F]", "added behind q_weight (0)", false},
-    {"k_bias", "[H, F]", "added behind k_weight (0)", false},
+    FV_PARAM("q_weight", "[H, D, F]", "map of queries (identity)"),
+    FV_PARAM("k_weight", "[H, D, F]", "map of keys (identity)"),
+    FV_PARAM("q_bias", "[H, F]", "added behind q_weight (0)"),
+    FV_PARAM("k_bias", "[H, F]", "added behind k_weight (0)"),
     {0},
 };
 

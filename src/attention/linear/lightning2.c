@@ -21,8 +21,8 @@ static const fv_option options[] = {
 };
 
 static const fv_param params[] = {
-    {"decay", "[H]", "rates s_h >= 0 in place of the option's", false},
-    {"state", "[B, H, D, Dv]", "the state S before the first token (0), and after the last when written", true},
+    FV_PARAM("decay", "[H]", "rates s_h >= 0 in place of the option's"),
+    FV_PARAM_OUT("state", "[B, H, D, Dv]", "the state S before the first token (0), and after the last when written"),
     {0},
 };
 

@@ -25,8 +25,8 @@ static const fv_option options[] = {
 };
 
 static const fv_param params[] = {
-    {"extra_k", "[B, Hkv, X, D]", "further keys, which every query sees (none)", false},
-    {"extra_v", "[B, Hkv, X, Dv]", "their values", false},
+    FV_PARAM("extra_k", "[B, Hkv, X, D]", "further keys, which every query sees (none)"),
+    FV_PARAM("extra_v", "[B, Hkv, X, Dv]", "their values"),
     {0},
 };
 

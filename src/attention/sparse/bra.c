@@ -19,8 +19,8 @@ static const fv_option options[] = {
 };
 
 static const fv_param params[] = {
-    {"lepe_weight", "[H*Dv, 5, 5]", "depthwise convolution of v on the grid (none)", false},
-    {"lepe_bias", "[H*Dv]", "its bias (0)", false},
+    FV_PARAM("lepe_weight", "[H*Dv, 5, 5]", "depthwise convolution of v on the grid (none)"),
+    FV_PARAM("lepe_bias", "[H*Dv]", "its bias (0)"),
     {0},
 };
 
@@ -120,10 +120,10 @@ static fv_status route(fv_ctx *ctx, const fv_call *call, const struct layout *l,
 static fv_status route_unrecorded(fv_ctx *ctx, const fv_call *call, const struct layout *l, const fv_tensor *q,
                                   const fv_tensor *k, fv_plan *plan)
 {
-    bool recording = fv_tape_pause(ctx);
+    fv_choosing before = fv_choosing_begin(ctx);
     fv_status status = route(ctx, call, l, q, k, plan);
 
-    fv_tape_resume(ctx, recording);
+    fv_choosing_end(ctx, before);
     return status;
 }
 
@@ -155,6 +155,7 @@ static fv_status forward(fv_ctx *ctx, const fv_call *call)
     FV_TRY(route_unrecorded(ctx, call, &l, &attend.q, &attend.k, &plan));
     FV_TRY(fv_tensor_new(ctx, &attend.o, FV_F32, 4, call->o.dims));
     FV_TRY(fv_tensor_new(ctx, &attend.lse, FV_F32, 3, call->o.dims));
+    FV_TRY(fv_count_pairs(ctx, call, &plan, call->keys));
     FV_TRY(fv_attend(ctx, &attend));
     if (fv_present(&call->lse)) {
         fv_tensor from = fv_reshaped(&attend.lse, FV_DIMS(call->batch, call->query_heads, call->queries, 1));
@@ -199,5 +200,6 @@ const fv_mechanism fv_mechanism_bra = {
     .check = check,
     .accept = accept,
     .forward = forward,
+    .counts = true,
     .map = map,
 };

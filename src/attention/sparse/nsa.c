@@ -1,6 +1,6 @@
 /* Native sparse attention: a gated sum of attention over compressed keys, over selected blocks and over a window.
  * arXiv 2502.11089; the schedule that turns the selected branch round is that of arXiv 2508.18224. */
-#include "attention/choice.h"
+#include "attention/sparse/core.h"
 
 struct nsa {
     int compress;
@@ -36,10 +36,10 @@ static const fv_option options[] = {
 };
 
 static const fv_param params[] = {
-    {"compress_k", "[Hkv, compress_block*D, D]", "makes compressed keys (mean of the block)", false},
-    {"compress_v", "[Hkv, compress_block*Dv, Dv]", "makes compressed values (mean of the block)", false},
-    {"compress_position", "[Hkv, compress_block, D]", "added to keys before compression (0)", false},
-    {"gate", "[B, H, N, 3]", "logits of the gates: compressed, selected, window (0)", false},
+    FV_PARAM("compress_k", "[Hkv, compress_block*D, D]", "makes compressed keys (mean of the block)"),
+    FV_PARAM("compress_v", "[Hkv, compress_block*Dv, Dv]", "makes compressed values (mean of the block)"),
+    FV_PARAM("compress_position", "[Hkv, compress_block, D]", "added to keys before compression (0)"),
+    FV_PARAM("gate", "[B, H, N, 3]", "logits of the gates: compressed, selected, window (0)"),
     {0},
 };
 
@@ -279,6 +279,7 @@ static fv_status choose(fv_ctx *ctx, const fv_call *call, const struct stretch *
     FV_TRY(score(ctx, call, s, &scores));
     scores = fv_slice(&scores, 3, 0, count);
     FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = fv_transposed(&scores), .out = rows}));
+    rows = fv_slice(&rows, 3, choice->init, s->blocks - choice->init); /* there are more: some are chosen */
     return fv_choose(ctx, call, choice, from, &rows);
 }
 
@@ -286,7 +287,7 @@ static fv_status choose_unrecorded(fv_ctx *ctx, const fv_call *call, const struc
                                    const fv_attend_args *attend, int64_t from, fv_choice *choice)
 {
     int64_t count = attend->q.dims[2];
-    bool recording = fv_tape_pause(ctx);
+    fv_choosing before = fv_choosing_begin(ctx);
     fv_mark mark = fv_scratch_mark(ctx);
     fv_tensor columns = fv_slice(&s->weights, 3, 0, count), weights = fv_slice(&columns, 2, s->pad, p->compressed);
     fv_status status = FV_OK;
@@ -294,7 +295,7 @@ static fv_status choose_unrecorded(fv_ctx *ctx, const fv_call *call, const struc
     if (!s->by_product && p->compressed > 0) status = multiply(ctx, call, p, attend, &weights);
     if (status == FV_OK) status = choose(ctx, call, s, from, count, choice);
     fv_scratch_release(ctx, mark);
-    fv_tape_resume(ctx, recording);
+    fv_choosing_end(ctx, before);
     return status;
 }
 
@@ -306,7 +307,11 @@ static fv_status attend_compressed(fv_ctx *ctx, const fv_call *call, const struc
     int64_t between = fv_max(fv_ceil_div(call->keys, o->block) - o->init - o->local, 0), step;
     struct stretch s;
 
-    *choice = (fv_choice){.block = o->block, .init = o->init, .local = o->local, .heads = call->key_heads};
+    *choice = (fv_choice){.block = o->block,
+                          .init = o->init,
+                          .first = o->init * o->block,
+                          .tail = (o->local - 1) * o->block + 1,
+                          .heads = call->key_heads};
     FV_TRY(fv_choice_new(ctx, call, fv_min(o->top - o->init - o->local, between), choice));
     FV_TRY(new_stretch(ctx, call, &step, &s));
     for (int64_t from = 0; from < call->queries; from += step) {
@@ -323,6 +328,10 @@ static fv_status attend_compressed(fv_ctx *ctx, const fv_call *call, const struc
             fv_tensor columns = fv_slice(&s.weights, 3, 0, count), keys = fv_slice(&columns, 2, s.pad, p->compressed);
             attend.weights = fv_transposed(&keys);
         }
+        FV_TRY(fv_count_pairs(
+            ctx,
+            &(fv_call){.batch = call->batch, .query_heads = call->query_heads, .queries = count, .pairs = call->pairs},
+            &plan, p->compressed));
         if (p->compressed > 0) FV_TRY(fv_attend(ctx, &attend));
         if (choice->index.dims[3] > 0) FV_TRY(choose_unrecorded(ctx, call, p, &s, &attend, from, choice));
     }
@@ -376,6 +385,7 @@ static fv_status forward(fv_ctx *ctx, const fv_call *call)
         FV_TRY(fv_tensor_zeros(ctx, &branch[b], FV_F32, 4, call->o.dims));
     FV_TRY(attend_compressed(ctx, call, &p, &branch[0], &choice));
     FV_TRY(fv_choice_attend(ctx, call, &choice, by_block(call), &p.q, &p.k, &branch[1], &(fv_tensor){0}));
+    if (o->window > 0) FV_TRY(fv_count_pairs(ctx, call, &window, call->keys));
     if (o->window > 0)
         FV_TRY(fv_attend(
             ctx,
@@ -442,6 +452,7 @@ const fv_mechanism fv_mechanism_nsa = {
     .accept = accept,
     .kept = kept,
     .forward = forward,
+    .counts = true,
     .map = map,
     .work = work,
 };

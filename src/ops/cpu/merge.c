@@ -124,6 +124,25 @@ static void merge_parts(const struct merge *m, int64_t b, int64_t h, int64_t fir
 
 /* ---- slots, and few rows: any number of terms ------------------------------------------------------------------ */
 
+/* The sum of slots by weights. */
+static void sum_slots(const struct merge *m, const struct place *at)
+{
+    const fv_merge_args *a = m->args;
+    int64_t terms = fv_merge_terms(a, at->r);
+    float weights[TERMS], *o = row_of(&a->o, at, at->i);
+    const float *rows[TERMS];
+
+    for (int64_t from = 0; from == 0 || from < terms; from += TERMS) { /* without terms: zeros */
+        int64_t count = fv_min(TERMS, terms - from);
+        for (int64_t n = 0; n < count; n++) {
+            fv_merge_term t = fv_merge_term_at(a, at->r, from + n);
+            rows[n] = row_of(&a->o_part[0], at, t.row);
+            weights[n] = *row_of(&a->weight[0], at, t.row);
+        }
+        add_terms(m, count, rows, weights, from > 0, o);
+    }
+}
+
 /* o and (if it is wanted) lse, as attention does it: relative to the largest lse so far. */
 static void merge_slots(const struct merge *m, const struct place *at)
 {
@@ -201,7 +220,8 @@ static void merge_item(void *user, int64_t index, int thread)
     int64_t H = m->args->o.dims[1], N = m->args->o.dims[2], head = index / m->cuts, first = index % m->cuts * m->rows;
 
     (void)thread;
-    if (!m->grads && !m->args->slot && (fv_present(&m->args->weight[0]) || N > FEW)) {
+    bool weighted = fv_present(&m->args->weight[0]);
+    if (!m->grads && !m->args->slot && (weighted || N > FEW)) {
         merge_parts(m, head / H, head % H, first, fv_min(m->rows, N - first));
         return;
     }
@@ -209,6 +229,8 @@ static void merge_item(void *user, int64_t index, int thread)
         struct place at = {head / H, head % H, i, head * N + i};
         if (m->grads)
             row_back(m, &at);
+        else if (weighted)
+            sum_slots(m, &at);
         else
             merge_slots(m, &at);
     }

@@ -1,0 +1,61 @@
+/* What mechanisms that choose by content share: pool -> score -> select (+ forced) -> lists -> attend -> merge. */
+#ifndef FV_SPARSE_CORE_H
+#define FV_SPARSE_CORE_H
+
+#include "attention/mechanism.h"
+
+/* ---- pool ------------------------------------------------------------------------------------------------------- */
+
+/* Means of blocks of rows of x [B,Hx,M,D] (rows of any type): block `from` on, as many as out [B,Hx,blocks,D] f32 has.
+ * The last block of x may be short; its mean is that of the rows it has. */
+fv_status fv_block_means(fv_ctx *ctx, const fv_tensor *x, int64_t block, int64_t from, const fv_tensor *out);
+
+/* mean [B,Hkv,N,D] over the query heads of each group. */
+fv_status fv_group_means(fv_ctx *ctx, const fv_tensor *q, int64_t key_heads, fv_tensor *mean);
+
+/* ---- score ------------------------------------------------------------------------------------------------------ */
+
+/* Calls use(from, scores) for stretches of rows short enough to stay in cache: scores [B,H,n,C] f32 = scale q k^T of
+ * rows from .. from+n-1 of q [B,H,N,D] with k [B,Hx,C,D], both f32, query head h with key head h / (H/Hx).  `use` may
+ * write to them and take scratch memory, which is given back after it. */
+typedef fv_status fv_use_scores_fn(fv_ctx *ctx, void *user, int64_t from, const fv_tensor *scores);
+fv_status fv_score_rows(fv_ctx *ctx, const fv_tensor *q, const fv_tensor *k, float scale, fv_use_scores_fn *use,
+                        void *user);
+
+/* ---- select, lists, attend, merge -------------------------------------------------------------------------------- */
+
+/* The blocks of keys that each query reads: of a causal call the first `init` ones, the tail, from the block of the
+ * `tail`-th newest key on (1: its own), and those it chose of the ones between; otherwise only those it chose.  Blocks
+ * behind the first ones begin at key `first`. */
+typedef struct fv_choice {
+    int64_t block, init, first, tail;
+    int64_t heads;    /* that choose: H, Hkv where a group chooses together, or 1 */
+    fv_tensor index;  /* [B,heads,N,K] i32, block - init, -1 behind the last */
+    fv_tensor weight; /* [B,H,N,K] f32: each block chosen has a softmax of its own, and these are summed by weight (no
+                         others are read then); absent: one softmax over all of them */
+    const int64_t *key_start; /* [key_blocks + 1] where blocks are not all of one length; NULL */
+    int64_t key_blocks;
+} fv_choice;
+
+/* Room for K choices of each query of a call. */
+fv_status fv_choice_new(fv_ctx *ctx, const fv_call *call, int64_t chosen, fv_choice *choice);
+
+/* Chooses the best for queries from .. from+n-1 of a causal call among the blocks between the first ones and
+ * the tail: scores [B,heads,n,blocks] f32 of blocks from `init` on; ties go to the lower block. */
+fv_status fv_choose(fv_ctx *ctx, const fv_call *call, fv_choice *choice, int64_t from, const fv_tensor *scores);
+
+/* The same by products of queries q [B,heads,N,D] with what stands for those blocks, keys [B,Hx,blocks,D]. */
+fv_status fv_choose_by_product(fv_ctx *ctx, const fv_call *call, fv_choice *choice, const fv_tensor *q,
+                               const fv_tensor *keys);
+
+/* Lists of every query, in scratch memory. */
+fv_status fv_choice_plan(fv_ctx *ctx, const fv_call *call, const fv_choice *choice, fv_plan *plan);
+
+/* Attention of q over the chosen blocks of k and call->v, to o [B,H,N,Dv] and lse [B,H,N] (or absent; never with
+ * weights).  by_block: the loops are turned round.  Each key block is read once for all queries that chose it, each
+ * (query, block) has a partial result of its own, and these are merged (arXiv 2508.18224); so it always is with
+ * weights.  The result is the same. */
+fv_status fv_choice_attend(fv_ctx *ctx, const fv_call *call, const fv_choice *choice, bool by_block, const fv_tensor *q,
+                           const fv_tensor *k, const fv_tensor *o, const fv_tensor *lse);
+
+#endif
