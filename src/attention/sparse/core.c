@@ -1,7 +1,7 @@
 #include "attention/sparse/core.h"
 
 /* Bytes of partial results held at once when the loops are turned round, and scores held at once. */
-#define PART_BYTES ((int64_t)8 << 20)
+#define PART_BYTES ((int64_t)64 << 20)
 #define SCORES ((int64_t)1 << 17)
 
 /* ---- pool ------------------------------------------------------------------------------------------------------- */
@@ -310,9 +310,9 @@ static fv_status attend_by_block(fv_ctx *ctx, const fv_call *call, const fv_choi
     fv_choosing_end(ctx, before);
     FV_TRY(status);
     plan->lists = turned.lists;
-    FV_TRY(fv_tensor_zeros(ctx, &attend->o, FV_F32,
+    FV_TRY(fv_tensor_new(ctx, &attend->o, FV_F32,
                            FV_DIMS(call->batch, call->query_heads, turned.slots, call->value_dim)));
-    FV_TRY(fv_tensor_zeros(ctx, &attend->lse, FV_F32, FV_DIMS(call->batch, call->query_heads, turned.slots)));
+    FV_TRY(fv_tensor_new(ctx, &attend->lse, FV_F32, FV_DIMS(call->batch, call->query_heads, turned.slots)));
     FV_TRY(fv_attend(ctx, attend));
     fv_merge_args merge = {
         .parts = 1, .o_part = {attend->o}, .slot_start = turned.slot_start, .slot = turned.slot, .o = o, .lse = lse};
