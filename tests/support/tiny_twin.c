@@ -65,7 +65,7 @@ static double angle(const tiny_model *m, int64_t l, int64_t c, int64_t p, double
 {
     bool local = is(m, "gemma3") && !tiny_sees_all(m, l);
     double base = local ? 10000 : 5000, frequency = pow(base, -2.0 * (double)c / (double)m->rotary);
-    const double *factors = weight(m, -1, "rope_freqs.weight");
+    const double *factors = m->rope_factors ? weight(m, -1, "rope_freqs.weight") : NULL;
 
     *magnitude = 1;
     if (local) return (double)p * frequency;
