@@ -114,5 +114,14 @@ const conformance_case conformance_cases[] = {
     {"blocktopk:block=1,top=6,local=1,sink=1", 1, 2, 1, 37, 37, 32, 32, false, NULL, false},
     {"blocktopk", 1, 2, 1, 21, 21, 64, 64, false, NULL, false},
     {"blocktopk:block=4,top=2,local=2,sink=3", 1, 2, 1, 20, 13, 16, 16, false, NULL, false},
+
+    {"blocktopk_gated:block=4,top=3", 2, 4, 2, 45, 45, 16, 24, false, NULL, false},
+    {"blocktopk_gated:block=4,top=4,init=1,local=2", 1, 6, 2, 37, 50, 16, 16, true, NULL, false},
+    {"blocktopk_gated:block=5,top=2", 1, 4, 1, 41, 41, 16, 16, false, "gate=1x4x41", false},
+    {"blocktopk_gated:block=3,top=5,init=2,local=1", 2, 2, 2, 40, 40, 16, 16, false, "gate=2x2x40", false},
+    {"blocktopk_gated:block=1,top=6", 1, 4, 2, 33, 33, 16, 16, false, NULL, false},
+    {"blocktopk_gated", 1, 2, 1, 21, 21, 64, 64, false, NULL, false},
+    {"blocktopk_gated:block=4,top=2", 1, 2, 1, 20, 13, 16, 16, false, NULL, false},
+    {"blocktopk_gated:block=4,top=1", 1, 1, 1, 1, 1, 16, 16, false, "gate=1x1x1", false},
     {NULL, 0, 0, 0, 0, 0, 0, 0, false, NULL, false},
 };
