@@ -72,7 +72,8 @@ static fv_status choose(fv_ctx *ctx, const fv_call *call, fv_choice *choice)
     FV_TRY(fv_keep(ctx, call, kept, 0, blocks_of(o, call->keys), make_means, &means));
     means = fv_slice(&means, 2, 0, blocks);
     if (o->agg == AGG_MAX)
-        return fv_score_rows(ctx, &call->q, &means, 1, choose_by_largest, &(struct choosing){call, choice});
+        return fv_score_blocks(ctx, call, &call->q, &means, o->sink, o->block, 1, choose_by_largest,
+                               &(struct choosing){call, choice});
     FV_TRY(fv_group_means(ctx, &call->q, call->key_heads, &q));
     return fv_choose_by_product(ctx, call, choice, &q, &means);
 }

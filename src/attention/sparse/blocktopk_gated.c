@@ -68,7 +68,7 @@ static fv_status choose_by_weight(fv_ctx *ctx, void *user, int64_t from, const f
                                                  .out = fv_reshaped(&sums, FV_DIMS(B, Hkv, 1, n * blocks)),
                                                  .block = H / Hkv}));
     }
-    sums = fv_slice(&sums, 3, init, blocks - init);
+    sums = fv_slice(&sums, 3, fv_min(init, blocks), fv_max(blocks - init, 0));
     return fv_choose(ctx, call, c->choice, from, &sums);
 }
 
@@ -86,7 +86,8 @@ static fv_status choose(fv_ctx *ctx, const fv_call *call, fv_choice *choice)
     FV_TRY(fv_choice_new(ctx, call, fv_min(o->top - o->init - o->local, between), choice));
     if (choice->index.dims[3] == 0) return FV_OK;
     FV_TRY(fv_keep(ctx, call, kept, 0, call->keys / o->block, make_means, &means));
-    return fv_score_rows(ctx, &call->q, &means, call->scale, choose_by_weight, &(struct choosing){call, choice});
+    return fv_score_blocks(ctx, call, &call->q, &means, 0, o->block, call->scale, choose_by_weight,
+                           &(struct choosing){call, choice});
 }
 
 static fv_status choose_aside(fv_ctx *ctx, const fv_call *call, fv_choice *choice)

@@ -52,8 +52,9 @@ static fv_status score_part(fv_ctx *ctx, const fv_tensor *q, const fv_tensor *k,
     return status == FV_OK ? use(ctx, user, from, &scores) : status;
 }
 
-fv_status fv_score_rows(fv_ctx *ctx, const fv_tensor *q, const fv_tensor *k, float scale, fv_use_scores_fn *use,
-                        void *user)
+/* With `call`, keys stand for blocks, of which those that are complete at the last row of a stretch are scored. */
+static fv_status score_stretches(fv_ctx *ctx, const fv_call *call, const fv_tensor *q, const fv_tensor *k,
+                                 int64_t first, int64_t block, float scale, fv_use_scores_fn *use, void *user)
 {
     int64_t N = q->dims[2], row = q->dims[0] * q->dims[1] * k->dims[2];
     int64_t step = fv_clamp(SCORES / fv_max(row, 1), 16, fv_max(N, 16));
@@ -61,11 +62,25 @@ fv_status fv_score_rows(fv_ctx *ctx, const fv_tensor *q, const fv_tensor *k, flo
 
     for (int64_t from = 0; from < N && status == FV_OK; from += step) {
         fv_mark mark = fv_scratch_mark(ctx);
-        status = score_part(ctx, q, k, scale, use, user, from, fv_min(step, N - from));
+        int64_t count = fv_min(step, N - from), end = call ? call->offset + from + count - first : 0;
+        fv_tensor seen = call ? fv_slice(k, 2, 0, fv_clamp(end / block, fv_min(1, k->dims[2]), k->dims[2])) : *k;
+        status = score_part(ctx, q, &seen, scale, use, user, from, count);
         fv_scratch_release(ctx, mark);
         if (status == FV_OK) status = fv_ctx_check(ctx);
     }
     return status;
+}
+
+fv_status fv_score_rows(fv_ctx *ctx, const fv_tensor *q, const fv_tensor *k, float scale, fv_use_scores_fn *use,
+                        void *user)
+{
+    return score_stretches(ctx, NULL, q, k, 0, 0, scale, use, user);
+}
+
+fv_status fv_score_blocks(fv_ctx *ctx, const fv_call *call, const fv_tensor *q, const fv_tensor *k, int64_t first,
+                          int64_t block, float scale, fv_use_scores_fn *use, void *user)
+{
+    return score_stretches(ctx, call->causal ? call : NULL, q, k, first, block, scale, use, user);
 }
 
 /* ---- select ----------------------------------------------------------------------------------------------------- */
@@ -112,7 +127,8 @@ static fv_status choose_rows(fv_ctx *ctx, void *user, int64_t from, const fv_ten
 fv_status fv_choose_by_product(fv_ctx *ctx, const fv_call *call, fv_choice *choice, const fv_tensor *q,
                                const fv_tensor *keys)
 {
-    return fv_score_rows(ctx, q, keys, 1, choose_rows, &(struct choosing){call, choice});
+    return fv_score_blocks(ctx, call, q, keys, choice->first, choice->block, 1, choose_rows,
+                           &(struct choosing){call, choice});
 }
 
 /* ---- lists ------------------------------------------------------------------------------------------------------ */
