@@ -284,8 +284,7 @@ static void check_softmax(fv_ctx *ctx)
             for (int64_t i = 0; i < count; i++)
                 sum += exp(scale * test_element(&x, r * width + i));
             for (int64_t i = 0; i < width; i++)
-                expected[r * width + i] =
-                    i < count && sum > 0 ? exp(scale * test_element(&x, r * width + i)) / sum : 0;
+                expected[r * width + i] = i < count && sum > 0 ? exp(scale * test_element(&x, r * width + i)) / sum : 0;
         }
         fv_softmax_args softmax = {.x = x, .out = out, .scale = n & 8 ? 0.5f : 0, .valid = n & 16 ? valid : NULL};
         assert_ok(fv_softmax(ctx, &softmax));

@@ -1,5 +1,6 @@
-/* Gated block top-k (Sparse Sparse Attention): each query reads its own block and those whose mean keys have most weight
- * in softmaxes over the blocks complete so far, summed over its group; what it reads passes a gate.  arXiv 2511.20102. */
+/* Gated block top-k (Sparse Sparse Attention): each query reads its own block and those whose mean keys have most
+ * weight in softmaxes over the blocks complete so far, summed over its group; what it reads passes a gate.  arXiv
+ * 2511.20102. */
 #include "attention/sparse/core.h"
 
 struct blocktopk_gated {
@@ -110,8 +111,8 @@ static fv_status forward(fv_ctx *ctx, const fv_call *call)
     FV_TRY(fv_choice_attend(ctx, call, &choice, call->queries > 1, &call->q, &call->k, &o, &call->lse));
     if (!fv_present(logits)) return FV_OK;
     FV_TRY(fv_tensor_new(ctx, &gate, FV_F32, FV_DIMS(call->batch, call->query_heads, call->queries, 1)));
-    FV_TRY(fv_map_apply(
-        ctx, &(fv_map_args){.op = FV_MAP_SIGMOID, .x = *logits, .out = fv_reshaped(&gate, 3, gate.dims)}));
+    FV_TRY(
+        fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_SIGMOID, .x = *logits, .out = fv_reshaped(&gate, 3, gate.dims)}));
     return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_MUL, .x = o, .y = gate, .out = call->o});
 }
 

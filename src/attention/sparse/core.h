@@ -46,7 +46,8 @@ typedef struct fv_choice {
 fv_status fv_choice_new(fv_ctx *ctx, const fv_call *call, int64_t chosen, fv_choice *choice);
 
 /* Chooses the best for queries from .. from+n-1 of a causal call among the blocks between the first ones and
- * the tail: scores [B,heads,n,blocks] f32 of blocks from `init` on (all that lie before the tail of the last); ties go to the lower block. */
+ * the tail: scores [B,heads,n,blocks] f32 of blocks from `init` on (all that lie before the tail of the last); ties go
+ * to the lower block. */
 fv_status fv_choose(fv_ctx *ctx, const fv_call *call, fv_choice *choice, int64_t from, const fv_tensor *scores);
 
 /* The same by products of queries q [B,heads,N,D] with what stands for those blocks, keys [B,Hx,blocks,D]. */
