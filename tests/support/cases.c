@@ -123,5 +123,15 @@ const conformance_case conformance_cases[] = {
     {"blocktopk_gated", 1, 2, 1, 21, 21, 64, 64, false, NULL, false},
     {"blocktopk_gated:block=4,top=2", 1, 2, 1, 20, 13, 16, 16, false, NULL, false},
     {"blocktopk_gated:block=4,top=1", 1, 1, 1, 1, 1, 16, 16, false, "gate=1x1x1", false},
+
+    {"hcam:chunk=4,top=3", 2, 4, 2, 29, 37, 16, 24, false, NULL, false},
+    {"hcam:chunk=4,top=3", 2, 4, 2, 39, 39, 16, 24, true, NULL, false},
+    {"hcam:chunk=5,top=2", 1, 2, 1, 31, 43, 16, 16, true, "summary_q=1x31x32 summary_k=1x8x32", false},
+    {"hcam:chunk=5,top=100", 1, 2, 2, 17, 28, 16, 16, false, "summary_q=1x17x32 chunk_mask=1x17x5<2", false},
+    {"hcam:chunk=3,top=2", 2, 2, 1, 20, 20, 16, 16, true, "chunk_mask=2x20x6<2", false},
+    {"hcam:chunk=1,top=4", 1, 1, 1, 19, 19, 16, 16, true, NULL, false},
+    {"hcam", 1, 2, 1, 21, 21, 64, 64, false, NULL, false},
+    {"hcam:chunk=4,top=2", 1, 2, 1, 20, 13, 16, 16, true, NULL, false},
+    {"hcam:chunk=1,top=1", 1, 1, 1, 1, 1, 16, 16, false, NULL, false},
     {NULL, 0, 0, 0, 0, 0, 0, 0, false, NULL, false},
 };

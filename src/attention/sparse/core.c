@@ -107,7 +107,7 @@ fv_status fv_choose(fv_ctx *ctx, const fv_call *call, fv_choice *choice, int64_t
     FV_TRY(FV_SCRATCH(ctx, valid, lists * count));
     for (int64_t row = 0; row < lists * count; row++) {
         int64_t tail = tail_block(choice, call->offset + from + row % count);
-        valid[row] = fv_clamp(tail - choice->init, 0, blocks);
+        valid[row] = call->causal ? fv_clamp(tail - choice->init, 0, blocks) : blocks;
     }
     return fv_select(ctx, &(fv_select_args){.scores = *scores, .index = index, .valid = valid});
 }
@@ -290,7 +290,7 @@ static fv_status turn_all(fv_ctx *ctx, const fv_call *call, const fv_lists *list
     return number_slots(ctx, call, lists, heads, slot, turned);
 }
 
-/* The weight of each slot [B,H,slots] from those of each choice [B,H,N,K]. */
+/* The weight of each slot [B,H,slots] from those of each choice [B,1|H,N,K]. */
 static fv_status weigh_slots(fv_ctx *ctx, const fv_call *call, const fv_choice *choice, const struct turned *turned,
                              fv_tensor *weight)
 {
@@ -299,7 +299,7 @@ static fv_status weigh_slots(fv_ctx *ctx, const fv_call *call, const fv_choice *
 
     blocks = turned->lists.groups;
     FV_TRY(fv_plain(ctx, &choice->weight, &from));
-    from = fv_reshaped(&from, FV_DIMS(B, H, call->queries * choice->index.dims[3], 1));
+    from = fv_reshaped(&from, FV_DIMS(B, from.dims[1], call->queries * choice->index.dims[3], 1));
     FV_TRY(fv_tensor_new(ctx, &index, FV_I32, FV_DIMS(B, H, S)));
     FV_TRY(fv_tensor_new(ctx, &out, FV_F32, FV_DIMS(B, H, S, 1)));
     for (int64_t plane = 0; plane < B * H; plane++) {
