@@ -16,6 +16,8 @@
     add(lightning2) \
     add(hedgehog) \
     add(agent) \
+    add(blocktopk_gated) \
+    add(hcam) \
 
 #define DECLARE(name) extern const fv_mechanism fv_mechanism_##name;
 #define LIST(name) &fv_mechanism_##name,

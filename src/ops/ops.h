@@ -95,10 +95,12 @@ typedef struct fv_rope_args {
 } fv_rope_args;
 fv_status fv_rope(fv_ctx *ctx, const fv_rope_args *args);
 
-/* Softmax of scale * x over the last dim (transpose the view for columns).  Scale 0 means 1.  Rows of -inf give 0. */
+/* Softmax of scale * x over the last dim (transpose the view for columns), or over the first valid[row] of it: the
+ * others are not read and give 0.  Scale 0 means 1.  Rows of -inf give 0. */
 typedef struct fv_softmax_args {
     fv_tensor x, out;
     float scale;
+    const int64_t *valid; /* [rows]; NULL: all */
 } fv_softmax_args;
 fv_status fv_softmax(fv_ctx *ctx, const fv_softmax_args *args);
 

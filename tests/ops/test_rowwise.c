@@ -267,8 +267,8 @@ static void check_softmax(fv_ctx *ctx)
 {
     static const int64_t widths[] = {1, 5, 64, 133};
 
-    for (int n = 0; n < 16; n++) {
-        int64_t width = widths[n % 4];
+    for (int n = 0; n < 32; n++) {
+        int64_t width = widths[n % 4], valid[7] = {width, 0, width, width, width / 2, width + 3, 1};
         fv_tensor x = n & 4 ? test_strided(ctx, 4, FV_DIMS(7, width)) : test_random(ctx, 4, FV_DIMS(7, width));
         fv_tensor out = n & 8 ? test_strided(ctx, 1, FV_DIMS(7, width)) : test_random(ctx, 1, FV_DIMS(7, width));
         double *expected = test_doubles(7 * width), scale = n & 8 ? 0.5 : 1;
@@ -277,15 +277,20 @@ static void check_softmax(fv_ctx *ctx)
             if (i) ((float *)x.data)[3 * x.strides[0] + i * x.strides[1]] = -INFINITY;
         }
         for (int64_t r = 0; r < 7; r++) {
+            int64_t count = n & 16 ? fv_min(valid[r], width) : width;
             double sum = 0;
-            for (int64_t i = 0; i < width; i++)
+            for (int64_t i = count; i < width; i++)
+                ((float *)x.data)[r * x.strides[0] + i * x.strides[1]] = NAN; /* must not be read */
+            for (int64_t i = 0; i < count; i++)
                 sum += exp(scale * test_element(&x, r * width + i));
             for (int64_t i = 0; i < width; i++)
-                expected[r * width + i] = sum > 0 ? exp(scale * test_element(&x, r * width + i)) / sum : 0;
+                expected[r * width + i] = i < count && sum > 0 ? exp(scale * test_element(&x, r * width + i)) / sum : 0;
         }
-        assert_ok(fv_softmax(ctx, &(fv_softmax_args){.x = x, .out = out, .scale = n & 8 ? 0.5f : 0}));
+        fv_softmax_args softmax = {.x = x, .out = out, .scale = n & 8 ? 0.5f : 0, .valid = n & 16 ? valid : NULL};
+        assert_ok(fv_softmax(ctx, &softmax));
         test_close("softmax", &out, expected, TOLERANCE);
-        assert_ok(fv_softmax(ctx, &(fv_softmax_args){.x = x, .out = x, .scale = n & 8 ? 0.5f : 0}));
+        softmax.out = x;
+        assert_ok(fv_softmax(ctx, &softmax));
         test_close("softmax in place", &x, expected, TOLERANCE);
         free(expected);
     }

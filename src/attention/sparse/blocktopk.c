@@ -72,7 +72,8 @@ static fv_status choose(fv_ctx *ctx, const fv_call *call, fv_choice *choice)
     FV_TRY(fv_keep(ctx, call, kept, 0, blocks_of(o, call->keys), make_means, &means));
     means = fv_slice(&means, 2, 0, blocks);
     if (o->agg == AGG_MAX)
-        return fv_score_rows(ctx, &call->q, &means, 1, choose_by_largest, &(struct choosing){call, choice});
+        return fv_score_blocks(ctx, call, &call->q, &means, o->sink, o->block, 1, choose_by_largest,
+                               &(struct choosing){call, choice});
     FV_TRY(fv_group_means(ctx, &call->q, call->key_heads, &q));
     return fv_choose_by_product(ctx, call, choice, &q, &means);
 }
@@ -109,8 +110,9 @@ const fv_mechanism fv_mechanism_blocktopk = {
     .sheet = 68,
     .family = FV_CONTENT_SPARSE,
     .traits = FV_CAUSAL | FV_ROWS_SUM_TO_ONE | FV_LINEAR_IN_V | FV_DECODE_EXACT | FV_DIFFERENTIABLE,
-    .formula = "n = p + 1 keys: the first sink, the top blocks by (mean q of the group).mean(k) of the "
-               "floor((n - local - sink) / block) blocks behind them, and all keys behind those; softmax over their union",
+    .formula =
+        "n = p + 1 keys: the first sink, the top blocks by (mean q of the group).mean(k) of the "
+        "floor((n - local - sink) / block) blocks behind them, and all keys behind those; softmax over their union",
     .cost = "each query reads at most sink + local + block (top + 1) - 1 keys; scores cost 2 N (N / block) D flops for "
             "each key-value head",
     .options = options,

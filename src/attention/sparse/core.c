@@ -52,8 +52,9 @@ static fv_status score_part(fv_ctx *ctx, const fv_tensor *q, const fv_tensor *k,
     return status == FV_OK ? use(ctx, user, from, &scores) : status;
 }
 
-fv_status fv_score_rows(fv_ctx *ctx, const fv_tensor *q, const fv_tensor *k, float scale, fv_use_scores_fn *use,
-                        void *user)
+/* With `call`, keys stand for blocks, of which those that are complete at the last row of a stretch are scored. */
+static fv_status score_stretches(fv_ctx *ctx, const fv_call *call, const fv_tensor *q, const fv_tensor *k,
+                                 int64_t first, int64_t block, float scale, fv_use_scores_fn *use, void *user)
 {
     int64_t N = q->dims[2], row = q->dims[0] * q->dims[1] * k->dims[2];
     int64_t step = fv_clamp(SCORES / fv_max(row, 1), 16, fv_max(N, 16));
@@ -61,11 +62,25 @@ fv_status fv_score_rows(fv_ctx *ctx, const fv_tensor *q, const fv_tensor *k, flo
 
     for (int64_t from = 0; from < N && status == FV_OK; from += step) {
         fv_mark mark = fv_scratch_mark(ctx);
-        status = score_part(ctx, q, k, scale, use, user, from, fv_min(step, N - from));
+        int64_t count = fv_min(step, N - from), end = call ? call->offset + from + count - first : 0;
+        fv_tensor seen = call ? fv_slice(k, 2, 0, fv_clamp(end / block, fv_min(1, k->dims[2]), k->dims[2])) : *k;
+        status = score_part(ctx, q, &seen, scale, use, user, from, count);
         fv_scratch_release(ctx, mark);
         if (status == FV_OK) status = fv_ctx_check(ctx);
     }
     return status;
+}
+
+fv_status fv_score_rows(fv_ctx *ctx, const fv_tensor *q, const fv_tensor *k, float scale, fv_use_scores_fn *use,
+                        void *user)
+{
+    return score_stretches(ctx, NULL, q, k, 0, 0, scale, use, user);
+}
+
+fv_status fv_score_blocks(fv_ctx *ctx, const fv_call *call, const fv_tensor *q, const fv_tensor *k, int64_t first,
+                          int64_t block, float scale, fv_use_scores_fn *use, void *user)
+{
+    return score_stretches(ctx, call->causal ? call : NULL, q, k, first, block, scale, use, user);
 }
 
 /* ---- select ----------------------------------------------------------------------------------------------------- */
@@ -92,7 +107,7 @@ fv_status fv_choose(fv_ctx *ctx, const fv_call *call, fv_choice *choice, int64_t
     FV_TRY(FV_SCRATCH(ctx, valid, lists * count));
     for (int64_t row = 0; row < lists * count; row++) {
         int64_t tail = tail_block(choice, call->offset + from + row % count);
-        valid[row] = fv_clamp(tail - choice->init, 0, blocks);
+        valid[row] = call->causal ? fv_clamp(tail - choice->init, 0, blocks) : blocks;
     }
     return fv_select(ctx, &(fv_select_args){.scores = *scores, .index = index, .valid = valid});
 }
@@ -112,7 +127,8 @@ static fv_status choose_rows(fv_ctx *ctx, void *user, int64_t from, const fv_ten
 fv_status fv_choose_by_product(fv_ctx *ctx, const fv_call *call, fv_choice *choice, const fv_tensor *q,
                                const fv_tensor *keys)
 {
-    return fv_score_rows(ctx, q, keys, 1, choose_rows, &(struct choosing){call, choice});
+    return fv_score_blocks(ctx, call, q, keys, choice->first, choice->block, 1, choose_rows,
+                           &(struct choosing){call, choice});
 }
 
 /* ---- lists ------------------------------------------------------------------------------------------------------ */
@@ -274,7 +290,7 @@ static fv_status turn_all(fv_ctx *ctx, const fv_call *call, const fv_lists *list
     return number_slots(ctx, call, lists, heads, slot, turned);
 }
 
-/* The weight of each slot [B,H,slots] from those of each choice [B,H,N,K]. */
+/* The weight of each slot [B,H,slots] from those of each choice [B,1|H,N,K]. */
 static fv_status weigh_slots(fv_ctx *ctx, const fv_call *call, const fv_choice *choice, const struct turned *turned,
                              fv_tensor *weight)
 {
@@ -283,7 +299,7 @@ static fv_status weigh_slots(fv_ctx *ctx, const fv_call *call, const fv_choice *
 
     blocks = turned->lists.groups;
     FV_TRY(fv_plain(ctx, &choice->weight, &from));
-    from = fv_reshaped(&from, FV_DIMS(B, H, call->queries * choice->index.dims[3], 1));
+    from = fv_reshaped(&from, FV_DIMS(B, from.dims[1], call->queries * choice->index.dims[3], 1));
     FV_TRY(fv_tensor_new(ctx, &index, FV_I32, FV_DIMS(B, H, S)));
     FV_TRY(fv_tensor_new(ctx, &out, FV_F32, FV_DIMS(B, H, S, 1)));
     for (int64_t plane = 0; plane < B * H; plane++) {

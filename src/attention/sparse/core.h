@@ -22,6 +22,11 @@ typedef fv_status fv_use_scores_fn(fv_ctx *ctx, void *user, int64_t from, const 
 fv_status fv_score_rows(fv_ctx *ctx, const fv_tensor *q, const fv_tensor *k, float scale, fv_use_scores_fn *use,
                         void *user);
 
+/* The same where k [B,Hx,C,D] stands for blocks of keys from key `first` on: of a causal call a stretch is scored with
+ * the blocks only that are complete at its last row (with one at least), so that C differs. */
+fv_status fv_score_blocks(fv_ctx *ctx, const fv_call *call, const fv_tensor *q, const fv_tensor *k, int64_t first,
+                          int64_t block, float scale, fv_use_scores_fn *use, void *user);
+
 /* ---- select, lists, attend, merge -------------------------------------------------------------------------------- */
 
 /* The blocks of keys that each query reads: of a causal call the first `init` ones, the tail, from the block of the
@@ -31,7 +36,7 @@ typedef struct fv_choice {
     int64_t block, init, first, tail;
     int64_t heads;    /* that choose: H, Hkv where a group chooses together, or 1 */
     fv_tensor index;  /* [B,heads,N,K] i32, block - init, -1 behind the last */
-    fv_tensor weight; /* [B,H,N,K] f32: each block chosen has a softmax of its own, and these are summed by weight (no
+    fv_tensor weight; /* [B,1|H,N,K] f32: each block chosen has a softmax of its own, and these are summed by weight (no
                          others are read then); absent: one softmax over all of them */
     const int64_t *key_start; /* [key_blocks + 1] where blocks are not all of one length; NULL */
     int64_t key_blocks;
@@ -40,8 +45,9 @@ typedef struct fv_choice {
 /* Room for K choices of each query of a call. */
 fv_status fv_choice_new(fv_ctx *ctx, const fv_call *call, int64_t chosen, fv_choice *choice);
 
-/* Chooses the best for queries from .. from+n-1 of a causal call among the blocks between the first ones and
- * the tail: scores [B,heads,n,blocks] f32 of blocks from `init` on; ties go to the lower block. */
+/* Chooses the best for queries from .. from+n-1, of a causal call among the blocks between the first ones and the tail,
+ * otherwise among all: scores [B,heads,n,blocks] f32 of blocks from `init` on (all that lie before the tail of the
+ * last); ties go to the lower block. */
 fv_status fv_choose(fv_ctx *ctx, const fv_call *call, fv_choice *choice, int64_t from, const fv_tensor *scores);
 
 /* The same by products of queries q [B,heads,N,D] with what stands for those blocks, keys [B,Hx,blocks,D]. */

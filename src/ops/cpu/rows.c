@@ -268,10 +268,12 @@ static void softmax_item(void *user, int64_t index, int thread)
     for (int64_t row = index * job->rows_per_item; row < end; row++) {
         const float *x = (const float *)s->x.data + fv_lead_offset(&s->x, lead, row);
         float *out = (float *)s->out.data + fv_lead_offset(&s->out, lead, row);
-        float highest = job->kernels->largest(job->columns, x) * s->scale, sum;
+        int64_t count = s->valid ? fv_clamp(s->valid[row], 0, job->columns) : job->columns;
+        float highest = job->kernels->largest(count, x) * s->scale, sum;
         if (highest == -INFINITY) highest = 0; /* exp of every element is 0 then */
-        sum = job->kernels->exp(job->columns, x, s->scale, highest, out);
-        job->kernels->map(FV_MAP_COPY, job->columns, out, NULL, 0, sum == 0 ? 0 : 1 / sum, 0, out);
+        sum = job->kernels->exp(count, x, s->scale, highest, out);
+        job->kernels->map(FV_MAP_COPY, count, out, NULL, 0, sum == 0 ? 0 : 1 / sum, 0, out);
+        memset(out + count, 0, (size_t)(job->columns - count) * sizeof *out);
     }
 }
 

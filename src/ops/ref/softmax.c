@@ -7,7 +7,8 @@ static void softmax_row(void *user, int64_t index, int thread)
 {
     const fv_softmax_args *s = user;
     int lead = s->x.rank - 1;
-    int64_t count = s->x.dims[lead], xs = s->x.strides[lead], os = s->out.strides[lead];
+    int64_t columns = s->x.dims[lead], count = s->valid ? fv_clamp(s->valid[index], 0, columns) : columns;
+    int64_t xs = s->x.strides[lead], os = s->out.strides[lead];
     const float *x = (const float *)s->x.data + fv_lead_offset(&s->x, lead, index);
     float *out = (float *)s->out.data + fv_lead_offset(&s->out, lead, index);
     double highest = -INFINITY, sum = 0;
@@ -20,6 +21,8 @@ static void softmax_row(void *user, int64_t index, int thread)
         sum += exp((double)s->scale * x[i * xs] - highest);
     for (int64_t i = 0; i < count; i++)
         out[i * os] = sum == 0 ? 0 : (float)(exp((double)s->scale * x[i * xs] - highest) / sum);
+    for (int64_t i = count; i < columns; i++)
+        out[i * os] = 0;
 }
 
 fv_status fv_ref_softmax(fv_ctx *ctx, const fv_softmax_args *args)
