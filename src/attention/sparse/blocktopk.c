@@ -109,8 +109,9 @@ const fv_mechanism fv_mechanism_blocktopk = {
     .sheet = 68,
     .family = FV_CONTENT_SPARSE,
     .traits = FV_CAUSAL | FV_ROWS_SUM_TO_ONE | FV_LINEAR_IN_V | FV_DECODE_EXACT | FV_DIFFERENTIABLE,
-    .formula = "n = p + 1 keys: the first sink, the top blocks by (mean q of the group).mean(k) of the "
-               "floor((n - local - sink) / block) blocks behind them, and all keys behind those; softmax over their union",
+    .formula =
+        "n = p + 1 keys: the first sink, the top blocks by (mean q of the group).mean(k) of the "
+        "floor((n - local - sink) / block) blocks behind them, and all keys behind those; softmax over their union",
     .cost = "each query reads at most sink + local + block (top + 1) - 1 keys; scores cost 2 N (N / block) D flops for "
             "each key-value head",
     .options = options,
