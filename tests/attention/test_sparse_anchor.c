@@ -201,6 +201,23 @@ static void chunks_of_whole_groups_are_the_whole(void **state)
     fv_ctx_free(s.ctx);
 }
 
+/* Groups of one token: nothing ahead is seen, and decoding is what it is. */
+static void groups_of_one_token_decode(void **state)
+{
+    struct sample s = draw("cpu", 60, 16);
+    const char *spec = "anchor:block=1,step=1,init=1,theta=1";
+    fv_tensor whole = forward(&s, spec);
+    fv_attention *attention;
+    (void)state;
+
+    assert_ok(fv_attention_new(spec, &attention));
+    assert_ok(fv_tensor_new(s.ctx, &s.args.o, FV_F32, 4, s.args.q.dims));
+    assert_ok(fv_attention_decode(s.ctx, attention, &s.args));
+    expect_equal(spec, &s.args.o, &whole);
+    fv_attention_free(attention);
+    fv_ctx_free(s.ctx);
+}
+
 /* A cap of the model bends mean logits as it does those of rows: keys alike, all come as near as the anchor itself. */
 static void caps_bend_both_sides(void **state)
 {
@@ -284,6 +301,7 @@ int main(void)
         cmocka_unit_test(larger_thresholds_add_keys),
         cmocka_unit_test(a_constant_in_all_keys_changes_nothing),
         cmocka_unit_test(chunks_of_whole_groups_are_the_whole),
+        cmocka_unit_test(groups_of_one_token_decode),
         cmocka_unit_test(caps_bend_both_sides),
         cmocka_unit_test(survives_what_is_not_finite),
         cmocka_unit_test(refusals),

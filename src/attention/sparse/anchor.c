@@ -284,8 +284,7 @@ const fv_mechanism fv_mechanism_anchor = {
     .paper = "arXiv 2505.23520",
     .sheet = 55,
     .family = FV_CONTENT_SPARSE,
-    .traits = FV_CAUSAL | FV_BLOCK_CAUSAL | FV_SELF_ONLY | FV_ROWS_SUM_TO_ONE | FV_LINEAR_IN_V | FV_DECODE_EXACT |
-              FV_DIFFERENTIABLE,
+    .traits = FV_CAUSAL | FV_BLOCK_CAUSAL | FV_SELF_ONLY | FV_ROWS_SUM_TO_ONE | FV_LINEAR_IN_V | FV_DIFFERENTIABLE,
     .formula =
         "a = the row's largest logit over the first init keys and those of its group of block * step rows; a group "
         "also reads key j before it where mean(a) - scale mean(q).k_j <= theta for a block of it; softmax over the "
