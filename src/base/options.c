@@ -113,7 +113,9 @@ fv_status fv_option_set(const fv_option *option, const char *owner, const char *
     }
     case FV_OPTION_FLOAT: {
         double number = strtod(value, &end);
-        if (end == value || *end || !isfinite(number)) return bad(option, owner, "a finite number", value);
+        bool finite = isfinite(option->min) || isfinite(option->max);
+        if (end == value || *end || isnan(number) || (finite && isinf(number)))
+            return bad(option, owner, finite ? "a finite number" : "a number", value);
         if (number < option->min || number > option->max) return out_of_range(option, owner, value);
         *(double *)field = number;
         return FV_OK;

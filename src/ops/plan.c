@@ -364,11 +364,13 @@ static void count_item(void *user, int64_t item, int thread)
     fv_plan_tile tile;
     fv_plan_runs runs;
     fv_plan_run run;
-    int64_t pairs = 0;
+    int64_t pairs = 0, key[FV_TILE];
 
     (void)thread;
     fv_plan_tile_at(c->view, item, &tile);
     fv_plan_runs_begin(&runs, c->view, &tile);
+    while (fv_plan_runs_keys(&runs, FV_TILE, 0, key) > 0)
+        pairs += FV_TILE * tile.rows;
     while (fv_plan_runs_next(&runs, &run)) {
         if (run.whole) {
             pairs += run.count * __builtin_popcountll(run.rows);

@@ -173,6 +173,10 @@ bool fv_plan_runs_next(fv_plan_runs *runs, fv_plan_run *run);
  * see and lie in at least `spread` places; how many: `count`, or 0 where only fv_plan_runs_next can say what comes. */
 int fv_plan_runs_keys(fv_plan_runs *runs, int count, int64_t spread, int64_t *key);
 
+/* The same for keys that lie close together: takes all that follow in one block of FV_TILE keys, as bits of it; 0 where
+ * only fv_plan_runs_next can say what comes. */
+uint64_t fv_plan_runs_block(fv_plan_runs *runs, int64_t *block);
+
 /* Of such lists up to `count` keys that come after those taken, to be asked for early; how many. */
 int fv_plan_runs_ahead(const fv_plan_runs *runs, int count, int64_t *key);
 

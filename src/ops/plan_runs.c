@@ -397,6 +397,21 @@ static void find_short_ways(fv_plan_runs *runs)
         runs->stored = runs->row_in_group[r] == runs->row_in_group[r - 1] + 1;
 }
 
+/* Whether every row sees what the list's next entries are. */
+static bool takes_entries(const fv_plan_runs *runs)
+{
+    const fv_plan_span *span = &runs->span[runs->at_span];
+
+    return runs->more && runs->single && span->whole && runs->key >= span->from && runs->key_end <= span->to;
+}
+
+/* The first `count` entries are taken. */
+static void skip_entries(fv_plan_runs *runs, int64_t count)
+{
+    runs->cursor[0] += count;
+    runs->next[0] = runs->cursor[0] < runs->end[0] ? runs->view->plan->lists.entry[runs->cursor[0]] : NO_BLOCK;
+}
+
 int fv_plan_runs_keys(fv_plan_runs *runs, int count, int64_t spread, int64_t *key)
 {
     const fv_plan_span *span = &runs->span[runs->at_span];
@@ -404,8 +419,7 @@ int fv_plan_runs_keys(fv_plan_runs *runs, int count, int64_t spread, int64_t *ke
     const int32_t *entry;
     int64_t last;
 
-    if (!runs->more || !runs->single || !span->whole) return 0;
-    if (runs->key < span->from || runs->key_end > span->to) return 0;
+    if (!takes_entries(runs)) return 0;
     if (pending >= count || runs->end[0] - runs->cursor[0] < count) return 0;
     entry = runs->view->plan->lists.entry + runs->cursor[0];
     last = entry[count - pending - 1];
@@ -414,9 +428,29 @@ int fv_plan_runs_keys(fv_plan_runs *runs, int count, int64_t spread, int64_t *ke
         key[n++] = runs->key++;
     for (; n < count; n++)
         key[n] = entry[n - pending];
-    runs->cursor[0] += count - pending;
-    runs->next[0] = runs->cursor[0] < runs->end[0] ? entry[count - pending] : NO_BLOCK;
+    skip_entries(runs, count - pending);
     return count;
+}
+
+uint64_t fv_plan_runs_block(fv_plan_runs *runs, int64_t *block)
+{
+    int64_t end = runs->span[runs->at_span].to, from, pending = runs->key_end - runs->key, taken = 0;
+    uint64_t bits = 0;
+
+    if (!takes_entries(runs) || (pending == 0 && runs->next[0] >= end)) return 0; /* NO_BLOCK is behind all */
+    *block = (pending > 0 ? runs->key : runs->next[0]) / FV_TILE;
+    from = *block * FV_TILE;
+    end = fv_min(end, from + FV_TILE);
+    if (pending > 0) {
+        bits = fv_plan_interval(runs->key, runs->key_end, from, FV_TILE);
+        runs->key = fv_min(runs->key_end, end);
+    }
+    if (runs->key < runs->key_end) return bits;
+    for (const int32_t *entry = runs->view->plan->lists.entry + runs->cursor[0];
+         taken < runs->end[0] - runs->cursor[0] && entry[taken] < end; taken++)
+        bits |= (uint64_t)1 << (entry[taken] - from);
+    skip_entries(runs, taken);
+    return bits;
 }
 
 int fv_plan_runs_ahead(const fv_plan_runs *runs, int count, int64_t *key)

@@ -162,7 +162,7 @@ static void keys_taken_at_once_are_those_of_the_runs(void **state)
 {
     fv_random random = fv_random_new(test_seed(), 79);
     fv_ctx *ctx = test_ctx("ref", 1);
-    int at_once = 0;
+    int at_once = 0, by_block = 0;
     (void)state;
 
     for (int round = 0; round < 100; round++) {
@@ -196,6 +196,12 @@ static void keys_taken_at_once_are_those_of_the_runs(void **state)
                     assert_int_equal(next[n], entry[count + n]);
                 continue;
             }
+            int64_t block;
+            uint64_t bits = fv_random_below(&random, 3) ? fv_plan_runs_block(&runs, &block) : 0;
+            for (uint64_t left = bits; left; left &= left - 1)
+                taken[count++] = block * FV_TILE + __builtin_ctzll(left);
+            by_block += bits != 0;
+            if (bits) continue;
             more = fv_plan_runs_next(&runs, &run);
             for (int64_t n = 0; more && n < run.count; n++)
                 taken[count++] = run.key + n;
@@ -205,7 +211,7 @@ static void keys_taken_at_once_are_those_of_the_runs(void **state)
         assert_int_equal(count, row_start[1]);
         fv_scratch_release(ctx, mark);
     }
-    assert_true(at_once > 1000);
+    assert_true(at_once > 1000 && by_block > 100);
     fv_ctx_free(ctx);
 }
 

@@ -49,6 +49,8 @@ typedef struct sheet_call {
      *   hcam [B, N, top]               chunks that are read
      * With frozen set it is read instead, so that differences hold the choice fixed; what else of the keys has no
      * gradient is made of still_k, k as it was. */
+     *   anchor [B, H, groups, M]       selected keys of each group of query blocks
+     * With frozen set it is read instead, so that differences hold the choice fixed. */
     int64_t *selection;
     bool frozen;
     const double *still_k;
@@ -64,6 +66,7 @@ typedef struct sheet {
 extern const sheet sheet_dense, sheet_gna, sheet_sinkwin, sheet_power, sheet_moba, sheet_bra, sheet_lightning2,
     sheet_hedgehog, sheet_agent, sheet_nsa, sheet_blocktopk;
 extern const sheet sheet_blocktopk_gated, sheet_hcam;
+    sheet_hedgehog, sheet_agent, sheet_nsa, sheet_blocktopk, sheet_anchor;
 extern const sheet *const sheets[];        /* all of them, NULL-ended */
 const sheet *sheet_find(const char *name); /* NULL: none */
 

@@ -133,5 +133,13 @@ const conformance_case conformance_cases[] = {
     {"hcam", 1, 2, 1, 21, 21, 64, 64, false, NULL, false},
     {"hcam:chunk=4,top=2", 1, 2, 1, 20, 13, 16, 16, true, NULL, false},
     {"hcam:chunk=1,top=1", 1, 1, 1, 1, 1, 16, 16, false, NULL, false},
+    {"anchor:block=4,step=2,theta=1,init=3", 2, 4, 2, 37, 37, 16, 24, false, NULL, false},
+    {"anchor:block=3,step=3,theta=0.7,init=0", 1, 6, 2, 43, 43, 16, 16, true, NULL, false},
+    {"anchor:block=2,step=4,theta=0.5,init=5,count_bug=1", 1, 2, 1, 45, 45, 16, 16, false, NULL, false},
+    {"anchor:block=5,step=1,theta=0.1,init=2,use_anchor=0", 1, 2, 2, 33, 33, 16, 16, false, NULL, false},
+    {"anchor:block=1,step=1,theta=0.8,init=1", 1, 4, 2, 29, 29, 32, 32, false, NULL, false},
+    {"anchor:block=4,step=2,theta=inf,init=8", 1, 2, 1, 21, 21, 16, 16, false, NULL, false},
+    {"anchor:theta=-inf", 1, 2, 1, 21, 21, 64, 64, false, NULL, false},
+    {"anchor", 1, 1, 1, 1, 1, 16, 16, false, NULL, false},
     {NULL, 0, 0, 0, 0, 0, 0, 0, false, NULL, false},
 };

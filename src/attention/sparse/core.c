@@ -384,3 +384,45 @@ fv_status fv_choice_attend(fv_ctx *ctx, const fv_call *call, const fv_choice *ch
     }
     return status;
 }
+
+/* ---- lists of single keys --------------------------------------------------------------------------------------- */
+
+fv_status fv_key_lists_new(fv_ctx *ctx, const fv_call *call, int64_t heads, int64_t block, int64_t room,
+                           fv_key_lists *lists)
+{
+    int64_t first = call->offset / block, groups = (call->offset + call->queries - 1) / block - first + 1;
+
+    *lists = (fv_key_lists){.block = block, .groups = groups, .heads = heads, .room = room, .first = first};
+    lists->lists = call->batch * heads * groups;
+    FV_TRY(FV_SCRATCH(ctx, lists->query_start, groups + 1));
+    FV_TRY(FV_SCRATCH(ctx, lists->count, lists->lists));
+    FV_TRY(FV_SCRATCH(ctx, lists->entry, lists->lists * room));
+    for (int64_t g = 0; g <= groups; g++)
+        lists->query_start[g] = fv_clamp((first + g) * block - call->offset, 0, call->queries);
+    memset(lists->count, 0, (size_t)lists->lists * sizeof *lists->count);
+    return FV_OK;
+}
+
+fv_status fv_key_lists_plan(fv_ctx *ctx, const fv_call *call, const fv_key_lists *lists, fv_plan *plan)
+{
+    int64_t *row_start;
+
+    FV_TRY(FV_SCRATCH(ctx, row_start, lists->lists + 1));
+    row_start[0] = 0;
+    for (int64_t r = 0; r < lists->lists; r++) {
+        memmove(lists->entry + row_start[r], lists->entry + r * lists->room,
+                (size_t)lists->count[r] * sizeof *lists->entry);
+        row_start[r + 1] = row_start[r] + lists->count[r];
+    }
+    plan->lists = (fv_lists){.query_block = lists->block,
+                             .key_block = 1,
+                             .groups = lists->groups,
+                             .key_blocks = call->keys,
+                             .query_start = lists->query_start,
+                             .batch_stride = lists->heads * lists->groups,
+                             .head_stride = lists->heads > 1 ? lists->groups : 0,
+                             .heads = lists->heads,
+                             .row_start = row_start,
+                             .entry = lists->entry};
+    return FV_OK;
+}

@@ -64,4 +64,23 @@ fv_status fv_choice_plan(fv_ctx *ctx, const fv_call *call, const fv_choice *choi
 fv_status fv_choice_attend(fv_ctx *ctx, const fv_call *call, const fv_choice *choice, bool by_block, const fv_tensor *q,
                            const fv_tensor *k, const fv_tensor *o, const fv_tensor *lse);
 
+/* ---- lists of single keys --------------------------------------------------------------------------------------- */
+
+/* What groups of queries, cut at multiples of `block` positions, choose of the keys.  Lists are filled one by one or
+ * side by side: list (b * heads + h) * groups + g has up to `room` ascending keys from entry + list * room on, and says
+ * how many in count[list]. */
+typedef struct fv_key_lists {
+    int64_t block, groups, heads, room;
+    int64_t first;        /* position / block of the first group */
+    int64_t lists;        /* B * heads * groups */
+    int64_t *query_start; /* [groups + 1] */
+    int64_t *count;       /* 0 at first */
+    int32_t *entry;
+} fv_key_lists;
+fv_status fv_key_lists_new(fv_ctx *ctx, const fv_call *call, int64_t heads, int64_t block, int64_t room,
+                           fv_key_lists *lists);
+
+/* The same as a plan, which takes their memory: they are moved together. */
+fv_status fv_key_lists_plan(fv_ctx *ctx, const fv_call *call, const fv_key_lists *lists, fv_plan *plan);
+
 #endif

@@ -35,11 +35,13 @@ static void note_best(const struct fv_kernels *kernels, const fv_tiles *t, const
 {
     for (int r = 0; r < t->rows; r++) {
         uint64_t bits = t->bits[r % t->tile.rows];
-        float s[FV_KEY_TILE], top;
+        const float *s = t->logits + r * FV_KEY_TILE;
+        float visible[FV_KEY_TILE], top;
         int n = 0;
         if (!bits) continue;
-        for (int i = 0; i < FV_KEY_TILE; i++)
-            s[i] = bits >> i & 1 ? t->logits[r * FV_KEY_TILE + i] : -INFINITY;
+        for (int i = 0; bits != UINT64_MAX && i < FV_KEY_TILE; i++)
+            visible[i] = bits >> i & 1 ? s[i] : -INFINITY;
+        if (bits != UINT64_MAX) s = visible;
         top = kernels->largest(FV_KEY_TILE, s);
         if (!(top >= part->best[r]) || top == -INFINITY) continue;
         while (s[n] != top)

@@ -484,16 +484,17 @@ static void visit_block(fv_tiles *t, fv_tiles_fn *visit, void *user)
     memcpy(t->bits, t->waiting.bits, sizeof t->bits);
 }
 
-static void close_block(fv_tiles *t, fv_tiles_fn *visit, void *user)
+/* With `fixed` the open block is a tile however few of its keys are seen. */
+static void close_block(fv_tiles *t, bool fixed, fv_tiles_fn *visit, void *user)
 {
     uint64_t keys = t->open.keys;
 
     if (t->open.block < 0) return;
-    if (t->own.slots > 0 && (__builtin_popcountll(keys) >= LEAST_KEYS || (keys && t->source->fixed))) {
+    if (t->own.slots > 0 && (__builtin_popcountll(keys) >= LEAST_KEYS || (keys && fixed))) {
         visit_block(t, visit, user);
         return;
     }
-    if (keys && t->source->fixed) {
+    if (keys && fixed) {
         pack(t, 0, (int)fv_min(FV_KEY_TILE, t->source->view->keys - t->open.block * FV_KEY_TILE));
         finish(t, -1, visit, user);
         return;
@@ -595,18 +596,28 @@ static void walk_strip(fv_tiles *t, fv_tiles_fn *visit, void *user)
     }
 }
 
-/* The next tile's worth of single keys, if every row sees them and they lie too far apart for tiles of blocks. */
+/* The next single keys, if every row sees them: a tile's worth where they lie too far apart for tiles of blocks, else
+ * those of a block.  The rows of a tile have one list then, so that sums depend on it alone. */
 static bool take_keys(fv_tiles *t, fv_tiles_fn *visit, void *user)
 {
-    int64_t ahead[FV_KEY_TILE];
+    int64_t ahead[FV_KEY_TILE], block;
     int count = FV_KEY_TILE - t->count;
+    uint64_t keys;
 
-    if (fv_plan_runs_keys(&t->runs, count, FV_KEY_TILE * count / LEAST_KEYS, t->key + t->count) == 0) return false;
-    t->common |= first_bits(count) << t->count;
-    t->count += count;
-    count = fv_plan_runs_ahead(&t->runs, FV_KEY_TILE, ahead);
-    if (!fv_tiles_few(t)) fv_panels_ask(&t->own, t->b, t->key_head, ahead, count);
-    finish(t, -1, visit, user);
+    if (fv_plan_runs_keys(&t->runs, count, FV_KEY_TILE * count / LEAST_KEYS, t->key + t->count) > 0) {
+        t->common |= first_bits(count) << t->count;
+        t->count += count;
+        count = fv_plan_runs_ahead(&t->runs, FV_KEY_TILE, ahead);
+        if (!fv_tiles_few(t)) fv_panels_ask(&t->own, t->b, t->key_head, ahead, count);
+        finish(t, -1, visit, user);
+        return true;
+    }
+    keys = fv_plan_runs_block(&t->runs, &block);
+    if (!keys) return false;
+    open_block(t, block);
+    t->open.keys = t->open.common = keys;
+    close_block(t, false, visit, user);
+    t->open.block = -1;
     return true;
 }
 
@@ -632,14 +643,14 @@ void fv_tiles_walk_rows(fv_tiles *t, int64_t from, int64_t to, fv_tiles_fn *visi
             int64_t block = key / FV_KEY_TILE;
             count = (int)fv_min((block + 1) * FV_KEY_TILE, end) - (int)key;
             if (block != t->open.block) {
-                close_block(t, visit, user);
+                close_block(t, t->source->fixed, visit, user);
                 open_block(t, block);
             }
             take(t, &run, key, count);
         }
         if (run.key >= to) break;
     }
-    close_block(t, visit, user);
+    close_block(t, t->source->fixed, visit, user);
     if (t->count > 0) finish(t, -1, visit, user);
 }
 
