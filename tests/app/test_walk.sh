@@ -32,7 +32,7 @@ awk -v tree="$tree" '
         close(path); verb = ""; next
     }
     inside { code = code $0 "\n" }
-    END { if (steps != 6) { print "walk: expected 6 steps, found " steps > "/dev/stderr"; exit 1 } }
+    END { if (steps != 5) { print "walk: expected 5 steps, found " steps > "/dev/stderr"; exit 1 } }
 ' "$source/docs/add-a-mechanism.md"
 
 cd "$tree"

@@ -1,5 +1,5 @@
-/* Block top-k, every row as a decoding step of n = p + 1 keys (sheet 068, C): sinks, the `top` blocks that the mean query
- * of the group likes best among the nd whole ones behind the sinks, and everything behind those. */
+/* Block top-k, every row as a decoding step of n = p + 1 keys (sheet 068, C): sinks, the `top` blocks that the mean
+ * query of the group likes best among the nd whole ones behind the sinks, and everything behind those. */
 #include <math.h>
 #include <stdlib.h>
 

@@ -40,17 +40,9 @@ typedef struct sheet_call {
     unsigned char *map; /* [B,H,N,M], NULL: not wanted */
     double *state;      /* lightning2: S after the last token, [B,H,D,Dv], NULL: not wanted */
 
-    /* What a mechanism that selects by content chose; NULL: not wanted.  Ascending ids, filled up with -1.
-     *   bra  [B, regions*regions, top] routed regions of each query region
-     *   nsa  [B, Hkv, N, top]          selected blocks
-     *   moba [B, H, N, top]            selected blocks, the own one included
-     *   blocktopk [B, Hkv, N, top]     selected blocks behind the sinks
-     *   blocktopk_gated [B, Hkv, N, top]  blocks that are read
-     *   hcam [B, N, top]               chunks that are read
-     * With frozen set it is read instead, so that differences hold the choice fixed; what else of the keys has no
-     * gradient is made of still_k, k as it was. */
-     *   anchor [B, H, groups, M]       selected keys of each group of query blocks
-     * With frozen set it is read instead, so that differences hold the choice fixed. */
+    /* What a mechanism that selects by content chose, as ids in an order of its own; NULL: not wanted.  With frozen set
+     * it is read instead, so that differences hold the choice fixed; what else of the keys has no gradient is made of
+     * still_k, k as it was. */
     int64_t *selection;
     bool frozen;
     const double *still_k;
@@ -63,10 +55,28 @@ typedef struct sheet {
     bool (*forward)(sheet_call *call);
 } sheet;
 
-extern const sheet sheet_dense, sheet_gna, sheet_sinkwin, sheet_power, sheet_moba, sheet_bra, sheet_lightning2,
-    sheet_hedgehog, sheet_agent, sheet_nsa, sheet_blocktopk;
-extern const sheet sheet_blocktopk_gated, sheet_hcam;
-    sheet_hedgehog, sheet_agent, sheet_nsa, sheet_blocktopk, sheet_anchor;
+/* clang-format off */
+#define SHEETS(add) \
+    add(dense) \
+    add(sinkwin) \
+    add(gna) \
+    add(power) \
+    add(moba) \
+    add(blocktopk) \
+    add(bra) \
+    add(nsa) \
+    add(lightning2) \
+    add(hedgehog) \
+    add(agent) \
+    add(blocktopk_gated) \
+    add(hcam) \
+    add(anchor) \
+
+#define DECLARE_SHEET(name) extern const sheet sheet_##name;
+/* clang-format on */
+
+SHEETS(DECLARE_SHEET)
+
 extern const sheet *const sheets[];        /* all of them, NULL-ended */
 const sheet *sheet_find(const char *name); /* NULL: none */
 
