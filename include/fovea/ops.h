@@ -41,12 +41,14 @@ typedef struct fv_grid {
  * key_block == 1 makes lists of single keys.
  * With `query_index` the queries of row r are query_index[query_start[r] .. query_start[r+1]) instead of a range: q is
  * gathered, and row (slot) n of o and lse of a batch and head is the n-th of that batch and head's part of query_index.
- * Several slots may read the same query; they are merged later (fv_merge with slots). */
+ * Several slots may read the same query; they are merged later (fv_merge with slots).  With slot_from and slot_to the
+ * slot that query_index[n] stands for sees only keys slot_from[n] .. slot_to[n] - 1 of those. */
 typedef struct fv_lists {
     int64_t query_block, key_block, groups, key_blocks;
-    const int64_t *query_start; /* [groups + 1]; with query_index [rows + 1], over (b, h, g) */
-    const int64_t *key_start;   /* [key_blocks + 1] */
-    const int32_t *query_index; /* [slots] */
+    const int64_t *query_start;         /* [groups + 1]; with query_index [rows + 1], over (b, h, g) */
+    const int64_t *key_start;           /* [key_blocks + 1] */
+    const int32_t *query_index;         /* [slots] */
+    const int32_t *slot_from, *slot_to; /* [slots], together */
     int64_t batch_stride, head_stride;
     int64_t heads;            /* heads the lists are made for: 1 (shared), key-value heads or query heads */
     const int64_t *row_start; /* [rows + 1]; NULL: no lists */

@@ -11,6 +11,7 @@
     add(power) \
     add(moba) \
     add(blocktopk) \
+    add(superlinear) \
     add(bra) \
     add(nsa) \
     add(lightning2) \

@@ -23,6 +23,10 @@ typedef struct fv_backend {
     fv_status (*conv2d)(fv_ctx *, const fv_conv2d_args *);
     fv_status (*select)(fv_ctx *, const fv_select_args *);
     fv_status (*gather)(fv_ctx *, const fv_gather_args *);
+    fv_status (*sampled_dots)(fv_ctx *, const fv_sampled_dots_args *);
+    /* adds to d_x and d_y, either of which may be absent */
+    fv_status (*sampled_dots_backward)(fv_ctx *, const fv_sampled_dots_args *, const fv_tensor *d_out,
+                                       const fv_tensor *d_x, const fv_tensor *d_y);
     fv_status (*cumsum)(fv_ctx *, const fv_cumsum_args *);
     fv_status (*dequantize)(fv_ctx *, const fv_dequantize_args *);
     fv_status (*quantize)(fv_ctx *, const fv_quantize_args *);

@@ -158,6 +158,16 @@ typedef struct fv_gather_args {
 } fv_gather_args;
 fv_status fv_gather(fv_ctx *ctx, const fv_gather_args *args);
 
+/* Products of rows with a few others each: out[b,h,i,r] = scale * x[b,h,i,:] . y[b,h / (H/Hx),index[b,h,i,r],:]; index
+ * -1: -inf.  x [B,H,N,D] f32, y [B,Hx,M,D] rows of any type, index [B|1,H|1,N,R] i32, out [B,H,N,R] f32; scale 0 means
+ * 1.  Bound by the bytes of the rows of y, which heads that share an index read together.  FV_E_ARGUMENT for an index
+ * out of range. */
+typedef struct fv_sampled_dots_args {
+    fv_tensor x, y, index, out;
+    float scale;
+} fv_sampled_dots_args;
+fv_status fv_sampled_dots(fv_ctx *ctx, const fv_sampled_dots_args *args);
+
 /* out[..,i,:] = sum of x[..,0..i,:] (or i-1 if exclusive) along dim -2; and sums of rows start[m]..start[m+1] are
  * fv_pool_rows with FV_POOL_SUM. */
 typedef struct fv_cumsum_args {

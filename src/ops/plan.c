@@ -169,6 +169,10 @@ bool fv_plan_sees(const fv_plan *plan, int64_t heads, int64_t b, int64_t h, int6
     if (plan->key_to && j >= plan->key_to[query]) return false;
     if (plan->born && p < plan->born[j]) return false;
     if (plan->gone && p >= plan->gone[j]) return false;
+    if (plan->lists.slot_from && fv_plan_gathers(plan)) {
+        int64_t slot = plan->lists.query_start[list_row(&plan->lists, heads, b, h)] + i;
+        if (j < plan->lists.slot_from[slot] || j >= plan->lists.slot_to[slot]) return false;
+    }
     return !plan->lists.row_start || fv_plan_entry(plan, heads, b, h, i, j) >= 0;
 }
 
@@ -324,6 +328,8 @@ static fv_status check_lists(const fv_plan *plan, int64_t batch, int64_t heads, 
         !fv_mul_i64(made_for - 1, lists->head_stride, &head_rows) || !fv_add_i64(batch_rows, head_rows, &rows) ||
         !fv_add_i64(rows, lists->groups, &rows))
         return fv_fail(FV_E_ARGUMENT, "plan lists: the number of rows overflows");
+    if (!lists->slot_from != !lists->slot_to || (lists->slot_from && !lists->query_index))
+        return fv_fail(FV_E_ARGUMENT, "plan lists: slot_from, slot_to and query_index must be given together");
     FV_TRY(check_groups(plan, batch, heads, rows, queries, slots));
     if (lists->key_start) {
         FV_TRY(

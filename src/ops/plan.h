@@ -141,6 +141,7 @@ typedef struct fv_plan_runs {
     /* per row: position, and keys [sink_from, sink_to) and [from, to) that intervals show */
     int64_t position[FV_TILE], sink_from[FV_TILE], sink_to[FV_TILE], from[FV_TILE], to[FV_TILE];
     int64_t sink, window;
+    const int32_t *slot_from, *slot_to; /* of the tile's batch and head; NULL */
     fv_plan_span span[2 * FV_TILE + 4]; /* their union over the rows, cut where all rows see everything */
     int spans, at_span;
     /* grid: real coordinates a row sees on each axis; bounding box, and the box every row sees whole */

@@ -75,6 +75,10 @@ static void row_intervals(fv_plan_runs *runs, int r, int64_t query)
     }
     if (plan->key_from) first = fv_max(first, plan->key_from[query]);
     if (plan->key_to) last = fv_min(last, plan->key_to[query]);
+    if (runs->slot_from) {
+        first = fv_max(first, runs->slot_from[runs->tile->row[r]]);
+        last = fv_min(last, runs->slot_to[runs->tile->row[r]]);
+    }
     if (plan->key_segment && view->segments_ascend) {
         int64_t segment = plan->query_segment[query];
         first = fv_max(first, lower_bound(plan->key_segment, view->keys, segment));
@@ -246,14 +250,31 @@ static void grid_next(fv_plan_runs *runs)
 
 /* ---- lists ----------------------------------------------------------------------------------------------------- */
 
+/* The first row of the tile's batch and head. */
+static int64_t list_row(const fv_plan_runs *runs)
+{
+    const fv_lists *lists = &runs->view->plan->lists;
+
+    return runs->tile->b * lists->batch_stride +
+           runs->tile->h * fv_max(lists->heads, 1) / runs->view->heads * lists->head_stride;
+}
+
+static void find_slots(fv_plan_runs *runs)
+{
+    const fv_lists *lists = &runs->view->plan->lists;
+
+    runs->slot_from = runs->slot_to = NULL;
+    if (!lists->row_start || !lists->slot_from) return;
+    runs->slot_from = lists->slot_from + lists->query_start[list_row(runs)];
+    runs->slot_to = lists->slot_to + lists->query_start[list_row(runs)];
+}
+
 static void lists_begin(fv_plan_runs *runs)
 {
     const fv_plan_view *view = runs->view;
     const fv_plan_tile *tile = runs->tile;
     const fv_lists *lists = &view->plan->lists;
-    int64_t first =
-        tile->b * lists->batch_stride + tile->h * fv_max(lists->heads, 1) / view->heads * lists->head_stride;
-    int64_t last = -1;
+    int64_t first = list_row(runs), last = -1;
 
     runs->groups = 0;
     for (int r = 0; r < tile->rows; r++) {
@@ -492,6 +513,7 @@ void fv_plan_runs_begin(fv_plan_runs *runs, const fv_plan_view *view, const fv_p
     runs->has_tiles = false;
     runs->more = true;
     fv_plan_window(view->plan, view->heads, tile->h, &runs->sink, &runs->window);
+    find_slots(runs);
     for (int r = 0; r < tile->rows; r++)
         row_intervals(runs, r, tile->query[r]);
     make_spans(runs);

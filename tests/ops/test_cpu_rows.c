@@ -402,6 +402,23 @@ static void run_gathers(struct run *r)
     }
 }
 
+static void run_dots(struct run *r)
+{
+    for (int n = 0; n < 6; n++) {
+        const int64_t D = n & 1 ? 5 : 64, R = n & 2 ? 100 : 3;
+        fv_random random = fv_random_new(test_seed(), ++r->stream);
+        fv_tensor x = gapped(r, 1, FV_DIMS(1, 6, 70, D)), y = gapped(r, 1, FV_DIMS(1, 2, 90, D)), index;
+        fv_tensor out = result(r, FV_F32, FV_DIMS(1, 6, 70, R));
+        assert_ok(fv_tensor_new(r->ctx, &index, FV_I32, FV_DIMS(1, n < 4 ? 6 : 1, 70, R)));
+        for (int64_t i = 0; i < fv_tensor_count(&index); i++)
+            ((int32_t *)index.data)[i] = (int32_t)fv_random_below(&random, 91) - 1;
+        index = fv_broadcast(&index, 4, out.dims);
+        assert_ok(r->backend->sampled_dots(
+            r->ctx, &(fv_sampled_dots_args){.x = x, .y = y, .index = index, .out = out, .scale = 0.25f}));
+        keep(r, "sampled dots", &out, 5e-6); /* 64 products */
+    }
+}
+
 /* Doubles in the same order: the reference's bits. */
 static void run_sums(struct run *r)
 {
@@ -498,6 +515,7 @@ static struct run *run_all(fv_ctx *ctx, const fv_backend *backend)
     run_pools(r);
     run_selects(r);
     run_gathers(r);
+    run_dots(r);
     run_sums(r);
     run_convolutions(r);
     run_merges(r);

@@ -356,6 +356,9 @@ static void bad_plans_are_refused_in_words(void **state)
     plan.lists.query_index = index;
     assert_fails(fv_plan_check(&plan, 1, 1, 4, 4, 4), FV_E_ARGUMENT, "needs query_start");
     plan.lists.query_start = query_start;
+    plan.lists.slot_from = good;
+    assert_fails(fv_plan_check(&plan, 1, 1, 4, 4, 4), FV_E_ARGUMENT, "slot_from, slot_to and query_index");
+    plan.lists.slot_from = NULL;
     assert_fails(fv_plan_check(&plan, 1, 1, 4, 4, 4), FV_E_ARGUMENT, "query_index[2] is 4: expected 0 to 3");
     assert_fails(fv_plan_check(&plan, 1, 1, 5, 4, 2), FV_E_SHAPE, "3 slots, but o has 2 rows");
     assert_fails(fv_plan_check(&grid, 1, 1, 5, 4, 5), FV_E_SHAPE, "do not lie on a grid of 4");

@@ -258,6 +258,48 @@ static void check_gather(fv_ctx *ctx)
     free(expected);
 }
 
+/* Sampled dots of `heads` heads of x with two of y, each row with `count` others. */
+static void compare_dots(fv_ctx *ctx, fv_dtype dtype, int64_t heads, int64_t D, int64_t count, bool shared)
+{
+    fv_random random = fv_random_new(test_seed(), 78);
+    fv_tensor x = test_strided(ctx, 1, FV_DIMS(2, heads, 70, D)), y = test_random(ctx, 1, FV_DIMS(2, 2, 11, D)), index;
+    fv_tensor out = test_strided(ctx, 1, FV_DIMS(2, heads, 70, count));
+    double *expected = test_doubles(fv_tensor_count(&out));
+    int64_t at[4];
+
+    if (dtype != FV_F32) y = test_cast(ctx, &y, dtype);
+    assert_ok(fv_tensor_new(ctx, &index, FV_I32, FV_DIMS(shared ? 1 : 2, shared ? 1 : heads, 70, count)));
+    for (int64_t n = 0; n < fv_tensor_count(&index); n++)
+        ((int32_t *)index.data)[n] = (int32_t)fv_random_below(&random, 12) - 1;
+    for (int64_t e = 0; e < fv_tensor_count(&out); e++) {
+        test_index(4, out.dims, e, at);
+        int64_t row = (int64_t)test_spread_at(&index, 4, at), from = (at[0] * heads + at[1]) * 70 + at[2];
+        int64_t to = (at[0] * 2 + at[1] / (heads / 2)) * 11 + row;
+        for (int64_t d = 0; row >= 0 && d < D; d++)
+            expected[e] += 0.5 * test_element(&x, from * D + d) * test_element(&y, to * D + d);
+        if (row < 0) expected[e] = -INFINITY;
+    }
+    assert_ok(fv_sampled_dots(ctx, &(fv_sampled_dots_args){.x = x, .y = y, .index = index, .out = out, .scale = 0.5f}));
+    test_close("sampled dots", &out, expected, TOLERANCE);
+    free(expected);
+}
+
+static void check_dots(fv_ctx *ctx)
+{
+    compare_dots(ctx, FV_F32, 2, 16, 5, false);
+    compare_dots(ctx, FV_F32, 6, 33, 70, true);
+    compare_dots(ctx, FV_F32, 20, 8, 3, true); /* more heads than are taken together */
+    compare_dots(ctx, FV_F16, 4, 40, 9, false);
+    compare_dots(ctx, FV_BF16, 4, 5, 130, true);
+    compare_dots(ctx, FV_F32, 2, 16, 0, true);
+}
+
+static void sampled_dots_agree_with_loops(void **state)
+{
+    (void)state;
+    test_each_device(check_dots);
+}
+
 static void gather_and_scatter_agree_with_loops(void **state)
 {
     (void)state;
@@ -351,6 +393,14 @@ static void bad_arguments_are_refused_in_words(void **state)
                  "gather: index 1: expected -1 to 5, got 6");
     assert_fails(fv_gather(ctx, &(fv_gather_args){.x = x, .index = index, .out = x}), FV_E_SHAPE, "index");
     assert_fails(fv_gather(ctx, &(fv_gather_args){.x = x, .index = out, .out = out}), FV_E_DTYPE, "i32, got f32");
+    fv_sampled_dots_args dots = {.x = fv_reshaped(&x, FV_DIMS(1, 2, 6, 4)), .y = fv_reshaped(&x, FV_DIMS(1, 2, 6, 4))};
+    dots.out = test_random(ctx, 1, FV_DIMS(1, 2, 6, 2));
+    dots.index = fv_reshaped(&index, FV_DIMS(1, 1, 1, 2));
+    assert_fails(fv_sampled_dots(ctx, &dots), FV_E_ARGUMENT, "sampled dots: index 1: expected -1 to 5, got 6");
+    dots.y = fv_reshaped(&x, FV_DIMS(1, 4, 3, 4));
+    assert_fails(fv_sampled_dots(ctx, &dots), FV_E_SHAPE, "4 heads of y do not divide 2 of x");
+    dots.y = fv_reshaped(&x, FV_DIMS(1, 2, 4, 6));
+    assert_fails(fv_sampled_dots(ctx, &dots), FV_E_SHAPE, "sampled dots: y: expected");
     assert_fails(fv_cumsum(ctx, &(fv_cumsum_args){.x = x, .out = out}), FV_E_SHAPE, "cumsum: out");
     assert_fails(fv_select(ctx, &(fv_select_args){.scores = x, .index = out}), FV_E_DTYPE, "select: index");
     assert_fails(fv_window_rows(ctx, &(fv_window_args){.x = x, .out = out}), FV_E_ARGUMENT, "window");
@@ -369,6 +419,7 @@ int main(void)
         cmocka_unit_test(selection_is_the_definition),
         cmocka_unit_test(sorting_is_stable),
         cmocka_unit_test(gather_and_scatter_agree_with_loops),
+        cmocka_unit_test(sampled_dots_agree_with_loops),
         cmocka_unit_test(running_sums_agree_with_loops),
         cmocka_unit_test(windows_tile_the_grid_and_go_back),
         cmocka_unit_test(bad_arguments_are_refused_in_words),

@@ -187,6 +187,29 @@ static fv_status run_gather(fv_ctx *ctx, void *user, fv_tensor *out)
     return fv_gather(ctx, &(fv_gather_args){.x = rows, .index = index, .out = *out, .scatter = true});
 }
 
+/* Two heads of x read one of y; the second row of some is not there. */
+static fv_status run_dots(fv_ctx *ctx, void *user, fv_tensor *out)
+{
+    static int32_t list[3 * 2] = {0, 3, 3, -1, 2, 2};
+    struct inputs *in = user;
+    fv_tensor index, dots;
+
+    FV_TRY(fv_tensor_wrap(&index, list, FV_I32, FV_DIMS(1, 1, 3, 2)));
+    FV_TRY(result(ctx, &dots, FV_DIMS(1, 2, 3, 2)));
+    FV_TRY(result(ctx, out, FV_DIMS(1, 2, 3, 2)));
+    FV_TRY(fv_sampled_dots(
+        ctx, &(fv_sampled_dots_args){.x = in->x, .y = in->y, .index = index, .out = dots, .scale = 0.5f}));
+    return fv_softmax(ctx, &(fv_softmax_args){.x = dots, .out = *out});
+}
+
+static void check_dots(fv_ctx *ctx)
+{
+    struct inputs in = {test_strided(ctx, 1, FV_DIMS(1, 2, 3, 6)), test_random(ctx, 1, FV_DIMS(1, 1, 4, 6)), {0}, 0};
+    const fv_tensor *leaves[] = {&in.x, &in.y};
+
+    test_gradient(ctx, "sampled dots", run_dots, &in, 2, leaves, TOLERANCE);
+}
+
 static fv_status run_cumsum(fv_ctx *ctx, void *user, fv_tensor *out)
 {
     struct inputs *in = user;
@@ -278,6 +301,12 @@ static void gradients_of_row_primitives(void **state)
 {
     (void)state;
     test_each_device(check_rows);
+}
+
+static void gradient_of_sampled_dots(void **state)
+{
+    (void)state;
+    test_each_device(check_dots);
 }
 
 static void gradient_of_conv2d(void **state)
@@ -416,6 +445,7 @@ int main(void)
         cmocka_unit_test(gradient_of_map),
         cmocka_unit_test(gradient_of_norm),
         cmocka_unit_test(gradients_of_row_primitives),
+        cmocka_unit_test(gradient_of_sampled_dots),
         cmocka_unit_test(gradient_of_conv2d),
         cmocka_unit_test(views_share_their_shadow),
         cmocka_unit_test(extents_that_overlap_are_joined),

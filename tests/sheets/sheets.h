@@ -63,6 +63,7 @@ typedef struct sheet {
     add(power) \
     add(moba) \
     add(blocktopk) \
+    add(superlinear) \
     add(bra) \
     add(nsa) \
     add(lightning2) \

@@ -141,5 +141,13 @@ const conformance_case conformance_cases[] = {
     {"anchor:block=4,step=2,theta=inf,init=8", 1, 2, 1, 21, 21, 16, 16, false, NULL, false},
     {"anchor:theta=-inf", 1, 2, 1, 21, 21, 64, 64, false, NULL, false},
     {"anchor", 1, 1, 1, 1, 1, 16, 16, false, NULL, false},
+    {"superlinear:window_index=2", 2, 4, 2, 53, 53, 16, 24, false, NULL, false},
+    {"superlinear:window_index=1,back=1,forward=0.5,anchors=3", 1, 4, 1, 61, 61, 16, 16, true, NULL, false},
+    {"superlinear:window_index=3,search_power=0.55,span_power=0.6,anchors=1,span_align=4", 1, 2, 1, 37, 50, 16, 16,
+     false, NULL, false},
+    {"superlinear:window_index=0,anchors=2,search_scale=0.25", 2, 2, 2, 40, 40, 16, 16, false, NULL, false},
+    {"superlinear:window_index=1,anchors=4,span_align=8", 1, 4, 2, 33, 33, 32, 16, false, "search_q=1x4x33x32", false},
+    {"superlinear", 1, 2, 1, 21, 21, 64, 64, false, NULL, false},
+    {"superlinear:window_index=1", 1, 2, 1, 20, 13, 16, 16, false, NULL, false},
     {NULL, 0, 0, 0, 0, 0, 0, 0, false, NULL, false},
 };

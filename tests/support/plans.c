@@ -83,6 +83,15 @@ static void random_lists(fv_ctx *ctx, fv_random *random, unsigned kinds, int64_t
             index[n] = (int32_t)fv_random_below(random, N);
         lists->query_start = start;
         lists->query_index = index;
+        if (between(random, 0, 1)) {
+            int32_t *from = TAKE(int32_t, cells * slots), *to = TAKE(int32_t, cells * slots);
+            for (int64_t n = 0; n < cells * slots; n++) {
+                from[n] = (int32_t)between(random, -2, M);
+                to[n] = (int32_t)(from[n] + between(random, 0, M + 2));
+            }
+            lists->slot_from = from;
+            lists->slot_to = to;
+        }
     }
 
     int64_t *row_start = TAKE(int64_t, rows + 1);
@@ -266,6 +275,10 @@ static bool lists_see(const fv_lists *lists, int64_t H, int64_t b, int64_t h, in
 {
     int64_t place = 0, row = list_row_of(lists, H, b, h, i, &place);
 
+    if (lists->slot_from) {
+        int64_t slot = lists->query_start[row] + place;
+        if (j < lists->slot_from[slot] || j >= lists->slot_to[slot]) return false;
+    }
     for (int64_t n = lists->row_start[row]; n < lists->row_start[row + 1]; n++) {
         int64_t block = lists->entry[n], from = block * lists->key_block, to = from + lists->key_block;
         if (lists->key_start) {

@@ -83,4 +83,26 @@ fv_status fv_key_lists_new(fv_ctx *ctx, const fv_call *call, int64_t heads, int6
 /* The same as a plan, which takes their memory: they are moved together. */
 fv_status fv_key_lists_plan(fv_ctx *ctx, const fv_call *call, const fv_key_lists *lists, fv_plan *plan);
 
+/* ---- spans ------------------------------------------------------------------------------------------------------ */
+
+/* Spans of keys that each query reads, from..to-1, [B,H,N,R] i32, contiguous; to <= from: none. */
+typedef struct fv_spans {
+    fv_tensor from, to;
+} fv_spans;
+
+/* The same as rows of queries that are gathered, a slot for each span. */
+typedef struct fv_span_slots {
+    fv_plan plan;
+    int64_t slots; /* of the (batch, head) that has most */
+    int32_t *slot; /* [B,H,N,R] of each span; -1: there is none */
+} fv_span_slots;
+
+/* In scratch memory. */
+fv_status fv_spans_lay_out(fv_ctx *ctx, const fv_call *call, const fv_spans *spans, fv_span_slots *slots);
+
+/* o[r] [B,H,N,Dv], r < spans: attention of each query over its r-th span and what the plan `besides` (NULL: nothing)
+ * shows it, which is computed once and must not overlap spans; 0 where there is neither. */
+fv_status fv_spans_attend(fv_ctx *ctx, const fv_call *call, const fv_span_slots *slots, const fv_plan *besides,
+                          int64_t spans, const fv_tensor *o);
+
 #endif

@@ -58,6 +58,7 @@ static void fill(void)
         table->pool = fv_cpu_pool;
         table->select = fv_cpu_select;
         table->gather = fv_cpu_gather;
+        table->sampled_dots = fv_cpu_sampled_dots;
         table->cumsum = fv_cpu_cumsum;
         table->conv2d = fv_cpu_conv2d;
         table->dequantize = fv_cpu_dequantize;

@@ -1,0 +1,88 @@
+#include <math.h>
+
+#include "ops/accumulate.h"
+#include "ops/ref/pieces.h"
+#include "ops/ref/ref.h"
+
+struct work {
+    const fv_sampled_dots_args *args;
+    const fv_tensor *d_out, *d_x, *d_y;
+    float *row;    /* [threads, D] */
+    double *x, *y; /* the same */
+};
+
+static int32_t index_at(const fv_sampled_dots_args *a, int64_t b, int64_t h, int64_t i, int64_t r)
+{
+    return *(int32_t *)fv_at(&a->index, b, h, i, r);
+}
+
+static void multiply_row(void *user, int64_t item, int thread)
+{
+    const struct work *w = user;
+    const fv_sampled_dots_args *a = w->args;
+    int64_t H = a->x.dims[1], N = a->x.dims[2], D = a->x.dims[3], i = item % N, h = item / N % H, b = item / N / H;
+    double *x = w->x + thread * D, *y = w->y + thread * D;
+
+    fv_ref_load(&a->x, b, h, i, w->row + thread * D, x);
+    for (int64_t r = 0; r < a->out.dims[3]; r++) {
+        int32_t row = index_at(a, b, h, i, r);
+        double sum = 0;
+        if (row >= 0) fv_ref_load(&a->y, b, h / (H / a->y.dims[1]), row, w->row + thread * D, y);
+        for (int64_t d = 0; row >= 0 && d < D; d++)
+            sum += x[d] * y[d];
+        *(float *)fv_at(&a->out, b, h, i, r) = row < 0 ? -INFINITY : (float)(a->scale * sum);
+    }
+}
+
+fv_status fv_ref_sampled_dots(fv_ctx *ctx, const fv_sampled_dots_args *args)
+{
+    const fv_tensor *x = &args->x;
+    int64_t floats = fv_ctx_threads(ctx) * x->dims[3];
+    fv_mark mark = fv_arena_mark(ctx->arena);
+    struct work w = {.args = args};
+    fv_status status;
+
+    FV_TRY_DONE(FV_SCRATCH(ctx, w.row, floats));
+    FV_TRY_DONE(FV_SCRATCH(ctx, w.x, floats));
+    FV_TRY_DONE(FV_SCRATCH(ctx, w.y, floats));
+    fv_run(ctx, x->dims[0] * x->dims[1] * x->dims[2], multiply_row, &w);
+    status = fv_ctx_check(ctx);
+done:
+    fv_arena_release(ctx->arena, mark);
+    return status;
+}
+
+/* All rows that meet in a head of y. */
+static void add_back(void *user, int64_t item, int thread)
+{
+    const struct work *w = user;
+    const fv_sampled_dots_args *a = w->args;
+    int64_t Hx = a->y.dims[1], group = a->x.dims[1] / Hx, D = a->x.dims[3], b = item / Hx, hx = item % Hx;
+
+    (void)thread;
+    for (int64_t h = hx * group; h < (hx + 1) * group; h++)
+        for (int64_t i = 0; i < a->x.dims[2]; i++)
+            for (int64_t r = 0; r < a->out.dims[3]; r++) {
+                int32_t row = index_at(a, b, h, i, r);
+                float d = a->scale * *(float *)fv_at(w->d_out, b, h, i, r);
+                for (int64_t c = 0; row >= 0 && fv_present(w->d_x) && c < D; c++)
+                    *(float *)fv_at(w->d_x, b, h, i, c) += d * *(float *)fv_at(&a->y, b, hx, row, c);
+                for (int64_t c = 0; row >= 0 && fv_present(w->d_y) && c < D; c++)
+                    *(float *)fv_at(w->d_y, b, hx, row, c) += d * *(float *)fv_at(&a->x, b, h, i, c);
+            }
+}
+
+fv_status fv_ref_sampled_dots_backward(fv_ctx *ctx, const fv_sampled_dots_args *args, const fv_tensor *d_out,
+                                       const fv_tensor *d_x, const fv_tensor *d_y)
+{
+    struct work w = {.args = args, .d_out = d_out, .d_x = d_x, .d_y = d_y};
+    int64_t items = args->y.dims[0] * args->y.dims[1];
+
+    if ((!fv_present(d_x) || fv_tensor_apart(d_x)) && (!fv_present(d_y) || fv_tensor_apart(d_y))) {
+        fv_run(ctx, items, add_back, &w);
+    } else {
+        for (int64_t item = 0; item < items; item++)
+            add_back(&w, item, 0);
+    }
+    return fv_ctx_check(ctx);
+}
