@@ -406,11 +406,12 @@ static fv_attention_state new_state(struct trial *t)
     const conformance_case *c = t->c;
     fv_attention_state state = {0};
     int64_t width = fv_attention_state_width(t->attention, c->D);
+    const fv_call sizes = {.query_heads = c->H, .key_heads = c->Hkv, .head_dim = c->D, .value_dim = c->Dv};
 
     assert_ok(fv_tensor_zeros(t->ctx, &state.s, FV_F32, FV_DIMS(c->B, c->H, fv_max(width, 1), c->Dv)));
     assert_ok(fv_tensor_zeros(t->ctx, &state.z, FV_F32, FV_DIMS(c->B, c->H, fv_max(width, 1))));
     for (int kind = 0; kind < FV_KEPT; kind++) {
-        int64_t rows = fv_attention_kept(t->attention, c->D, c->Dv, kind, c->M, &width);
+        int64_t rows = fv_attention_kept(t->attention, &sizes, kind, c->M, &width);
         assert_ok(fv_tensor_new(t->ctx, &state.kept[kind].rows, FV_F32, FV_DIMS(c->B, c->Hkv, rows, width)));
     }
     return state;
@@ -481,7 +482,7 @@ static void check_decode(struct trial *t)
     test_close(what, &t->args.o, t->sheet.o, t->tolerance);
     if (t->sheet.lse) test_close(what, &t->args.lse, t->sheet.lse, t->tolerance);
     if (t->c->params || (has(t, FV_RECURRENT) && t->c->N != t->c->M)) return;
-    for (int with_state = has(t, FV_RECURRENT); with_state < 2; with_state++) {
+    for (int with_state = has(t, FV_RECURRENT | FV_NEEDS_KEPT); with_state < 2; with_state++) {
         snprintf(what, sizeof what, "chunks of %s, %s", t->what, with_state ? "with a state" : "without");
         memset(t->args.o.data, 0, (size_t)fv_tensor_count(&t->args.o) * sizeof(float));
         run_chunks(t, &random, with_state);

@@ -114,5 +114,12 @@ const conformance_case conformance_cases[] = {
     {"blocktopk:block=1,top=6,local=1,sink=1", 1, 2, 1, 37, 37, 32, 32, false, NULL, false},
     {"blocktopk", 1, 2, 1, 21, 21, 64, 64, false, NULL, false},
     {"blocktopk:block=4,top=2,local=2,sink=3", 1, 2, 1, 20, 13, 16, 16, false, NULL, false},
+    {"corecontext:group=4,window=8", 2, 4, 2, 37, 37, 16, 24, false, NULL, false},
+    {"corecontext:group=3,window=5,pool=kv_head,log_bias=1", 1, 6, 2, 41, 41, 16, 16, true, NULL, false},
+    {"corecontext:group=4,window=1,pool=all_heads", 2, 4, 2, 29, 29, 16, 16, false, NULL, false},
+    {"corecontext:group=5,window=7,pool=mean,log_bias=1", 1, 2, 1, 33, 33, 32, 32, false, NULL, false},
+    {"corecontext:group=1,window=3", 1, 2, 2, 19, 19, 16, 16, false, NULL, false},
+    {"corecontext", 1, 2, 1, 21, 21, 64, 64, false, NULL, false},
+    {"corecontext:group=2,window=1,log_bias=1", 1, 1, 1, 1, 1, 16, 16, false, NULL, false},
     {NULL, 0, 0, 0, 0, 0, 0, 0, false, NULL, false},
 };
