@@ -216,32 +216,38 @@ static void draw(struct trial *t)
  * equals may fall either way, and such inputs are drawn again. */
 static bool is_stable(struct trial *t)
 {
-    int64_t n_q = fv_tensor_count(&t->args.q), n_k = fv_tensor_count(&t->args.k),
+    int64_t n_q = fv_tensor_count(&t->args.q), n_k = fv_tensor_count(&t->args.k), n_v = fv_tensor_count(&t->args.v),
             count = t->c->B * t->c->H * t->c->N * 128;
     int64_t *chosen = t->sheet.selection;
     fv_random random = fv_random_new(test_seed(), 79);
-    double *q = t->q, *k = t->k;
+    double *q = t->q, *k = t->k, *v = t->v;
     bool same = true;
 
     if (t->mechanism->family != FV_CONTENT_SPARSE) return true;
     t->q = zeros(n_q, sizeof *q);
     t->k = zeros(n_k, sizeof *k);
+    t->v = zeros(n_v, sizeof *v);
     t->sheet.q = t->q;
     t->sheet.k = t->k;
+    t->sheet.v = t->v;
     t->sheet.selection = zeros(count, sizeof *chosen);
     for (int round = 0; round < 8 && same; round++) {
         for (int64_t i = 0; i < n_q; i++)
             t->q[i] = q[i] * (1 + 1e-5 * fv_random_normal(&random));
         for (int64_t i = 0; i < n_k; i++)
             t->k[i] = k[i] * (1 + 1e-5 * fv_random_normal(&random));
+        for (int64_t i = 0; i < n_v; i++)
+            t->v[i] = v[i] * (1 + 1e-5 * fv_random_normal(&random));
         sheet_run(t);
         same = memcmp(chosen, t->sheet.selection, (size_t)count * sizeof *chosen) == 0;
     }
     free(t->q);
     free(t->k);
+    free(t->v);
     free(t->sheet.selection);
     t->sheet.q = t->q = q;
     t->sheet.k = t->k = k;
+    t->sheet.v = t->v = v;
     t->sheet.selection = chosen;
     sheet_run(t);
     return same;
