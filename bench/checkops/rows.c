@@ -76,6 +76,7 @@ static const struct {
     {FV_MAP_GELU_TANH, "gelu_tanh", false, 0x1p-20, 0},
     {FV_MAP_RELU, "relu", false, 0, 0},
     {FV_MAP_ELU1, "elu1", false, 0x1p-22, 0},
+    {FV_MAP_SOFTPLUS, "softplus", false, 0x1p-21, 0},
     {FV_MAP_SOFTCAP, "softcap", false, 0x1p-21, 0},
 };
 

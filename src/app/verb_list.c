@@ -37,6 +37,7 @@ static const struct trait mechanism_traits[] = {
     {FV_NO_SCALE, "no_scale", "has no scale"},
     {FV_NO_LSE, "no_lse", "has no log-sum-exp"},
     {FV_NO_MAP, "no_plan", "has no set of query-key pairs"},
+    {FV_NEEDS_KEPT, "needs_kept", "in a model its pooled rows are made when their tokens come, and kept"},
     {FV_RECURRENT, "recurrent", "in a model it keeps a state instead of keys and values"},
     {0},
 };

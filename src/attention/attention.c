@@ -63,11 +63,11 @@ int64_t fv_call_state_width(const fv_mechanism *mechanism, const fv_call *call)
     return mechanism->state_width ? mechanism->state_width(call) : call->head_dim;
 }
 
-int64_t fv_attention_kept(const fv_attention *attention, int64_t head_dim, int64_t value_dim, int kind, int64_t keys,
-                          int64_t *width)
+int64_t fv_attention_kept(const fv_attention *attention, const fv_call *sizes, int kind, int64_t keys, int64_t *width)
 {
-    const fv_call call = {.options = attention->options, .head_dim = head_dim, .value_dim = value_dim};
+    fv_call call = *sizes;
 
+    call.options = attention->options;
     *width = 0;
     return attention->mechanism->kept ? attention->mechanism->kept(&call, kind, keys, width) : 0;
 }

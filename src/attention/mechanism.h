@@ -25,6 +25,8 @@ enum {
     FV_NO_MAP = 1 << 11,     /* has no set of pairs: refuses --plan */
     FV_RECURRENT = 1 << 12,  /* when causal, a state takes the place of keys and values */
     FV_OWN_DECODE = 1 << 13, /* with FV_BLOCK_CAUSAL: decodes by a rule of its own, unlike a prefill */
+    FV_NEEDS_KEPT =
+        1 << 14, /* its kept rows are made of queries too: a chunk cannot make those of earlier ones again */
 };
 
 typedef enum fv_family {
@@ -98,7 +100,7 @@ typedef struct fv_pairs {
 } fv_pairs;
 
 /* How many kept rows of a kind the first `keys` positions complete, and their width; 0 for a kind that is not there. Of
- * the call only options, head_dim and value_dim are set. */
+ * the call only options, query_heads, key_heads, head_dim and value_dim are set. */
 typedef int64_t fv_kept_fn(const fv_call *call, int kind, int64_t keys, int64_t *width);
 
 typedef struct fv_mechanism {
@@ -212,9 +214,9 @@ typedef struct fv_attention_state {
  * (FV_E_UNSUPPORTED). */
 fv_status fv_attention_chunk(fv_ctx *ctx, const fv_attention *attention, const fv_call *call, fv_attention_state *state,
                              const fv_attend_args *extra);
-/* Rows that a mechanism keeps of a kind, for a sequence of `keys`, and their width; 0: none. */
-int64_t fv_attention_kept(const fv_attention *attention, int64_t head_dim, int64_t value_dim, int kind, int64_t keys,
-                          int64_t *width);
+/* Rows that a mechanism keeps of a kind, for a sequence of `keys`, and their width; 0: none.  Of `sizes` the heads and
+ * dims are read. */
+int64_t fv_attention_kept(const fv_attention *attention, const fv_call *sizes, int kind, int64_t keys, int64_t *width);
 /* Feature width F of the state of a recurrent mechanism for head dim D; 0: not recurrent. */
 int64_t fv_attention_state_width(const fv_attention *attention, int64_t head_dim);
 

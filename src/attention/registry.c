@@ -20,6 +20,8 @@
     add(blocktopk_gated) \
     add(hcam) \
     add(anchor) \
+    add(corecontext) \
+    add(dma) \
 
 #define DECLARE(name) extern const fv_mechanism fv_mechanism_##name;
 #define LIST(name) &fv_mechanism_##name,

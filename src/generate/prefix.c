@@ -73,10 +73,28 @@ void fv_prefixes_clear(fv_prefixes *prefixes)
         drop(prefixes, prefixes->count - 1);
 }
 
+/* What a mechanism keeps of the first `count` tokens goes along. */
+static void copy_kept(fv_session_layer *to, const fv_session_layer *from, const fv_sizes *s, int64_t count)
+{
+    const fv_call sizes = {
+        .query_heads = s->query_heads, .key_heads = s->key_heads, .head_dim = s->key_dim, .value_dim = s->value_dim};
+
+    for (int kind = 0; kind < FV_KEPT; kind++) {
+        const fv_kept_rows *rows = &from->state.kept[kind];
+        int64_t width, most = fv_attention_kept(from->attention, &sizes, kind, count, &width);
+        fv_kept_rows *own = &to->state.kept[kind];
+        own->count = fv_present(&own->rows) ? fv_min(rows->count, most) : 0;
+        for (int64_t g = 0; g < s->key_heads && own->count > 0; g++)
+            memcpy(fv_at(&own->rows, 0, g, 0, 0), fv_at(&rows->rows, 0, g, 0, 0),
+                   (size_t)(own->count * width) * sizeof(float));
+    }
+}
+
 fv_status fv_session_lend(fv_session *to, fv_session *from, int64_t count)
 {
     for (int64_t l = 0; l < to->model->sizes.layers; l++) {
         fv_status status = fv_rows_share(&to->layers[l].rows, &from->layers[l].rows, count);
+        copy_kept(&to->layers[l], &from->layers[l], &to->model->sizes, count);
         if (status == FV_OK) continue;
         fv_session_clear(to);
         return status;

@@ -44,11 +44,13 @@ static fv_status make_state(const fv_session *session, fv_session_layer *layer, 
 static fv_status make_kept(const fv_session *session, fv_session_layer *layer)
 {
     const fv_sizes *s = &session->model->sizes;
+    const fv_call sizes = {
+        .query_heads = s->query_heads, .key_heads = s->key_heads, .head_dim = s->key_dim, .value_dim = s->value_dim};
 
     for (int kind = 0; kind < FV_KEPT; kind++) {
         fv_kept_rows *kept = &layer->state.kept[kind];
         int64_t width, count = 0;
-        int64_t rows = fv_attention_kept(layer->attention, s->key_dim, s->value_dim, kind, session->context, &width);
+        int64_t rows = fv_attention_kept(layer->attention, &sizes, kind, session->context, &width);
         if (rows == 0) continue;
         if (!fv_mul_i64(s->key_heads * width, rows, &count))
             return fv_fail(FV_E_MEMORY, "%lld kept rows are more than memory can hold", (long long)rows);

@@ -88,6 +88,7 @@ static double slope_x(const fv_map_args *m, double x, double y, double out)
     case FV_MAP_GELU_TANH: return gelu_tanh_slope(x);
     case FV_MAP_RELU: return x > 0;
     case FV_MAP_ELU1: return x > 0 ? 1 : out;
+    case FV_MAP_SOFTPLUS: return 1 / (1 + exp(-x));
     case FV_MAP_SOFTCAP: return 1 - (out / alpha) * (out / alpha);
     }
     return 0;

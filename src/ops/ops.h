@@ -38,8 +38,9 @@ typedef enum fv_map {
     FV_MAP_GELU, /* erf form */
     FV_MAP_GELU_TANH,
     FV_MAP_RELU,
-    FV_MAP_ELU1,    /* elu(x) + 1 */
-    FV_MAP_SOFTCAP, /* alpha tanh(x / alpha) */
+    FV_MAP_ELU1,     /* elu(x) + 1 */
+    FV_MAP_SOFTPLUS, /* ln(1 + exp(x)) */
+    FV_MAP_SOFTCAP,  /* alpha tanh(x / alpha) */
 } fv_map;
 typedef struct fv_map_args {
     fv_map op;

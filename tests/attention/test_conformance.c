@@ -216,32 +216,38 @@ static void draw(struct trial *t)
  * equals may fall either way, and such inputs are drawn again. */
 static bool is_stable(struct trial *t)
 {
-    int64_t n_q = fv_tensor_count(&t->args.q), n_k = fv_tensor_count(&t->args.k),
+    int64_t n_q = fv_tensor_count(&t->args.q), n_k = fv_tensor_count(&t->args.k), n_v = fv_tensor_count(&t->args.v),
             count = t->c->B * t->c->H * t->c->N * 128;
     int64_t *chosen = t->sheet.selection;
     fv_random random = fv_random_new(test_seed(), 79);
-    double *q = t->q, *k = t->k;
+    double *q = t->q, *k = t->k, *v = t->v;
     bool same = true;
 
     if (t->mechanism->family != FV_CONTENT_SPARSE) return true;
     t->q = zeros(n_q, sizeof *q);
     t->k = zeros(n_k, sizeof *k);
+    t->v = zeros(n_v, sizeof *v);
     t->sheet.q = t->q;
     t->sheet.k = t->k;
+    t->sheet.v = t->v;
     t->sheet.selection = zeros(count, sizeof *chosen);
     for (int round = 0; round < 8 && same; round++) {
         for (int64_t i = 0; i < n_q; i++)
             t->q[i] = q[i] * (1 + 1e-5 * fv_random_normal(&random));
         for (int64_t i = 0; i < n_k; i++)
             t->k[i] = k[i] * (1 + 1e-5 * fv_random_normal(&random));
+        for (int64_t i = 0; i < n_v; i++)
+            t->v[i] = v[i] * (1 + 1e-5 * fv_random_normal(&random));
         sheet_run(t);
         same = memcmp(chosen, t->sheet.selection, (size_t)count * sizeof *chosen) == 0;
     }
     free(t->q);
     free(t->k);
+    free(t->v);
     free(t->sheet.selection);
     t->sheet.q = t->q = q;
     t->sheet.k = t->k = k;
+    t->sheet.v = t->v = v;
     t->sheet.selection = chosen;
     sheet_run(t);
     return same;
@@ -406,11 +412,12 @@ static fv_attention_state new_state(struct trial *t)
     const conformance_case *c = t->c;
     fv_attention_state state = {0};
     int64_t width = fv_attention_state_width(t->attention, c->D);
+    const fv_call sizes = {.query_heads = c->H, .key_heads = c->Hkv, .head_dim = c->D, .value_dim = c->Dv};
 
     assert_ok(fv_tensor_zeros(t->ctx, &state.s, FV_F32, FV_DIMS(c->B, c->H, fv_max(width, 1), c->Dv)));
     assert_ok(fv_tensor_zeros(t->ctx, &state.z, FV_F32, FV_DIMS(c->B, c->H, fv_max(width, 1))));
     for (int kind = 0; kind < FV_KEPT; kind++) {
-        int64_t rows = fv_attention_kept(t->attention, c->D, c->Dv, kind, c->M, &width);
+        int64_t rows = fv_attention_kept(t->attention, &sizes, kind, c->M, &width);
         assert_ok(fv_tensor_new(t->ctx, &state.kept[kind].rows, FV_F32, FV_DIMS(c->B, c->Hkv, rows, width)));
     }
     return state;
@@ -481,7 +488,7 @@ static void check_decode(struct trial *t)
     test_close(what, &t->args.o, t->sheet.o, t->tolerance);
     if (t->sheet.lse) test_close(what, &t->args.lse, t->sheet.lse, t->tolerance);
     if (t->c->params || (has(t, FV_RECURRENT) && t->c->N != t->c->M)) return;
-    for (int with_state = has(t, FV_RECURRENT); with_state < 2; with_state++) {
+    for (int with_state = has(t, FV_RECURRENT | FV_NEEDS_KEPT); with_state < 2; with_state++) {
         snprintf(what, sizeof what, "chunks of %s, %s", t->what, with_state ? "with a state" : "without");
         memset(t->args.o.data, 0, (size_t)fv_tensor_count(&t->args.o) * sizeof(float));
         run_chunks(t, &random, with_state);

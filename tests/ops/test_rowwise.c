@@ -31,6 +31,7 @@ static double expected_map(fv_map op, double x, double y, double alpha)
     case FV_MAP_GELU_TANH: return x / (1 + exp(-2 * sqrt(2 / acos(-1)) * (x + 0.044715 * pow(x, 3))));
     case FV_MAP_RELU: return fmax(x, 0);
     case FV_MAP_ELU1: return x > 0 ? x + 1 : exp(x);
+    case FV_MAP_SOFTPLUS: return fmax(x, 0) + log1p(exp(-fabs(x)));
     case FV_MAP_SOFTCAP: return alpha * tanh(x / alpha);
     }
     return NAN;

@@ -54,6 +54,18 @@ fv_status fv_choose(fv_ctx *ctx, const fv_call *call, fv_choice *choice, int64_t
 fv_status fv_choose_by_product(fv_ctx *ctx, const fv_call *call, fv_choice *choice, const fv_tensor *q,
                                const fv_tensor *keys);
 
+/* Blocks of keys that come and go.  A query at p reads block c of those before its own iff p < gone[c], and its own one
+ * (up to p) iff own[p]. */
+typedef struct fv_lifetimes {
+    int64_t block, heads; /* heads: that they are told for, 1 or Hkv */
+    const int32_t *gone;  /* [B,heads,blocks] */
+    const uint8_t *own;   /* [B,heads,keys] */
+    bool dead;            /* blocks that no query reads any more stay in its list, hidden */
+} fv_lifetimes;
+
+/* Lists of a causal call, in scratch memory. */
+fv_status fv_lifetimes_plan(fv_ctx *ctx, const fv_call *call, const fv_lifetimes *lifetimes, fv_plan *plan);
+
 /* Lists of every query, in scratch memory. */
 fv_status fv_choice_plan(fv_ctx *ctx, const fv_call *call, const fv_choice *choice, fv_plan *plan);
 

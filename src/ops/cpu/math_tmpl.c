@@ -77,6 +77,16 @@ INLINE vf vgelu_tanh(vf x)
     return splat(0.5f) * x * (splat(1) + vtanh(inner));
 }
 
+/* max(x, 0) + ln(1 + e), e = exp(-|x|): the rounding of 1 + e is taken back by e / ((1 + e) - 1), so small results are
+ * as exact as large ones. */
+INLINE vf vsoftplus(vf x)
+{
+    vf size = (vf)((vi)x & 0x7fffffff), e = vexp(-size), u = splat(1) + e, rounded = u - splat(1);
+    vf tail = choose(rounded == splat(0), e, vlog(u) * e / choose(rounded == splat(0), splat(1), rounded));
+
+    return choose(x <= splat(0), splat(0), x) + tail;
+}
+
 INLINE vf apply(const fv_map op, vf x, vf y, vf alpha, vf beta)
 {
     const vf zero = splat(0), one = splat(1);
@@ -100,6 +110,7 @@ INLINE vf apply(const fv_map op, vf x, vf y, vf alpha, vf beta)
     case FV_MAP_GELU_TANH: return vgelu_tanh(x);
     case FV_MAP_RELU: return choose(x <= zero, zero, x);
     case FV_MAP_ELU1: return choose(x > zero, x + one, vexp(x));
+    case FV_MAP_SOFTPLUS: return vsoftplus(x);
     case FV_MAP_SOFTCAP: return alpha * vtanh(x / alpha);
     default: return x;
     }
@@ -144,6 +155,7 @@ static bool map_row(fv_map op, int64_t n, const float *x, const float *y, int64_
         MAP_CASE(FV_MAP_GELU_TANH);
         MAP_CASE(FV_MAP_RELU);
         MAP_CASE(FV_MAP_ELU1);
+        MAP_CASE(FV_MAP_SOFTPLUS);
         MAP_CASE(FV_MAP_SOFTCAP);
     default: return false;
     }

@@ -5,6 +5,7 @@
 enum {
     ROWS = 256,      /* aimed at: what is done once for a tile is shared by so many rows */
     LEAST_KEYS = 40, /* of a block, for it to be a tile of its own */
+    TOGETHER = 8,    /* terms of a bias that are worth a call of a kernel */
 };
 
 int64_t fv_tiles_share(const fv_plan *plan, int64_t heads, int64_t key_heads, const int32_t *key_head,
@@ -207,9 +208,10 @@ void fv_tiles_add_bias(const fv_tiles *t, int r, const int64_t *key, int count, 
 
     for (int n = 0, length; n < count; n += length) {
         length = stretch(key + n, count - n);
-        if (fv_present(&l->bias) && l->bias.strides[3] == 1)
+        bool together = l->bias.strides[3] == 1 && length >= TOGETHER;
+        if (fv_present(&l->bias) && together)
             t->source->kernels->map(FV_MAP_ADD, length, s + n, fv_at(&l->bias, t->b, h, i, key[n]), 1, 1, 0, s + n);
-        for (int m = n; fv_present(&l->bias) && l->bias.strides[3] != 1 && m < n + length; m++)
+        for (int m = n; fv_present(&l->bias) && !together && m < n + length; m++)
             s[m] += *(const float *)fv_at(&l->bias, t->b, h, i, key[m]);
         if (fv_present(&l->offset_bias)) add_offset_bias(t, h, i, key[n], length, s + n);
         if (fv_present(&l->row_bias)) add_separable_bias(t, h, i, key[n], length, s + n);
@@ -325,6 +327,18 @@ static int ask_for_bias(const fv_tiles *t, int token, int rows, struct fv_softma
     return token < last ? (int)fv_min(rows, last - token) : rows;
 }
 
+/* A bias that is the same for all queries of a head, put together once in t->terms. */
+static void gather_key_bias(const fv_tiles *t, int64_t h, struct fv_softmax_step *step)
+{
+    const fv_tensor *bias = &t->source->logits->bias;
+    const float *row = fv_at(bias, t->b, h, 0, 0);
+
+    for (int n = 0; n < FV_KEY_TILE; n++)
+        t->terms[n] = n < t->count ? row[t->key[n] * bias->strides[3]] : 0;
+    step->bias = t->terms;
+    step->bias_row = 0;
+}
+
 int fv_tiles_terms(const fv_tiles *t, int r, int most, struct fv_softmax_step *step)
 {
     const fv_logits *l = t->source->logits;
@@ -350,6 +364,10 @@ int fv_tiles_terms(const fv_tiles *t, int r, int most, struct fv_softmax_step *s
     if (terms == 1 && joined && t->count == FV_KEY_TILE && bias_in_place(t, h, query[0], rows, step))
         return ask_for_bias(t, token, rows, step);
     step->shift = NULL;
+    if (terms == 1 && fv_present(&l->bias) && l->bias.strides[2] == 0) {
+        gather_key_bias(t, h, step);
+        return rows;
+    }
     rows = (int)fv_min(rows, FV_TERM_ROWS);
     gather_bias(t, r, rows, terms == 1 && joined && fv_present(&l->row_bias) && l->column_bias.strides[3] == 1, step);
     return rows;

@@ -36,6 +36,7 @@ static double apply(const fv_map_args *m, double x, double y)
     case FV_MAP_GELU_TANH: return gelu_tanh(x);
     case FV_MAP_RELU: return x > 0 || isnan(x) ? x : 0;
     case FV_MAP_ELU1: return x > 0 ? x + 1 : exp(x);
+    case FV_MAP_SOFTPLUS: return (x > 0 ? x : 0) + log1p(exp(-fabs(x)));
     case FV_MAP_SOFTCAP: return alpha * tanh(x / alpha);
     }
     return 0;

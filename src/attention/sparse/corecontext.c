@@ -1,0 +1,287 @@
+/* Core context aware attention: old tokens are pooled, a group at a time, by the attention of the group's last token; a
+ * query reads all pooled rows, and in the same softmax the tokens behind them as they are.  arXiv 2412.12465. */
+#include <math.h>
+
+#include "attention/sparse/core.h"
+
+struct corecontext {
+    int64_t group, window;
+    int pool, core_pos;
+    bool log_bias;
+};
+
+/* Bytes of partial results held at once. */
+#define PART_BYTES ((int64_t)8 << 20)
+
+enum { POOL_PER_HEAD, POOL_KV_HEAD, POOL_ALL_HEADS, POOL_MEAN };
+static const char *const pools[] = {"per_head", "kv_head", "all_heads", "mean", NULL};
+static const char *const positions[] = {"none", NULL};
+
+static const fv_option options[] = {
+    FV_INT(struct corecontext, group, 16, 1, 1 << 20, "tokens pooled into one row"),
+    FV_INT(struct corecontext, window, 1024, 1, INT32_MAX, "newest tokens, read as they are; up to group - 1 more are"),
+    FV_ENUM(
+        struct corecontext, pool, "per_head", pools,
+        "pooling by the weights of each query head; by their mean over a key-value head's or all query heads; or by "
+        "equal ones"),
+    FV_BOOL(struct corecontext, log_bias, 0, "add log group to the logits of pooled rows"),
+    FV_ENUM(struct corecontext, core_pos, "none", positions, "position that pooled keys are rotated for once more"),
+    FV_OPTIONS_END,
+};
+
+/* Pooled rows of a key-value head: one for each of its query heads, or for all of them. */
+static int64_t pooled_heads(const fv_call *call)
+{
+    const struct corecontext *o = call->options;
+
+    return o->pool == POOL_PER_HEAD ? call->query_heads / call->key_heads : 1;
+}
+
+/* A row holds the pooled keys and values of a group of tokens, [pooled heads, D + Dv]. */
+static int64_t kept(const fv_call *call, int kind, int64_t keys, int64_t *width)
+{
+    *width = kind == 0 ? pooled_heads(call) * (call->head_dim + call->value_dim) : 0;
+    return kind == 0 ? keys / ((const struct corecontext *)call->options)->group : 0;
+}
+
+/* ---- pooling ---------------------------------------------------------------------------------------------------- */
+
+/* The mean of `rows` neighbours in dim 2 of x, seen as [B,heads,rows,..]; flat. */
+static fv_status average(fv_ctx *ctx, fv_tensor x, int64_t B, int64_t heads, int64_t rows, fv_tensor *mean)
+{
+    int64_t n = fv_tensor_count(&x) / (B * heads * rows);
+
+    FV_TRY(fv_tensor_new(ctx, mean, FV_F32, FV_DIMS(B, heads, 1, n)));
+    return fv_pool_rows(ctx,
+                        &(fv_pool_args){.x = fv_reshaped(&x, FV_DIMS(B, heads, rows, n)), .out = *mean, .block = rows});
+}
+
+static fv_status equal_weights(fv_ctx *ctx, int64_t heads, int64_t group, fv_tensor *weights)
+{
+    FV_TRY(fv_tensor_new(ctx, weights, FV_F32, FV_DIMS(1, 1, 1, heads, group)));
+    for (int64_t n = 0; n < heads * group; n++)
+        ((float *)weights->data)[n] = 1 / (float)group;
+    return FV_OK;
+}
+
+/* Weights [B|1,Hkv|1,C|1,pooled heads,group] of the tokens of groups from .. from+C-1, whose keys are k
+ * [B,Hkv,C,group,D]. */
+static fv_status weigh(fv_ctx *ctx, const fv_call *call, const fv_tensor *k, int64_t from, fv_tensor *weights)
+{
+    const struct corecontext *o = call->options;
+    int64_t B = call->batch, Hkv = call->key_heads, members = call->query_heads / Hkv, g = o->group, C = k->dims[2];
+    int64_t first = (from + 1) * g - 1 - call->offset; /* the query of the first group's last token */
+    const int64_t *s = call->q.strides;
+    fv_tensor q, logits;
+
+    if (o->pool == POOL_MEAN || call->scale == 0) return equal_weights(ctx, pooled_heads(call), g, weights);
+    if (first < 0)
+        return fv_fail(FV_E_UNSUPPORTED,
+                       "corecontext: pools tokens by a query of theirs, but it came before this chunk");
+    q = fv_view(&call->q, FV_DIMS(B, Hkv, C, members, call->head_dim),
+                (const int64_t[]){s[0], s[1] * members, s[2] * g, s[1], s[3]}, first * s[2]);
+    FV_TRY(fv_tensor_new(ctx, &logits, FV_F32, FV_DIMS(B, Hkv, C, members, g)));
+    FV_TRY(fv_tensor_new(ctx, weights, FV_F32, FV_DIMS(B, Hkv, C, members, g)));
+    FV_TRY(fv_gemm(ctx, &(fv_gemm_args){.a = q, .b = fv_transposed(k), .c = logits}));
+    FV_TRY(fv_softmax(ctx, &(fv_softmax_args){.x = logits, .out = *weights, .scale = call->scale}));
+    if (o->pool == POOL_PER_HEAD) return FV_OK;
+    FV_TRY(average(ctx, *weights, B, Hkv * C, members, weights));
+    if (o->pool == POOL_ALL_HEADS) FV_TRY(average(ctx, *weights, B, 1, Hkv, weights));
+    *weights = fv_reshaped(weights, FV_DIMS(B, o->pool == POOL_ALL_HEADS ? 1 : Hkv, C, 1, g));
+    return FV_OK;
+}
+
+/* Rows of keys or values by groups, [B,Hkv,C,group,D], from group `from` on. */
+static fv_status groups_of(fv_ctx *ctx, const fv_call *call, const fv_tensor *x, int64_t from, int64_t C,
+                           fv_tensor *groups)
+{
+    int64_t g = ((const struct corecontext *)call->options)->group;
+    fv_tensor stored = fv_slice(x, 2, from * g, C * g), rows;
+
+    FV_TRY(fv_as_f32(ctx, &stored, &rows));
+    *groups = fv_view(
+        &rows, FV_DIMS(call->batch, call->key_heads, C, g, x->dims[3]),
+        (const int64_t[]){rows.strides[0], rows.strides[1], rows.strides[2] * g, rows.strides[2], rows.strides[3]}, 0);
+    return FV_OK;
+}
+
+static fv_status pool_rows(fv_ctx *ctx, const fv_call *call, int64_t from, const fv_tensor *out)
+{
+    int64_t B = call->batch, Hkv = call->key_heads, P = pooled_heads(call), C = out->dims[2];
+    int64_t D = call->head_dim, Dv = call->value_dim;
+    const int64_t *s = out->strides, strides[] = {s[0], s[1], s[2], D + Dv, 1};
+    fv_tensor k, v, weights;
+
+    FV_TRY(groups_of(ctx, call, &call->k, from, C, &k));
+    FV_TRY(groups_of(ctx, call, &call->v, from, C, &v));
+    FV_TRY(weigh(ctx, call, &k, from, &weights));
+    FV_TRY(
+        fv_gemm(ctx, &(fv_gemm_args){.a = weights, .b = k, .c = fv_view(out, FV_DIMS(B, Hkv, C, P, D), strides, 0)}));
+    return fv_gemm(ctx,
+                   &(fv_gemm_args){.a = weights, .b = v, .c = fv_view(out, FV_DIMS(B, Hkv, C, P, Dv), strides, D)});
+}
+
+static fv_status make_rows(fv_ctx *ctx, const fv_call *call, int64_t from, const fv_tensor *out)
+{
+    fv_phase before = fv_phase_enter(ctx, FV_PHASE_SCORE);
+    fv_status status = pool_rows(ctx, call, from, out);
+
+    fv_phase_enter(ctx, before);
+    return status;
+}
+
+/* ---- attention -------------------------------------------------------------------------------------------------- */
+
+/* Who reads which pooled rows, and which keys behind them: no token twice, and none left out. */
+static fv_status cut(fv_ctx *ctx, const fv_call *call, fv_plan *pooled, fv_plan *raw, int64_t *read)
+{
+    const struct corecontext *o = call->options;
+    int32_t *from, *to;
+
+    FV_TRY(FV_SCRATCH(ctx, from, call->queries));
+    FV_TRY(FV_SCRATCH(ctx, to, call->queries));
+    *read = 0;
+    for (int64_t i = 0; i < call->queries; i++) {
+        *read = fv_max(call->offset + i + 1 - o->window, 0) / o->group;
+        to[i] = (int32_t)*read;
+        from[i] = (int32_t)(*read * o->group);
+    }
+    *pooled = (fv_plan){.key_to = to};
+    *raw = (fv_plan){.causal = true, .offset = call->offset, .key_from = from};
+    return FV_OK;
+}
+
+/* Every `step`-th head of x [B,H,N,..] from `first` on. */
+static fv_tensor some_heads(const fv_tensor *x, int64_t first, int64_t step)
+{
+    fv_tensor heads = *x;
+
+    heads.dims[1] /= step;
+    heads.strides[1] *= step;
+    return fv_view(&heads, heads.rank, heads.dims, heads.strides, first * x->strides[1]);
+}
+
+/* Attention to pooled rows [B,Hkv,read,width]; the query heads that have rows of their own, one of each group at a
+ * time. */
+static fv_status attend_pooled(fv_ctx *ctx, const fv_call *call, const fv_plan *plan, const fv_tensor *rows,
+                               const fv_tensor *o, const fv_tensor *lse)
+{
+    int64_t P = pooled_heads(call), D = call->head_dim, Dv = call->value_dim;
+
+    for (int64_t p = 0; p < P; p++)
+        FV_TRY(fv_attend(ctx, &(fv_attend_args){.q = some_heads(&call->q, p, P),
+                                                .k = fv_slice(rows, 3, p * (D + Dv), D),
+                                                .v = fv_slice(rows, 3, p * (D + Dv) + D, Dv),
+                                                .o = some_heads(o, p, P),
+                                                .lse = some_heads(lse, p, P),
+                                                .plan = plan,
+                                                .logits = fv_call_logits(call)}));
+    return FV_OK;
+}
+
+static fv_status attend_both(fv_ctx *ctx, const fv_call *call, const fv_tensor *rows)
+{
+    const struct corecontext *o = call->options;
+    int64_t B = call->batch, H = call->query_heads, N = call->queries, read;
+    fv_attend_args attend = {
+        .q = call->q, .k = call->k, .v = call->v, .o = call->o, .lse = call->lse, .logits = fv_call_logits(call)};
+    fv_merge_args merge = {.parts = 2, .o = call->o, .lse = call->lse};
+    fv_tensor used, biased;
+    fv_plan pooled, raw;
+
+    FV_TRY(cut(ctx, call, &pooled, &raw, &read));
+    attend.plan = &raw;
+    FV_TRY(fv_count_pairs(ctx, call, &raw, call->keys));
+    if (read == 0) return fv_attend(ctx, &attend);
+    FV_TRY(fv_count_pairs(ctx, call, &pooled, read));
+    for (int part = 0; part < 2; part++) {
+        FV_TRY(fv_tensor_new(ctx, &merge.o_part[part], FV_F32, 4, call->o.dims));
+        FV_TRY(fv_tensor_new(ctx, &merge.lse_part[part], FV_F32, FV_DIMS(B, H, N)));
+    }
+    used = fv_slice(rows, 2, 0, read);
+    FV_TRY(attend_pooled(ctx, call, &pooled, &used, &merge.o_part[0], &merge.lse_part[0]));
+    attend.o = merge.o_part[1];
+    attend.lse = merge.lse_part[1];
+    FV_TRY(fv_attend(ctx, &attend));
+    if (o->log_bias) { /* the same for all of its logits */
+        FV_TRY(fv_tensor_new(ctx, &biased, FV_F32, FV_DIMS(B, H, N)));
+        FV_TRY(fv_map_apply(
+            ctx,
+            &(fv_map_args){.op = FV_MAP_COPY, .x = merge.lse_part[0], .out = biased, .beta = logf((float)o->group)}));
+        merge.lse_part[0] = biased;
+    }
+    return fv_merge(ctx, &merge);
+}
+
+/* So many queries at a time that what is merged stays in cache. */
+static fv_status forward(fv_ctx *ctx, const fv_call *call)
+{
+    int64_t groups = call->keys / ((const struct corecontext *)call->options)->group;
+    int64_t row = 2 * call->batch * call->query_heads * (call->value_dim + 1) * (int64_t)sizeof(float), step;
+    fv_status status = FV_OK;
+    fv_tensor rows;
+
+    FV_TRY(fv_keep(ctx, call, kept, 0, groups, make_rows, &rows));
+    step = fv_round_up(fv_max(PART_BYTES / row, 256), 64);
+    for (int64_t from = 0; from < call->queries && status == FV_OK; from += step) {
+        int64_t count = fv_min(step, call->queries - from);
+        fv_mark mark = fv_scratch_mark(ctx);
+        fv_call part = *call;
+        part.queries = count;
+        part.offset = call->offset + from;
+        part.q = fv_slice(&call->q, 2, from, count);
+        part.o = fv_slice(&call->o, 2, from, count);
+        if (fv_present(&call->lse)) part.lse = fv_slice(&call->lse, 2, from, count);
+        status = attend_both(ctx, &part, &rows);
+        fv_scratch_release(ctx, mark);
+    }
+    return status;
+}
+
+/* --plan is the tokens that are read as they are. */
+static fv_status map(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs)
+{
+    fv_plan pooled;
+    int64_t read;
+
+    return cut(ctx, call, &pooled, &pairs->plan, &read);
+}
+
+static fv_status work(fv_ctx *ctx, const fv_call *call, fv_work *work_)
+{
+    int64_t B = call->batch, H = call->query_heads, read, pooled_pairs, raw_pairs;
+    double width = (double)(call->head_dim + call->value_dim), keys = (double)(B * call->keys);
+    fv_plan pooled, raw;
+
+    FV_TRY(cut(ctx, call, &pooled, &raw, &read));
+    FV_TRY(fv_plan_pairs(ctx, &pooled, B, H, call->queries, read, &pooled_pairs));
+    FV_TRY(fv_plan_pairs(ctx, &raw, B, H, call->queries, call->keys, &raw_pairs));
+    work_->pairs = pooled_pairs + raw_pairs;
+    work_->flops = 2 * (double)work_->pairs * width;
+    work_->flops += 2 * keys * (double)(call->key_heads * pooled_heads(call)) * width;
+    if (((const struct corecontext *)call->options)->pool != POOL_MEAN)
+        work_->flops += 2 * keys * (double)(H * call->head_dim);
+    return FV_OK;
+}
+
+const fv_mechanism fv_mechanism_corecontext = {
+    .name = "corecontext",
+    .title = "Core context aware attention",
+    .paper = "arXiv 2412.12465",
+    .sheet = 109,
+    .family = FV_CONTENT_SPARSE,
+    .traits = FV_CAUSAL | FV_SELF_ONLY | FV_ROWS_SUM_TO_ONE | FV_LINEAR_IN_V | FV_DECODE_EXACT | FV_DIFFERENTIABLE |
+              FV_NEEDS_KEPT,
+    .formula =
+        "c_u = sum over group u of softmax(q_last.k D^-1/2) (k, v), for j = floor((p + 1 - window) / group) groups; "
+        "one softmax over c_1 .. c_j (+ log group) and the tokens from j group on",
+    .cost = "each query reads N / group pooled rows and window to window + group - 1 tokens; pooling costs "
+            "2 N (2 D + Dv) flops a head; N / group rows are kept besides keys and values",
+    .options = options,
+    .options_size = sizeof(struct corecontext),
+    .kept = kept,
+    .forward = forward,
+    .counts = true,
+    .map = map,
+    .work = work,
+};
