@@ -43,13 +43,6 @@ typedef struct sheet_call {
     /* What a mechanism that selects by content chose, as ids in an order of its own; NULL: not wanted.  With frozen set
      * it is read instead, so that differences hold the choice fixed; what else of the keys has no gradient is made of
      * still_k, k as it was. */
-    /* What a mechanism that selects by content chose; NULL: not wanted.  Ascending ids, filled up with -1.
-     *   bra  [B, regions*regions, top] routed regions of each query region
-     *   nsa  [B, Hkv, N, top]          selected blocks
-     *   moba [B, H, N, top]            selected blocks, the own one included
-     *   blocktopk [B, Hkv, N, top]     selected blocks behind the sinks
-     *   dma  [B, Hkv, N, M]            keys read
-     * With frozen set it is read instead, so that differences hold the choice fixed. */
     int64_t *selection;
     bool frozen;
     const double *still_k;
@@ -79,14 +72,14 @@ typedef struct sheet {
     add(blocktopk_gated) \
     add(hcam) \
     add(anchor) \
+    add(corecontext) \
+    add(dma) \
 
 #define DECLARE_SHEET(name) extern const sheet sheet_##name;
 /* clang-format on */
 
 SHEETS(DECLARE_SHEET)
 
-extern const sheet sheet_dense, sheet_gna, sheet_sinkwin, sheet_power, sheet_moba, sheet_bra, sheet_lightning2,
-    sheet_hedgehog, sheet_agent, sheet_nsa, sheet_blocktopk, sheet_corecontext, sheet_dma;
 extern const sheet *const sheets[];        /* all of them, NULL-ended */
 const sheet *sheet_find(const char *name); /* NULL: none */
 
