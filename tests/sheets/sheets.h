@@ -28,6 +28,7 @@ typedef struct sheet_param {
 typedef struct sheet_call {
     int64_t B, H, Hkv, N, M, D, Dv;
     bool causal;
+    bool decode;             /* as steps of one token, where those have a rule of their own */
     const double *scale;     /* NULL: the mechanism's default (D^-1/2) */
     const double *q, *k, *v; /* [B,H,N,D], [B,Hkv,M,D], [B,Hkv,M,Dv], C order */
     int options;
@@ -45,6 +46,7 @@ typedef struct sheet_call {
      *   nsa  [B, Hkv, N, top]          selected blocks
      *   moba [B, H, N, top]            selected blocks, the own one included
      *   blocktopk [B, Hkv, N, top]     selected blocks behind the sinks
+     *   hip [B, H, N, k / block_k]     blocks behind the sinks of a query block, in the row of its first query
      * With frozen set it is read instead, so that differences hold the choice fixed. */
     int64_t *selection;
     bool frozen;
@@ -58,7 +60,7 @@ typedef struct sheet {
 } sheet;
 
 extern const sheet sheet_dense, sheet_gna, sheet_sinkwin, sheet_power, sheet_moba, sheet_bra, sheet_lightning2,
-    sheet_hedgehog, sheet_agent, sheet_nsa, sheet_blocktopk;
+    sheet_hedgehog, sheet_agent, sheet_nsa, sheet_blocktopk, sheet_hip;
 extern const sheet *const sheets[];        /* all of them, NULL-ended */
 const sheet *sheet_find(const char *name); /* NULL: none */
 

@@ -10,6 +10,7 @@ const fv_backend fv_backend_ref = {
     .pool = fv_ref_pool,
     .conv2d = fv_ref_conv2d,
     .select = fv_ref_select,
+    .match = fv_ref_match,
     .gather = fv_ref_gather,
     .cumsum = fv_ref_cumsum,
     .dequantize = fv_ref_dequantize,
