@@ -11,6 +11,7 @@ struct call {
     fv_pool_args pool;
     fv_select_args select;
     fv_gather_args gather;
+    fv_match_args match;
     fv_cumsum_args cumsum;
 };
 
@@ -26,6 +27,7 @@ CALL(softmax, fv_softmax)
 CALL(pool, fv_pool_rows)
 CALL(select, fv_select)
 CALL(gather, fv_gather)
+CALL(match, fv_match)
 CALL(cumsum, fv_cumsum)
 
 /* What every trial here ends with: bytes in and out, `flops` for each element in. */
@@ -216,6 +218,29 @@ static fv_status gather(struct checkops *c, bool scatter)
     return finish(c, &t, &call, call_gather, 0, &call.gather.x, NULL);
 }
 
+/* Rows of 64 channels, in pairs, against those of a query block. */
+static fv_status match(struct checkops *c, int64_t rows)
+{
+    int64_t blocks = c->small ? 3 : 256, entries = c->small ? 37 : 512, keys = c->small ? 50 : 8192;
+    struct call call = {0};
+    fv_random random = fv_random_new(c->seed, ++c->stream);
+    trial t;
+
+    if (!checkops_wanted(c, &t, "match", "%lld pairs of %lld with %lld", (long long)(blocks * entries), (long long)keys,
+                         (long long)rows))
+        return c->status;
+    call.match.index = checkops_empty(c, FV_I32, FV_DIMS(blocks, entries, 2));
+    FV_TRY(c->status);
+    for (int64_t n = 0; n < blocks * entries; n++)
+        for (int m = 0, first = (int)fv_random_below(&random, keys - 1); m < 2; m++)
+            ((int32_t *)call.match.index.data)[2 * n + m] = first + m;
+    call.match.x = checkops_noise(c, FV_F32, 1, 0, FV_DIMS(blocks, rows, 64));
+    call.match.y = checkops_noise(c, FV_F32, 1, 0, FV_DIMS(keys, 64));
+    call.match.out = checkops_output(&t, "out", checkops_empty(c, FV_F32, FV_DIMS(blocks, entries)), 0x1p-24 * 64);
+    /* flops of a pair, for each channel of x */
+    return finish(c, &t, &call, call_match, 4 * (double)entries, &call.match.x, &call.match.y);
+}
+
 static fv_status cumsum(struct checkops *c)
 {
     int64_t rows = c->small ? 77 : 4096, columns = c->small ? 20 : 1024;
@@ -286,6 +311,8 @@ fv_status checkops_rows(struct checkops *c)
     FV_TRY(selection(c, 1));
     FV_TRY(selection(c, 16));
     FV_TRY(selection(c, 128));
+    FV_TRY(match(c, 1));
+    FV_TRY(match(c, 16));
     FV_TRY(sort(c, 64));
     FV_TRY(sort(c, c->small ? 500 : 4096));
     return cumsum(c);

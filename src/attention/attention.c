@@ -72,6 +72,13 @@ int64_t fv_attention_kept(const fv_attention *attention, const fv_call *sizes, i
     return attention->mechanism->kept ? attention->mechanism->kept(&call, kind, keys, width) : 0;
 }
 
+int64_t fv_attention_choice(const fv_attention *attention, int64_t keys)
+{
+    const fv_call call = {.options = attention->options};
+
+    return attention->mechanism->choice_width ? attention->mechanism->choice_width(&call, keys) : 0;
+}
+
 fv_status fv_keep(fv_ctx *ctx, const fv_call *call, fv_kept_fn *kept, int kind, int64_t count, fv_make_rows_fn *make,
                   fv_tensor *out)
 {
@@ -255,6 +262,16 @@ static fv_status run_dense(fv_ctx *ctx, const fv_call *call, const fv_tensor *si
     return fv_attend(ctx, &attend);
 }
 
+/* The choice that a step may use again: not one that a later position made, nor one from before a chunk. */
+static fv_kept_choice *choice_of(fv_attention_state *state, const fv_call *call)
+{
+    bool step = call->decoding && call->queries == 1;
+
+    if (!state || !fv_present(&state->choice.index)) return NULL;
+    if (!step || state->choice.end > call->offset) state->choice.end = 0;
+    return step ? &state->choice : NULL;
+}
+
 static fv_status run(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *given, fv_attention_state *state,
                      const fv_attend_args *extra)
 {
@@ -269,6 +286,7 @@ static fv_status run(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *
         call.gain = extra->logits.gain;
     }
     call.kept = state ? state->kept : NULL;
+    call.choice = choice_of(state, &call);
     if (decodes_densely(mechanism, &call)) return run_dense(ctx, &call, extra ? &extra->sinks : NULL);
     if (mechanism->plan) return run_plan(ctx, mechanism, &call, extra ? &extra->sinks : NULL);
     if (mechanism->scan) return run_scan(ctx, mechanism, &call, state, false);
@@ -328,7 +346,8 @@ static fv_status new_state(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_
         int64_t rows = mechanism->kept(call, kind, call->keys, &width);
         FV_TRY(fv_tensor_new(ctx, &state->kept[kind].rows, FV_F32, FV_DIMS(B, call->key_heads, rows, width)));
     }
-    return FV_OK;
+    width = mechanism->choice_width ? mechanism->choice_width(call, call->keys) : 0;
+    return width > 0 ? fv_tensor_new(ctx, &state->choice.index, FV_I32, FV_DIMS(B, call->query_heads, width)) : FV_OK;
 }
 
 /* Computes token t of a call; `first` tokens may bring a state of their own. */

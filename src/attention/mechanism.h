@@ -76,6 +76,12 @@ typedef struct fv_kept_rows {
 } fv_kept_rows;
 enum { FV_KEPT = 2 }; /* kinds of them */
 
+/* What was chosen at one step of decoding, for the steps that follow. */
+typedef struct fv_kept_choice {
+    fv_tensor index; /* [B,H,width] i32, the mechanism's own; absent: none can be kept */
+    int64_t end;     /* positions there were when it was made, those of its own step included; 0: there is none */
+} fv_kept_choice;
+
 /* A call as mechanisms see it: checked, with sizes spelled out.  Query i stands at position offset + i; k and v hold
  * positions 0..keys-1, so offset = keys - queries; of a recurrent mechanism's chunk, its own positions only. */
 typedef struct fv_call {
@@ -88,8 +94,9 @@ typedef struct fv_call {
     float softcap, gain;        /* a model's own terms of the logits, 0: none */
     fv_tensor param[FV_PARAMS]; /* in the order of the descriptor's table; absent ones have no data */
     fv_tensor param_out[FV_PARAMS];
-    fv_kept_rows *kept; /* [FV_KEPT], of the sequence this is a chunk of; NULL: nothing is kept (see fv_keep) */
-    double *pairs;      /* the query-key pairs a chunk computes are added to it; NULL: nobody counts */
+    fv_kept_rows *kept;     /* [FV_KEPT], of the sequence this is a chunk of; NULL: nothing is kept (see fv_keep) */
+    fv_kept_choice *choice; /* in a step of decoding, of the sequence: read, or made anew; NULL: none is kept */
+    double *pairs;          /* the query-key pairs a chunk computes are added to it; NULL: nobody counts */
 } fv_call;
 
 /* A set of pairs: a plan over rows i and columns j that stand for query query_order[i] and key key_order[j] (NULL: for
@@ -102,6 +109,9 @@ typedef struct fv_pairs {
 /* How many kept rows of a kind the first `keys` positions complete, and their width; 0 for a kind that is not there. Of
  * the call only options, query_heads, key_heads, head_dim and value_dim are set. */
 typedef int64_t fv_kept_fn(const fv_call *call, int kind, int64_t keys, int64_t *width);
+
+/* Width of what is kept of a choice in a sequence of at most `keys`; 0: nothing.  Of the call only options are set. */
+typedef int64_t fv_choice_width_fn(const fv_call *call, int64_t keys);
 
 typedef struct fv_mechanism {
     const char *name, *title, *paper; /* paper: "arXiv 2503.03588" */
@@ -133,7 +143,8 @@ typedef struct fv_mechanism {
     fv_status (*scan)(fv_ctx *ctx, const fv_call *call, fv_scan_args *scan);
     /* Width of the state for call->head_dim and params (nothing else of the call is set); NULL: the head dim itself. */
     int64_t (*state_width)(const fv_call *call);
-    fv_kept_fn *kept; /* with forward; NULL: it keeps no rows */
+    fv_kept_fn *kept;                 /* with forward; NULL: it keeps no rows */
+    fv_choice_width_fn *choice_width; /* NULL: it keeps no choice */
     /* Composes primitives; writes call->o (and lse if present). */
     fv_status (*forward)(fv_ctx *ctx, const fv_call *call);
     bool counts; /* forward adds the pairs it computes to call->pairs (fv_count_pairs), so that nothing is chosen twice
@@ -205,6 +216,7 @@ fv_status fv_call_chunk(const fv_attention *attention, const fv_attention_args *
 typedef struct fv_attention_state {
     fv_tensor s, z; /* of a recurrent one: [B,H,F,Dv] and [B,H,F], zeroed before the first chunk */
     fv_kept_rows kept[FV_KEPT];
+    fv_kept_choice choice;
 } fv_attention_state;
 
 /* Runs a call made by fv_call_chunk: queries at positions offset.., k and v of positions 0..keys-1 (any dtype attend
@@ -217,6 +229,8 @@ fv_status fv_attention_chunk(fv_ctx *ctx, const fv_attention *attention, const f
 /* Rows that a mechanism keeps of a kind, for a sequence of `keys`, and their width; 0: none.  Of `sizes` the heads and
  * dims are read. */
 int64_t fv_attention_kept(const fv_attention *attention, const fv_call *sizes, int kind, int64_t keys, int64_t *width);
+/* Width of a choice that it keeps between the steps of a sequence of `keys`; 0: none. */
+int64_t fv_attention_choice(const fv_attention *attention, int64_t keys);
 /* Feature width F of the state of a recurrent mechanism for head dim D; 0: not recurrent. */
 int64_t fv_attention_state_width(const fv_attention *attention, int64_t head_dim);
 

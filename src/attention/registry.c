@@ -22,6 +22,7 @@
     add(anchor) \
     add(corecontext) \
     add(dma) \
+    add(hip) \
 
 #define DECLARE(name) extern const fv_mechanism fv_mechanism_##name;
 #define LIST(name) &fv_mechanism_##name,

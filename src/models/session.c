@@ -40,12 +40,13 @@ static fv_status make_state(const fv_session *session, fv_session_layer *layer, 
     return fv_tensor_wrap(&layer->state.z, (float *)layer->memory + sums, FV_F32, FV_DIMS(1, s->query_heads, width));
 }
 
-/* Room for rows that a mechanism keeps; pages become resident when they are first written. */
+/* Room for rows and a choice that a mechanism keeps; pages become resident when they are first written. */
 static fv_status make_kept(const fv_session *session, fv_session_layer *layer)
 {
     const fv_sizes *s = &session->model->sizes;
     const fv_call sizes = {
         .query_heads = s->query_heads, .key_heads = s->key_heads, .head_dim = s->key_dim, .value_dim = s->value_dim};
+    int64_t choice = fv_attention_choice(layer->attention, session->context);
 
     for (int kind = 0; kind < FV_KEPT; kind++) {
         fv_kept_rows *kept = &layer->state.kept[kind];
@@ -57,7 +58,9 @@ static fv_status make_kept(const fv_session *session, fv_session_layer *layer)
         FV_TRY(fv_alloc(&layer->kept[kind], count, sizeof(float)));
         FV_TRY(fv_tensor_wrap(&kept->rows, layer->kept[kind], FV_F32, FV_DIMS(1, s->key_heads, rows, width)));
     }
-    return FV_OK;
+    if (choice == 0) return FV_OK;
+    FV_TRY(fv_alloc(&layer->choice, s->query_heads * choice, sizeof(int32_t)));
+    return fv_tensor_wrap(&layer->state.choice.index, layer->choice, FV_I32, FV_DIMS(1, s->query_heads, choice));
 }
 
 /* Whether a SPEC is dense attention as the model's own is, but for windows. */
@@ -266,6 +269,7 @@ void fv_session_free(fv_session *session)
         fv_free(session->layers[l].memory);
         for (int kind = 0; kind < FV_KEPT; kind++)
             fv_free(session->layers[l].kept[kind]);
+        fv_free(session->layers[l].choice);
         fv_attention_free(session->layers[l].attention);
     }
     fv_free(session->layers);
@@ -285,6 +289,7 @@ void fv_session_clear_layer(fv_session *session, int64_t l)
     if (layer->memory) memset(layer->memory, 0, layer->state_bytes);
     for (int kind = 0; kind < FV_KEPT; kind++)
         layer->state.kept[kind].count = 0;
+    layer->state.choice.end = 0;
     session->row_bytes = 0;
     for (int64_t other = 0; other < session->model->sizes.layers; other++)
         session->row_bytes += fv_rows_used(&session->layers[other].rows);
@@ -316,7 +321,7 @@ int64_t fv_session_tokens(const fv_session *session)
     return session->length + session->left_out;
 }
 
-/* Of recurrent states, and of rows that mechanisms keep. */
+/* Of recurrent states, and of rows and choices that mechanisms keep. */
 size_t fv_session_state_bytes(const fv_session *session)
 {
     size_t bytes = 0;
@@ -328,6 +333,7 @@ size_t fv_session_state_bytes(const fv_session *session)
             const fv_kept_rows *kept = &layer->state.kept[kind];
             bytes += (size_t)(kept->count * kept->rows.dims[1] * kept->rows.dims[3]) * sizeof(float);
         }
+        if (layer->state.choice.end > 0) bytes += (size_t)fv_tensor_count(&layer->state.choice.index) * sizeof(int32_t);
     }
     return bytes;
 }

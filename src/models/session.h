@@ -15,7 +15,7 @@ typedef struct fv_session_layer {
     fv_rows rows;            /* unless the mechanism is recurrent */
     fv_policy_layer *policy; /* NULL: every row is kept and read */
     fv_attention_state state;
-    void *memory, *kept[FV_KEPT]; /* of the state: recurrent, or kept rows */
+    void *memory, *kept[FV_KEPT], *choice; /* of the state: recurrent, or kept rows and a choice */
     size_t state_bytes;
 } fv_session_layer;
 

@@ -22,6 +22,7 @@ typedef struct fv_backend {
     fv_status (*pool)(fv_ctx *, const fv_pool_args *);
     fv_status (*conv2d)(fv_ctx *, const fv_conv2d_args *);
     fv_status (*select)(fv_ctx *, const fv_select_args *);
+    fv_status (*match)(fv_ctx *, const fv_match_args *);
     fv_status (*gather)(fv_ctx *, const fv_gather_args *);
     fv_status (*sampled_dots)(fv_ctx *, const fv_sampled_dots_args *);
     /* adds to d_x and d_y, either of which may be absent */

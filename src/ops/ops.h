@@ -141,6 +141,15 @@ typedef struct fv_select_args {
 } fv_select_args;
 fv_status fv_select(fv_ctx *ctx, const fv_select_args *args);
 
+/* How well rows match others at their best: out[..,e] = the largest x[..,r,:] . y[..,index[..,e,m],:] over all rows r
+ * and members m of entry e (index -1: none; NaN is no match; without a match: -inf).  x [..,R,C] f32, y [..,M,C] as
+ * keys are stored, index [..,E,G] i32, out [..,E] f32; leading dims of x, y and index repeat to out's.  No gradient.
+ * FV_E_ARGUMENT for an index out of range.  Bound: 2 R C flops a member. */
+typedef struct fv_match_args {
+    fv_tensor x, y, index, out;
+} fv_match_args;
+fv_status fv_match(fv_ctx *ctx, const fv_match_args *args);
+
 /* Stable counting sort: order[0..n) is the permutation that sorts keys[0..n) (each 0..bound-1, or -1: left out, so that
  * order holds fewer); start[b] .. start[b+1] are the places of key b.  The inverse lists of `index` (rows x k, -1
  * skipped) are the sort of its entries: divide order[] by k to get the rows that chose b, ascending.  `count` rows of

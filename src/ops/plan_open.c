@@ -8,9 +8,11 @@ static bool ascends(const int32_t *values, int64_t count)
     return true;
 }
 
+enum { LEAST_APART = 32 /* rows of a group, for it to have tiles of its own: groups read different keys */ };
+
 /* Cuts rows 0..rows-1 whose groups begin at start[] (NULL: every `block` rows; 0: no groups).  A tile holds whole
- * groups, several if they are small (unless `apart`), or a part of one.  Returns the number of tiles; cut_row NULL only
- * counts. */
+ * groups, several if they are small (never with `apart`), or a part of one.  Returns the number of tiles; cut_row NULL
+ * only counts. */
 static int64_t cut_rows(const int64_t *start, int64_t groups, int64_t block, int64_t rows, int64_t most, bool apart,
                         int64_t *cut_row, int32_t *cut_count)
 {
@@ -23,7 +25,8 @@ static int64_t cut_rows(const int64_t *start, int64_t groups, int64_t block, int
                        : start     ? fv_min(start[g + 1] - start[0], rows)
                        : block > 0 ? fv_min(from + block, rows)
                                    : rows;
-        if (held > 0 && (g == groups || apart || held + next - from > most)) {
+        bool joins = !apart && held < LEAST_APART && next - from < LEAST_APART && held + next - from <= most;
+        if (held > 0 && (g == groups || !joins)) {
             if (cut_row) cut_row[cuts] = first, cut_count[cuts] = (int32_t)held;
             cuts++;
             held = 0;

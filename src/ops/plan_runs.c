@@ -381,11 +381,34 @@ static void block_keys(const fv_plan_view *view, int32_t block, int64_t *from, i
     *to = fv_min(*to, view->keys);
 }
 
+/* The blocks of one group that follow each other. */
+static void lists_next_alone(fv_plan_runs *runs)
+{
+    const int32_t *entry = runs->view->plan->lists.entry;
+    int64_t first = runs->cursor[0], at = first + 1, end = runs->end[0], unused;
+
+    while (at < end && entry[at] == entry[at - 1] + 1)
+        at++;
+    block_keys(runs->view, entry[first], &runs->key, &unused);
+    block_keys(runs->view, entry[at - 1], &unused, &runs->key_end);
+    runs->rows = runs->group_rows[0];
+    runs->has_tiles = false;
+    runs->block_start = runs->key;
+    runs->whole = runs->view->plan->grid.rank == 0;
+    runs->cursor[0] = at;
+    runs->next[0] = at < end ? entry[at] : NO_BLOCK;
+}
+
 static void lists_next(fv_plan_runs *runs)
 {
+    const fv_lists *lists = &runs->view->plan->lists;
     uint64_t groups, front;
     int32_t block = lists_front(runs, &groups);
 
+    if (runs->groups == 1 && block != NO_BLOCK && !lists->tile && !lists->entry_bias) {
+        lists_next_alone(runs);
+        return;
+    }
     if (block == NO_BLOCK) {
         runs->more = false;
         return;

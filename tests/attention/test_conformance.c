@@ -19,6 +19,7 @@ struct trial {
     fv_ctx *ctx;
     fv_attention *attention;
     const fv_mechanism *mechanism;
+    bool decode; /* the sheet computes steps by their own rule */
     float scale;
     double sheet_scale;
     fv_attention_args args;
@@ -179,6 +180,7 @@ static void draw_sheet(struct trial *t)
                             .D = c->D,
                             .Dv = c->Dv,
                             .causal = c->causal,
+                            .decode = t->decode,
                             .q = t->q,
                             .k = t->k,
                             .v = t->v,
@@ -253,6 +255,13 @@ static bool is_stable(struct trial *t)
     return same;
 }
 
+static void draw_stable(struct trial *t)
+{
+    do
+        draw(t);
+    while (!is_stable(t));
+}
+
 /* Sums of up to M weights of up to D products each, every step rounded once; a few of them follow one another. */
 static double tolerance_of(const conformance_case *c)
 {
@@ -273,9 +282,7 @@ static void for_all(void (*check)(struct trial *t), int threads)
                      (int)c->M, c->causal ? ", causal" : "", c->params ? ", " : "", c->params ? c->params : "");
             assert_ok(fv_attention_new(c->spec, &t.attention));
             t.mechanism = fv_attention_mechanism(t.attention);
-            do
-                draw(&t);
-            while (!is_stable(&t));
+            draw_stable(&t);
             check(&t);
             sheet_free(&t);
             fv_attention_free(t.attention);
@@ -420,6 +427,8 @@ static fv_attention_state new_state(struct trial *t)
         int64_t rows = fv_attention_kept(t->attention, &sizes, kind, c->M, &width);
         assert_ok(fv_tensor_new(t->ctx, &state.kept[kind].rows, FV_F32, FV_DIMS(c->B, c->Hkv, rows, width)));
     }
+    width = fv_attention_choice(t->attention, c->M);
+    if (width > 0) assert_ok(fv_tensor_new(t->ctx, &state.choice.index, FV_I32, FV_DIMS(c->B, c->H, width)));
     return state;
 }
 
@@ -482,12 +491,17 @@ static void check_decode(struct trial *t)
         assert_fails(fv_attention_decode(t->ctx, t->attention, &t->args), FV_E_USAGE, "decoding");
         return;
     }
-    if (!has(t, FV_DECODE_EXACT)) return;
+    if (has(t, FV_OWN_DECODE)) {
+        t->decode = true;
+        draw_stable(t);
+    } else if (!has(t, FV_DECODE_EXACT)) {
+        return;
+    }
     snprintf(what, sizeof what, "decode of %s", t->what);
     CHECK_OK(t, fv_attention_decode(t->ctx, t->attention, &t->args));
     test_close(what, &t->args.o, t->sheet.o, t->tolerance);
     if (t->sheet.lse) test_close(what, &t->args.lse, t->sheet.lse, t->tolerance);
-    if (t->c->params || (has(t, FV_RECURRENT) && t->c->N != t->c->M)) return;
+    if (t->c->params || has(t, FV_OWN_DECODE) || (has(t, FV_RECURRENT) && t->c->N != t->c->M)) return;
     for (int with_state = has(t, FV_RECURRENT | FV_NEEDS_KEPT); with_state < 2; with_state++) {
         snprintf(what, sizeof what, "chunks of %s, %s", t->what, with_state ? "with a state" : "without");
         memset(t->args.o.data, 0, (size_t)fv_tensor_count(&t->args.o) * sizeof(float));

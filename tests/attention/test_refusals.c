@@ -33,6 +33,8 @@ static void specs_are_refused_as_usage(void **state)
         {"agent:grid=7x7,agents=48", "perfect square"},
         {"agent:grid=7", "rows x columns"},
         {"moba:top=0", "expected 1 to"},
+        {"hip:k=9,block_k=2", "a multiple of block_k 2, got 9"},
+        {"hip:rep=middle", "first or centre or last"},
     };
     fv_attention *attention;
     (void)state;

@@ -96,6 +96,7 @@ static const char *const specs[] = {
     "hedgehog",
     "moba:block=8,top=2",
     "nsa:compress=mean,compress_block=8,compress_stride=4,block=8,top=3,window=6",
+    "hip:k=8,block_q=1,window=6,sink=2,refresh=1",
     "0-1/sinkwin:sink=1,window=4;3/lightning2;rest/power:block=2",
 };
 
@@ -316,6 +317,38 @@ static void bytes_and_pairs_are_counted(void **state)
     /* a state of 32 x 32 sums and 32 counts for each of six query heads takes the place of layer 5's rows */
     check_counts(&f, (fv_session_options){.attention = "lightning2"}, 6 * row * 9 + 6 * (32 * 32 + 32) * 4,
                  6 * window_pairs(9), own);
+    end(&f);
+}
+
+/* A search of 8 keys between two sinks and the four newest serves three steps, in which the window grows; nothing of it
+ * is left when the session is cleared. */
+static void a_choice_serves_several_steps(void **state)
+{
+    enum { PROMPT = 40 };
+    static float first[TOKENS * VOCABULARY], logits[VOCABULARY];
+    const size_t choices = 7 * 6 * 8 * sizeof(int32_t); /* of layers and heads */
+    fv_session_stats before, stats;
+    struct fixture f;
+    (void)state;
+
+    begin(&f, (tiny_model){.architecture = "gemma3"});
+    fv_session *session =
+        session_of(&f, (fv_session_options){.attention = "rest/hip:k=8,block_q=8,block_k=1,window=4,sink=2,refresh=3"});
+    for (int round = 0; round < 2; round++) {
+        assert_ok(fv_session_feed(session, f.ids, PROMPT, NULL, 0));
+        fv_session_measure(session, &before);
+        assert_int_equal(before.cache_bytes, 7 * ROW * PROMPT);
+        for (int t = PROMPT; t < TOKENS; t++) {
+            assert_ok(fv_session_feed(session, f.ids + t, 1, round ? logits : first + t * VOCABULARY, 1));
+            fv_session_measure(session, &stats);
+            assert_true(stats.pairs - before.pairs == 7 * 6 * (2 + 8 + 4 + (t - PROMPT) % 3));
+            assert_int_equal(stats.cache_bytes, 7 * ROW * (t + 1) + choices);
+            if (round) assert_memory_equal(logits, first + t * VOCABULARY, sizeof logits);
+            before = stats;
+        }
+        fv_session_clear(session);
+    }
+    fv_session_free(session);
     end(&f);
 }
 
@@ -598,6 +631,7 @@ int main(void)
         cmocka_unit_test(bare_specs_leave_windows_alone),
         cmocka_unit_test(bad_plans_are_refused),
         cmocka_unit_test(bytes_and_pairs_are_counted),
+        cmocka_unit_test(a_choice_serves_several_steps),
         cmocka_unit_test(what_does_not_fit_is_refused),
         cmocka_unit_test(interrupts_leave_whole_chunks),
         cmocka_unit_test(failed_chunks_can_be_fed_again),

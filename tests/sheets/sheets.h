@@ -28,6 +28,7 @@ typedef struct sheet_param {
 typedef struct sheet_call {
     int64_t B, H, Hkv, N, M, D, Dv;
     bool causal;
+    bool decode;             /* as steps of one token, where those have a rule of their own */
     const double *scale;     /* NULL: the mechanism's default (D^-1/2) */
     const double *q, *k, *v; /* [B,H,N,D], [B,Hkv,M,D], [B,Hkv,M,Dv], C order */
     int options;
@@ -74,6 +75,7 @@ typedef struct sheet {
     add(anchor) \
     add(corecontext) \
     add(dma) \
+    add(hip) \
 
 #define DECLARE_SHEET(name) extern const sheet sheet_##name;
 /* clang-format on */

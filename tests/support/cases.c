@@ -166,5 +166,13 @@ const conformance_case conformance_cases[] = {
     {"dma:block_smooth=4,mask=relu", 1, 2, 2, 9, 31, 16, 16, false, "importance=1x2x31", false},
     {"dma:keep=6,delta=exp", 1, 2, 1, 21, 21, 16, 16, true, NULL, false},
     {"dma:keep=1", 1, 1, 1, 66, 66, 16, 16, true, NULL, false},
+    {"hip:k=8,block_q=8,window=9,sink=3", 2, 4, 2, 61, 61, 16, 24, false, NULL, false},
+    {"hip:k=12,block_q=16,block_k=3,window=16,rep=centre,share_heads=1,refresh=4", 1, 4, 2, 50, 63, 16, 16, true, NULL,
+     false},
+    {"hip:k=4,block_q=1,block_k=1,window=2,sink=1,rep=last,refresh=1", 1, 2, 1, 40, 40, 16, 16, false, NULL, false},
+    {"hip:k=6,block_q=5,block_k=2,window=7,stride=7,refresh=3", 1, 2, 2, 43, 43, 16, 16, false, NULL, false},
+    {"hip:k=6,block_q=4,block_k=6,window=5,stride=1", 1, 2, 1, 37, 29, 16, 16, false, NULL, false},
+    {"hip", 1, 2, 1, 40, 40, 64, 64, false, NULL, false},
+    {"hip", 1, 1, 1, 1, 1, 16, 16, false, NULL, false},
     {NULL, 0, 0, 0, 0, 0, 0, 0, false, NULL, false},
 };

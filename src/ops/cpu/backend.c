@@ -57,6 +57,7 @@ static void fill(void)
         table->softmax = fv_cpu_softmax;
         table->pool = fv_cpu_pool;
         table->select = fv_cpu_select;
+        table->match = fv_cpu_match;
         table->gather = fv_cpu_gather;
         table->sampled_dots = fv_cpu_sampled_dots;
         table->cumsum = fv_cpu_cumsum;

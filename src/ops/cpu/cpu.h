@@ -21,6 +21,7 @@ fv_status fv_cpu_rope(fv_ctx *ctx, const fv_rope_args *args);
 fv_status fv_cpu_softmax(fv_ctx *ctx, const fv_softmax_args *args);
 fv_status fv_cpu_pool(fv_ctx *ctx, const fv_pool_args *args);
 fv_status fv_cpu_select(fv_ctx *ctx, const fv_select_args *args);
+fv_status fv_cpu_match(fv_ctx *ctx, const fv_match_args *args);
 fv_status fv_cpu_gather(fv_ctx *ctx, const fv_gather_args *args);
 fv_status fv_cpu_sampled_dots(fv_ctx *ctx, const fv_sampled_dots_args *args);
 fv_status fv_cpu_cumsum(fv_ctx *ctx, const fv_cumsum_args *args);

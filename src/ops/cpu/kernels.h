@@ -12,6 +12,7 @@ enum {
     FV_DOT_ROWS = 4,       /* activation rows a weight is applied to while it is in registers */
     FV_MAX_TILE_ROWS = 16, /* bounds for tile_rows and tile_columns of any instruction set */
     FV_MAX_TILE_COLUMNS = 64,
+    FV_MATCH_ROWS = 8, /* rows matched at once */
 };
 
 /* Entries of the buffers that the selection of k works in. */
@@ -159,6 +160,9 @@ struct fv_kernels {
     /* The places of the k largest of the x that exceed `above`, ascending, of equal ones the first; their keys, which
      * order as the scores do.  Both have FV_SELECT_ROOM(k).  Returns how many there are. */
     int64_t (*select)(int64_t n, const float *x, int64_t k, float above, int32_t *keys, int32_t *index);
+    /* out[n] = the largest product of row n < FV_MATCH_ROWS with a column of x, which lies in panels of `width` columns
+     * [panels, length, width] */
+    void (*match)(int64_t panels, int64_t length, const float *x, const float *const *row, float *out);
     const struct fv_scan_kernels *scan;       /* scan_kernels.h */
     const struct fv_weights_kernels *weights; /* weights_kernels.h */
 };

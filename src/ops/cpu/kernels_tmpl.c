@@ -11,6 +11,7 @@ void LEAF(fill)(struct fv_kernels *kernels)
     LEAF(fill_math)(kernels);
     LEAF(fill_rows)(kernels);
     LEAF(fill_select)(kernels);
+    LEAF(fill_match)(kernels);
     LEAF(fill_attend)(kernels);
     LEAF(fill_few)(kernels);
     LEAF(fill_few_short)(kernels);

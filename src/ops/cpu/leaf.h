@@ -22,6 +22,7 @@ void LEAF(fill_pack)(struct fv_kernels *kernels);
 void LEAF(fill_math)(struct fv_kernels *kernels);
 void LEAF(fill_rows)(struct fv_kernels *kernels);
 void LEAF(fill_select)(struct fv_kernels *kernels);
+void LEAF(fill_match)(struct fv_kernels *kernels);
 void LEAF(fill_attend)(struct fv_kernels *kernels);
 void LEAF(fill_few)(struct fv_kernels *kernels);
 void LEAF(fill_few_short)(struct fv_kernels *kernels);

@@ -10,6 +10,7 @@ const fv_backend fv_backend_ref = {
     .pool = fv_ref_pool,
     .conv2d = fv_ref_conv2d,
     .select = fv_ref_select,
+    .match = fv_ref_match,
     .gather = fv_ref_gather,
     .sampled_dots = fv_ref_sampled_dots,
     .sampled_dots_backward = fv_ref_sampled_dots_backward,

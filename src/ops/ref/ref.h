@@ -12,6 +12,7 @@ fv_status fv_ref_softmax(fv_ctx *ctx, const fv_softmax_args *args);
 fv_status fv_ref_pool(fv_ctx *ctx, const fv_pool_args *args);
 fv_status fv_ref_conv2d(fv_ctx *ctx, const fv_conv2d_args *args);
 fv_status fv_ref_select(fv_ctx *ctx, const fv_select_args *args);
+fv_status fv_ref_match(fv_ctx *ctx, const fv_match_args *args);
 fv_status fv_ref_gather(fv_ctx *ctx, const fv_gather_args *args);
 fv_status fv_ref_sampled_dots(fv_ctx *ctx, const fv_sampled_dots_args *args);
 fv_status fv_ref_sampled_dots_backward(fv_ctx *ctx, const fv_sampled_dots_args *args, const fv_tensor *d_out,
