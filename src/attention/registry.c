@@ -16,6 +16,7 @@
     add(lightning2) \
     add(hedgehog) \
     add(agent) \
+    add(sparsifiner) \
 
 #define DECLARE(name) extern const fv_mechanism fv_mechanism_##name;
 #define LIST(name) &fv_mechanism_##name,

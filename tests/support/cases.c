@@ -114,5 +114,16 @@ const conformance_case conformance_cases[] = {
     {"blocktopk:block=1,top=6,local=1,sink=1", 1, 2, 1, 37, 37, 32, 32, false, NULL, false},
     {"blocktopk", 1, 2, 1, 21, 21, 64, 64, false, NULL, false},
     {"blocktopk:block=4,top=2,local=2,sink=3", 1, 2, 1, 20, 13, 16, 16, false, NULL, false},
+
+    {"sparsifiner", 2, 4, 2, 29, 29, 16, 24, false, NULL, false},
+    {"sparsifiner:keep=0.1,coef_top=2,cls=0", 1, 2, 1, 66, 66, 16, 16, false, NULL, false},
+    {"sparsifiner:keep=0.5,gamma=dim,basis_threshold=0.1", 1, 2, 2, 26, 26, 16, 16, false,
+     "q_weight=8x16 q_bias=8 k_weight=8x16 k_bias=8 down=26x5 up=26x5", false},
+    {"sparsifiner:basis=positive,coef_threshold=0.15", 1, 2, 1, 21, 21, 16, 16, false, "up=21x6 k_bias=16", false},
+    {"sparsifiner:basis=signed,threshold=0.02,token_keep=0.6", 2, 2, 2, 19, 19, 16, 16, false, "up=19x4 down=19x4",
+     false},
+    {"sparsifiner:threshold=0.05", 1, 1, 1, 17, 17, 16, 16, false, NULL, false},
+    {"sparsifiner:keep=1,token_keep=0.2", 1, 2, 1, 13, 13, 16, 16, false, NULL, false},
+    {"sparsifiner:token_keep=0.5", 1, 2, 1, 1, 1, 16, 16, false, NULL, false},
     {NULL, 0, 0, 0, 0, 0, 0, 0, false, NULL, false},
 };
