@@ -125,5 +125,16 @@ const conformance_case conformance_cases[] = {
     {"sparsifiner:threshold=0.05", 1, 1, 1, 17, 17, 16, 16, false, NULL, false},
     {"sparsifiner:keep=1,token_keep=0.2", 1, 2, 1, 13, 13, 16, 16, false, NULL, false},
     {"sparsifiner:token_keep=0.5", 1, 2, 1, 1, 1, 16, 16, false, NULL, false},
+
+    {"tab:group=8", 2, 3, 3, 29, 29, 9, 10, false, "assign=2x29<5", false},
+    {"tab:group=5,windows=3", 2, 2, 2, 23, 23, 16, 16, false,
+     "features=2x23x6 centres=4x6 centre_k=2x4x16 centre_v=2x4x16", false},
+    {"tab:group=7,windows=1", 1, 2, 2, 33, 33, 16, 24, false, "features=1x33x8 centres=6x8", false},
+    {"tab:group=6,mask_pad=1,windows=3", 1, 2, 2, 20, 20, 16, 16, false,
+     "assign=1x20<3 centre_k=2x3x16 centre_v=2x3x16", false},
+    {"tab:group=4,inter=0", 1, 1, 1, 14, 14, 16, 16, false, "centre_k=1x3x16 centre_v=1x3x16", false},
+    {"tab:windows=3", 1, 2, 2, 11, 11, 16, 16, false, NULL, false},
+    {"tab:group=3", 2, 2, 2, 70, 70, 16, 16, false, NULL, false},
+    {"tab", 1, 1, 1, 1, 1, 16, 16, false, NULL, false},
     {NULL, 0, 0, 0, 0, 0, 0, 0, false, NULL, false},
 };
