@@ -23,6 +23,8 @@
     add(corecontext) \
     add(dma) \
     add(hip) \
+    add(sparsifiner) \
+    add(tab) \
 
 #define DECLARE(name) extern const fv_mechanism fv_mechanism_##name;
 #define LIST(name) &fv_mechanism_##name,

@@ -76,6 +76,8 @@ typedef struct sheet {
     add(corecontext) \
     add(dma) \
     add(hip) \
+    add(sparsifiner) \
+    add(tab) \
 
 #define DECLARE_SHEET(name) extern const sheet sheet_##name;
 /* clang-format on */

@@ -3,6 +3,7 @@
 #define FV_SPARSE_CORE_H
 
 #include "attention/mechanism.h"
+#include "ops/plan.h"
 
 /* ---- pool ------------------------------------------------------------------------------------------------------- */
 
@@ -116,5 +117,24 @@ fv_status fv_spans_lay_out(fv_ctx *ctx, const fv_call *call, const fv_spans *spa
  * shows it, which is computed once and must not overlap spans; 0 where there is neither. */
 fv_status fv_spans_attend(fv_ctx *ctx, const fv_call *call, const fv_span_slots *slots, const fv_plan *besides,
                           int64_t spans, const fv_tensor *o);
+
+/* ---- single keys ------------------------------------------------------------------------------------------------- */
+
+/* The keys that each query of a call reads, where every query and head has its own: bit j of a row's word of a block is
+ * key block * FV_TILE + j. */
+typedef struct fv_key_bits {
+    int64_t batch, heads, queries, keys;
+    int64_t groups, blocks; /* of FV_TILE queries and keys */
+    uint64_t *word;         /* [batch, heads, groups, blocks, FV_TILE] */
+} fv_key_bits;
+
+/* None, for every query head of a call, in scratch memory. */
+fv_status fv_key_bits_new(fv_ctx *ctx, const fv_call *call, fv_key_bits *bits);
+/* Adds the keys index [B,H,n,K] i32, ascending, -1 behind the last, of queries from .. from+n-1. */
+void fv_key_bits_add(fv_ctx *ctx, const fv_key_bits *bits, int64_t from, const fv_tensor *index);
+/* All keys for a query, or none. */
+void fv_key_bits_set(const fv_key_bits *bits, int64_t b, int64_t h, int64_t i, bool all);
+/* Lists of the blocks that queries read something of. */
+fv_status fv_key_bits_plan(fv_ctx *ctx, const fv_key_bits *bits, fv_plan *plan);
 
 #endif

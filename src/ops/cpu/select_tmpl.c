@@ -23,12 +23,18 @@ static float score_of(int32_t key)
 
 static int64_t count_from(const int32_t *keys, int64_t count, int32_t least)
 {
-    vi from = splat_i(least);
-    int64_t found = 0;
+    vi from = splat_i(least), found[2] = {splat_i(0), splat_i(0)};
+    int64_t sum = 0, i = 0;
 
-    for (int64_t i = 0; i < count; i += W)
-        found += __builtin_popcount(lanes(load_i(keys + i) >= from));
-    return found;
+    for (; i + W < count; i += 2 * W) {
+        found[0] -= load_i(keys + i) >= from;
+        found[1] -= load_i(keys + i + W) >= from;
+    }
+    if (i < count) found[0] -= load_i(keys + i) >= from;
+    found[0] += found[1];
+    for (int lane = 0; lane < W; lane++)
+        sum += found[0][lane];
+    return sum;
 }
 
 /* The largest t that at least k of the keys reach, bit by bit from the highest; or an earlier t that k reach exactly.
@@ -57,6 +63,7 @@ static int32_t keep_best(int32_t *keys, int32_t *index, int64_t count, int64_t k
     for (int64_t i = 0; i < count; i += W) {
         vi key = load_i(keys + i), place = load_i(index + i);
         unsigned above = lanes(key > splat_i(least)), same = lanes(key == splat_i(least));
+        if (equal == 0) same = 0;
         while (__builtin_popcount(same) > equal)
             same ^= 1u << (31 - __builtin_clz(same));
         equal -= __builtin_popcount(same);
