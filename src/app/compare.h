@@ -11,6 +11,9 @@ typedef struct compare_run {
     const char *cache;     /* NULL: full */
     double prefill_rate, decode_rate;
     double kv_bytes, peak_bytes, committed_bytes, density, kl, top1, perplexity;
+    double (*spent)[FV_PHASES]; /* [layers] seconds of attention over the document that is read at once */
+    bool *replaced;             /* [layers] whose attention it replaces */
+    double attending, scoring, selecting, speedup; /* seconds in those layers, all and by phase; dense's over them */
     fv_generation answer;
     app_reads reads; /* which keys each head read */
 } compare_run;
@@ -47,12 +50,13 @@ typedef struct compare_column {
     const char *name, *title, *unit, *help;
     int better;  /* 1: more is better, -1: less */
     bool others; /* dense is what it is measured against, so it has no rank */
-    bool ratio;  /* the ratio to dense says something */
+    bool ratio;  /* the ratio to dense says something, */
+    bool times;  /* or the value is one */
     int digits;
     size_t offset; /* of a double in compare_run */
 } compare_column;
 extern const compare_column compare_columns[];
-enum { COMPARE_COLUMNS = 7 };
+enum { COMPARE_COLUMNS = 8 };
 
 double compare_value(const compare_column *column, const compare_run *run);
 bool compare_best(const comparison *comparison, const compare_column *column, int run);

@@ -141,6 +141,20 @@ static fv_status answer(struct job *job, compare_run *run)
     return status;
 }
 
+/* The seconds of attention so far, and the layers that are not as the model has them. */
+static fv_status note_attention(const struct job *job, compare_run *run)
+{
+    int64_t layers = job->result->info.layers;
+
+    FV_TRY(FV_ALLOC(run->spent, layers));
+    FV_TRY(FV_ALLOC(run->replaced, layers));
+    for (int64_t l = 0; l < layers; l++) {
+        memcpy(run->spent[l], job->session->layers[l].spent, sizeof run->spent[l]);
+        run->replaced[l] = fv_session_replaces(job->session, l);
+    }
+    return FV_OK;
+}
+
 static fv_status measure(struct job *job, compare_run *run)
 {
     double start = app_seconds(), prefill, decode = 0;
@@ -156,6 +170,7 @@ static fv_status measure(struct job *job, compare_run *run)
     rewind(job->dense);
     FV_TRY(fv_session_prompt(job->session, job->task->prompt->ids, job->prefill, job->logits, 1));
     prefill = app_seconds() - start;
+    FV_TRY(note_attention(job, run));
     FV_TRY(score(job, run, &decode));
     FV_TRY(answer(job, run));
     fv_session_measure(job->session, &stats);
@@ -188,6 +203,42 @@ static fv_status run_all(struct job *job)
     return status;
 }
 
+/* ---- attention by itself ----------------------------------------------------------------------------------------- */
+
+/* Whether attention of a layer is what a run changes.  Dense, and a run that replaces no layer, are held to those that
+ * any run replaces; where there are none, to all. */
+static bool in_question(const comparison *c, const compare_run *run, int64_t layer)
+{
+    bool own = false, any = false, here = false;
+
+    for (int64_t l = 0; l < c->info.layers; l++)
+        for (int r = 0; r < c->runs; r++) {
+            bool replaced = c->run[r].replaced[l];
+            any |= replaced;
+            own |= replaced && &c->run[r] == run;
+            here |= replaced && l == layer;
+        }
+    return own ? run->replaced[layer] : here || !any;
+}
+
+static void sum_attention(comparison *c)
+{
+    for (int r = 0; r < c->runs; r++) {
+        compare_run *run = &c->run[r];
+        double dense = 0;
+        for (int64_t l = 0; l < c->info.layers; l++) {
+            if (!in_question(c, run, l)) continue;
+            for (int phase = 0; phase < FV_PHASES; phase++) {
+                run->attending += run->spent[l][phase];
+                dense += c->run[0].spent[l][phase];
+            }
+            run->scoring += run->spent[l][FV_PHASE_SCORE];
+            run->selecting += run->spent[l][FV_PHASE_SELECT];
+        }
+        run->speedup = dense / fmax(run->attending, 1e-9);
+    }
+}
+
 /* ---- all of it -------------------------------------------------------------------------------------------------- */
 
 static fv_status compare(struct job *job)
@@ -200,6 +251,7 @@ static fv_status compare(struct job *job)
     FV_TRY(FV_ALLOC(job->logits, c->info.vocabulary));
     FV_TRY(FV_ALLOC(job->reference, c->info.vocabulary));
     FV_TRY(run_all(job));
+    sum_attention(c);
     c->backend = fv_ctx_backend(job->app->ctx);
     c->threads = fv_ctx_threads(job->app->ctx);
     c->seconds = app_seconds() - start;
@@ -222,6 +274,8 @@ void comparison_free(comparison *c)
     for (int r = 0; c->run && r < c->runs; r++) {
         fv_generation_free(&c->run[r].answer);
         app_reads_free(&c->run[r].reads);
+        fv_free(c->run[r].spent);
+        fv_free(c->run[r].replaced);
     }
     fv_free(c->run);
     *c = (comparison){0};
