@@ -30,7 +30,8 @@ fv_status fv_call_pairs(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_cal
 /* Pairs that dense attention with the same causality has. */
 double fv_call_dense_pairs(const fv_call *call);
 
-/* Work of a call; scratch memory. */
-fv_status fv_call_measure(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *call, fv_work *work);
+/* Work of a call, with the pairs that it counted itself, if it did; scratch memory. */
+fv_status fv_call_measure(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *call, const double *counted,
+                          fv_work *work);
 
 #endif

@@ -112,7 +112,8 @@ double fv_call_dense_pairs(const fv_call *call)
     return heads * (first >= 0 ? N * (first + M) / 2 : M * (M + 1) / 2);
 }
 
-fv_status fv_call_measure(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *call, fv_work *work)
+fv_status fv_call_measure(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *call, const double *counted,
+                          fv_work *work)
 {
     fv_pairs pairs;
     double dense;
@@ -121,7 +122,10 @@ fv_status fv_call_measure(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_c
                                tensor_bytes(&call->o) + tensor_bytes(&call->lse)};
     for (int i = 0; i < fv_param_count(mechanism); i++)
         work->bytes += tensor_bytes(&call->param[i]);
-    if (mechanism->work) {
+    if (counted) {
+        work->pairs = (int64_t)*counted;
+        work->flops = 2.0 * *counted * (double)(call->head_dim + call->value_dim);
+    } else if (mechanism->work) {
         FV_TRY(mechanism->work(ctx, call, work));
     } else if (mechanism->scan) {
         int64_t width = fv_call_state_width(mechanism, call);
@@ -144,7 +148,7 @@ fv_status fv_attention_work(fv_ctx *ctx, const fv_attention *attention, const fv
     fv_call call;
     fv_status status = fv_call_make(attention, args, &call);
 
-    if (status == FV_OK) status = fv_call_measure(ctx, attention->mechanism, &call, work);
+    if (status == FV_OK) status = fv_call_measure(ctx, attention->mechanism, &call, NULL, work);
     fv_scratch_release(ctx, mark);
     return status;
 }
