@@ -2,6 +2,7 @@
 #ifndef APP_COMPARE_H
 #define APP_COMPARE_H
 
+#include "app/picture.h"
 #include "app/prompt.h"
 #include "app/reads.h"
 
@@ -15,7 +16,9 @@ typedef struct compare_run {
     bool *replaced;             /* [layers] whose attention it replaces */
     double attending, scoring, selecting, speedup; /* seconds in those layers, all and by phase; dense's over them */
     fv_generation answer;
-    app_reads reads; /* which keys each head read */
+    app_reads reads;     /* which keys each head read */
+    int64_t drawn;       /* the layer of `picture`; -1: no mechanism with pairs is anywhere */
+    app_picture picture; /* all heads of that layer, over the document that is read at once */
 } compare_run;
 
 typedef struct comparison {

@@ -2,8 +2,11 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
+#include "app/noise.h"
+#include "attention/attention.h"
 #include "base/random.h"
 
 /* ---- options ---------------------------------------------------------------------------------------------------- */
@@ -39,9 +42,10 @@ void example_add(fv_text *spec, const char *name, const char *value)
         fv_text_printf(spec, "%c%s=%s", strchr(fv_text_get(spec), ':') ? ',' : ':', name, value);
 }
 
-/* Sides of a grid as square as the number of cells allows, the shorter first, each at most `most` long; as text. */
-static const char *sides(int64_t cells, int axes, int64_t most, char text[64])
+/* Sides of a grid as square as the number of cells allows, the shorter first, or of a window on it; as text. */
+static const char *sides(int64_t cells, int axes, bool window, char text[64])
 {
+    enum { WINDOW = 13 };
     int length = 0;
 
     for (int left = axes; left > 0; left--) {
@@ -49,8 +53,8 @@ static const char *sides(int64_t cells, int axes, int64_t most, char text[64])
         while (side > 1 && cells % side != 0)
             side--;
         side = fv_max(side, 1);
-        length += snprintf(text + length, (size_t)(64 - length), "%s%lld", left < axes ? "x" : "",
-                           (long long)fv_min(side, most));
+        int64_t shown = !window ? side : side > WINDOW ? WINDOW : side / 2 | 1;
+        length += snprintf(text + length, (size_t)(64 - length), "%s%lld", left < axes ? "x" : "", (long long)shown);
         cells /= side;
     }
     return text;
@@ -64,8 +68,8 @@ static void write_spec(const fv_mechanism *mechanism, const char *given, int64_t
 
     fv_text_free(spec);
     fv_text_printf(spec, "%s", given);
-    if (axes > 0) example_add(spec, "grid", sides(tokens, axes, INT64_MAX, text));
-    if (axes > 0 && window && !window->initial) example_add(spec, "window", sides(tokens, axes, 13, text));
+    if (axes > 0) example_add(spec, "grid", sides(tokens, axes, false, text));
+    if (axes > 0 && window && !window->initial) example_add(spec, "window", sides(tokens, axes, true, text));
     if (!clusters || !clusters->initial || strcmp(clusters->initial, "0") != 0) return;
     snprintf(text, sizeof text, "%.0f", fmax(round(sqrt((double)tokens)), 1));
     example_add(spec, "clusters", text);
@@ -126,4 +130,110 @@ void example_topics(const fv_tensor *q, const fv_tensor *k, uint64_t seed)
             if (draw % RARE == 0)
                 *(float *)fv_at(k, plane / k->dims[1], plane % k->dims[1], j, draw / RARE % TOPICS) += strength;
         }
+}
+
+fv_status example_call(fv_ctx *ctx, int64_t heads, int64_t tokens, int64_t dim, uint64_t seed, fv_attention_args *args)
+{
+    const int64_t dims[] = {1, heads, tokens, dim};
+
+    *args = (fv_attention_args){0};
+    FV_TRY(fv_tensor_new(ctx, &args->q, FV_F32, 4, dims));
+    FV_TRY(fv_tensor_new(ctx, &args->k, FV_F32, 4, dims));
+    FV_TRY(fv_tensor_new(ctx, &args->o, FV_F32, 4, dims));
+    app_noise(&args->q, seed);
+    app_noise(&args->k, seed + 1);
+    example_topics(&args->q, &args->k, seed);
+    args->v = args->k;
+    return FV_OK;
+}
+
+/* ---- options for few tokens -------------------------------------------------------------------------------------- */
+
+/* Options that count many tokens and those that count some, by their defaults, are halved so many times. */
+enum { MANY = 32, SOME = 9, MANY_HALVINGS = 9, SOME_HALVINGS = 3 };
+#define WANTED 0.3 /* density */
+#define ENOUGH 0.5 /* where defaults stay */
+
+/* The default of an option that is one whole number; 0: it is none. */
+static int64_t number_of(const fv_option *o)
+{
+    bool numbers = o->type == FV_OPTION_INT || o->type == FV_OPTION_TUPLE || o->type == FV_OPTION_LIST;
+
+    return numbers && o->initial && !strpbrk(o->initial, "x+.") ? strtoll(o->initial, NULL, 10) : 0;
+}
+
+static void add_halved(const fv_mechanism *mechanism, int many, int some, fv_text *spec)
+{
+    for (const fv_option *o = mechanism->options; o && o->name; o++) {
+        int64_t initial = number_of(o), halvings = initial >= MANY ? many : initial >= SOME ? some : 0;
+        char value[32];
+        if (halvings == 0 || gives(fv_text_get(spec), o->name)) continue;
+        snprintf(value, sizeof value, "%lld", (long long)fv_max(initial >> halvings, fv_max((int64_t)o->min, 1)));
+        example_add(spec, o->name, value);
+    }
+}
+
+static fv_status density_of(fv_ctx *ctx, const char *spec, const fv_attention_args *args, double *density)
+{
+    fv_mark mark = fv_scratch_mark(ctx);
+    fv_attention *attention;
+    fv_pairs pairs;
+    fv_call call;
+    int64_t count = 0;
+
+    FV_TRY(fv_attention_new(spec, &attention));
+    fv_status status = fv_call_make(attention, args, &call);
+    if (status == FV_OK) status = fv_call_pairs(ctx, fv_attention_mechanism(attention), &call, &pairs);
+    if (status == FV_OK) status = fv_plan_pairs(ctx, &pairs.plan, 1, 1, call.queries, call.keys, &count);
+    if (status == FV_OK) *density = (double)count / fv_call_dense_pairs(&call);
+    fv_attention_free(attention);
+    fv_scratch_release(ctx, mark);
+    return status;
+}
+
+/* One choice of halvings; *distance from the wanted density is INFINITY where it cannot be. */
+static fv_status try_halved(fv_ctx *ctx, const char *given, int many, int some, fv_attention_args *args, fv_text *spec,
+                            double *distance)
+{
+    const fv_mechanism *mechanism;
+    fv_text halved = {0};
+    double density = 0;
+
+    FV_TRY(example_mechanism(given, &mechanism));
+    fv_text_printf(&halved, "%s", given);
+    add_halved(mechanism, many, some, &halved);
+    fv_status status = fv_text_status(&halved);
+    if (status == FV_OK)
+        status = example_spec(fv_text_get(&halved), 1, args->q.dims[2], args->q.dims[3], spec, &args->causal);
+    if (status == FV_OK) status = density_of(ctx, fv_text_get(spec), args, &density);
+    fv_text_free(&halved);
+    *distance = status == FV_OK && density > 0 ? fabs(log(density / WANTED)) : INFINITY;
+    if (many == 0 && some == 0 && density > 0 && density <= ENOUGH) *distance = 0;
+    return status;
+}
+
+fv_status example_fit(fv_ctx *ctx, const char *given, int64_t tokens, uint64_t seed, fv_text *spec, bool *causal)
+{
+    enum { DIM = 64 };
+    int best_many = 0, best_some = 0;
+    double best = INFINITY, distance;
+    fv_mark mark = fv_scratch_mark(ctx);
+    fv_attention_args args;
+    fv_status status;
+
+    FV_TRY(example_call(ctx, 1, tokens, DIM, seed, &args));
+    for (int some = 0; some <= SOME_HALVINGS && best > 0; some++)
+        for (int many = 0; many <= MANY_HALVINGS && best > 0; many++) {
+            (void)try_halved(ctx, given, many, some, &args, spec, &distance); /* others may do */
+            FV_TRY(fv_ctx_check(ctx));
+            if (distance < best) {
+                best = distance;
+                best_many = many;
+                best_some = some;
+            }
+        }
+    status = try_halved(ctx, given, best_many, best_some, &args, spec, &distance);
+    *causal = args.causal;
+    fv_scratch_release(ctx, mark);
+    return status;
 }

@@ -78,7 +78,7 @@ const compare_column compare_columns[] = {
      .digits = 3, .offset = OF(top1)},
     {"PPL", "Perplexity", "", "of the scored tokens", -1, .ratio = true, .digits = 2, .offset = OF(perplexity)},
     {"ATTENTION", "Attention", "of dense's speed",
-     "dense's seconds in the layers it replaces, over its own, in prefill", 1, .times = true, .digits = 2,
+     "dense's seconds over its own, in the layers it replaces, while reading", 1, .times = true, .digits = 2,
      .offset = OF(speedup)},
 };
 

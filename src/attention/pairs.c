@@ -21,6 +21,12 @@ struct map_work {
     uint8_t *map;
 };
 
+void fv_pairs_row(const fv_pairs *pairs, int64_t heads, int64_t b, int64_t h, int64_t i, int64_t keys, uint8_t *row)
+{
+    for (int64_t j = 0; j < keys; j++)
+        row[pairs->key_order ? pairs->key_order[j] : j] = fv_plan_sees(&pairs->plan, heads, b, h, i, j);
+}
+
 static void map_row(void *user, int64_t index, int thread)
 {
     const struct map_work *work = user;
@@ -28,11 +34,9 @@ static void map_row(void *user, int64_t index, int thread)
     int64_t i = index % work->rows, plane = index / work->rows;
     int64_t query = pairs->query_order ? pairs->query_order[i] : i;
     int64_t h = plane % work->map_heads, b = plane / work->map_heads;
-    uint8_t *row = work->map + (plane * work->rows + query) * work->columns;
 
     (void)thread;
-    for (int64_t j = 0; j < work->columns; j++)
-        row[pairs->key_order ? pairs->key_order[j] : j] = fv_plan_sees(&pairs->plan, work->heads, b, h, i, j);
+    fv_pairs_row(pairs, work->heads, b, h, i, work->columns, work->map + (plane * work->rows + query) * work->columns);
 }
 
 static fv_status make_map(fv_ctx *ctx, const fv_attention *attention, const fv_attention_args *args, fv_tensor *map,

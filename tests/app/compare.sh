@@ -69,7 +69,7 @@ assert not re.search(r"(src|href)\s*=\s*[\"'](?!data:)", text), "asks for someth
 assert not re.search(r"url\(|@import|https?://", text), "names something outside"
 assert "<script" not in text and "<b>doc" not in text and "<i>" not in text, "text of others is not escaped"
 assert "&lt;b&gt;doc &amp; co.txt" in text and "&lt;i&gt;" in text
-assert text.count("<svg") == 8 and text.count("data:image/png;base64,") == 4 and "prefers-color-scheme" in text
+assert text.count("<svg") == 8 and text.count("data:image/png;base64,") == 8 and text.count('class="pair"') == 2 and "prefers-color-scheme" in text
 class Balance(html.parser.HTMLParser):
     stack = []
     def handle_starttag(self, tag, attrs):
@@ -81,6 +81,24 @@ parser.feed(text)
 assert not parser.stack, parser.stack
 PYTHON
 echo ok report
+python3 - << 'PYTHON' > why 2>&1 || fail pictures "$(tail -n 1 why)"
+import base64, re, struct, zlib
+text = open("r.html", encoding="utf-8").read()
+tokens = __import__("json").load(open("compare.json"))["document_tokens"] - 16
+assert re.search(r"layer 15, head [0-8]: ([0-9.]+) % of the attention is on the ([0-9.]+) % of pairs", text), "no words"
+images = [base64.b64decode(u) for u in re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", text)][4:]
+for n, data in enumerate(images): # as many cells as tokens; blank exactly where a query comes before a key
+    width, height = struct.unpack(">II", data[16:24])
+    at = data.index(b"IDAT")
+    raw = zlib.decompress(data[at + 4:at + 4 + struct.unpack(">I", data[at - 4:at])[0]])
+    assert width == height == tokens, (width, tokens)
+    for i in range(height):
+        row = raw[i * (width + 1) + 1:(i + 1) * (width + 1)]
+        assert all((row[k] == 0) == (k > i) for k in range(width)), f"image {n}, query {i}"
+        if n == 0: # sinkwin:sink=2,window=16
+            assert all((row[k] == 254) == (k < 2 or i - k < 16) for k in range(i + 1)), f"query {i}"
+PYTHON
+echo ok pictures
 
 # ---- the table ----
 expect table 0 'report: t.html' $call -f "$doc" -p "$question" --with lightning2 -n 2 --score 8 --report t.html
