@@ -15,9 +15,13 @@ typedef struct bench_row {
     const char *bound; /* the peak that limits it */
     int runs;
     /* of mechanisms by name: */
-    int64_t tokens;       /* 0: another kind of row */
-    double dense_seconds; /* dense attention of the same shape in the same run */
-    double beats_from;    /* tokens from which it is faster than dense; NAN: not in this range */
+    int64_t tokens;                                       /* 0: another kind of row */
+    double score_seconds, select_seconds, attend_seconds; /* of those seconds */
+    double density;                                       /* query-key pairs computed, of dense's */
+    double dense_seconds;                                 /* dense attention of the same shape in the same run, */
+    bool dense_reckoned; /* or what it would take, from a shorter one by the square of the length */
+    double beats_from;   /* tokens from which it is faster than dense; NAN: not in this range */
+    double slope;        /* of the last row: time grows as this power of the length; otherwise NAN */
 } bench_row;
 
 struct bench {
@@ -26,6 +30,7 @@ struct bench {
     cli_ints sizes;    /* none: each kind has its own */
     bool f32, bf16;    /* which precisions */
     double least;      /* seconds a row takes at least */
+    double dense_most; /* seconds of a call of dense attention beside a mechanism; longer ones are not made */
     app_peaks peaks;
     bool counting;             /* rows are only counted */
     int64_t planned, measured; /* rows */
@@ -57,10 +62,9 @@ fv_status bench_decode(struct bench *b);
 fv_status bench_scan(struct bench *b);
 fv_status bench_gemm(struct bench *b);
 fv_status bench_model(struct bench *b);
-/* One mechanism over lengths, beside dense. */
+/* One mechanism over lengths, beside dense: heads of one shape. */
+enum { BENCH_HEADS = 8, BENCH_DIM = 64 };
 fv_status bench_sweep(struct bench *b, const char *spec);
-/* A mechanism's SPEC with what its shape needs (a grid, a window on it) where that was left out. */
-fv_status bench_spec(const char *given, int64_t tokens, fv_text *spec);
 /* "beats dense from about 1230 tokens", for people; "" for rows of other kinds. */
 void bench_crossing(const struct bench *b, const bench_row *last, fv_text *words);
 

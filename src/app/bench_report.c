@@ -138,7 +138,13 @@ static void plot(fv_text *out, const struct bench *b, int64_t first, int64_t las
     plot_end(out);
     fv_text_printf(out, "<p>");
     escape(out, b->rows[last].shape);
-    fv_text_printf(out, ": %.2f × dense</p></figure>\n", b->rows[last].seconds / b->rows[last].dense_seconds);
+    fv_text_printf(out, ": %.2f × dense%s", b->rows[last].seconds / b->rows[last].dense_seconds,
+                   b->rows[last].dense_reckoned ? ", whose time is extrapolated from a shorter length" : "");
+    if (b->rows[last].score_seconds > 0)
+        fv_text_printf(out, "; %.0f %% of its time is choosing, density %.3f",
+                       100 * (1 - b->rows[last].attend_seconds / b->rows[last].seconds), b->rows[last].density);
+    if (!isnan(b->rows[last].slope)) fv_text_printf(out, "; time grows as length^%.2f", b->rows[last].slope);
+    fv_text_printf(out, "</p></figure>\n");
 }
 
 static void write_mechanisms(fv_text *out, const struct bench *b)

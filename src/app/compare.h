@@ -2,6 +2,7 @@
 #ifndef APP_COMPARE_H
 #define APP_COMPARE_H
 
+#include "app/picture.h"
 #include "app/prompt.h"
 #include "app/reads.h"
 
@@ -11,8 +12,13 @@ typedef struct compare_run {
     const char *cache;     /* NULL: full */
     double prefill_rate, decode_rate;
     double kv_bytes, peak_bytes, committed_bytes, density, kl, top1, perplexity;
+    double (*spent)[FV_PHASES]; /* [layers] seconds of attention over the document that is read at once */
+    bool *replaced;             /* [layers] whose attention it replaces */
+    double attending, scoring, selecting, speedup; /* seconds in those layers, all and by phase; dense's over them */
     fv_generation answer;
-    app_reads reads; /* which keys each head read */
+    app_reads reads;     /* which keys each head read */
+    int64_t drawn;       /* the layer of `picture`; -1: no mechanism with pairs is anywhere */
+    app_picture picture; /* all heads of that layer, over the document that is read at once */
 } compare_run;
 
 typedef struct comparison {
@@ -47,12 +53,13 @@ typedef struct compare_column {
     const char *name, *title, *unit, *help;
     int better;  /* 1: more is better, -1: less */
     bool others; /* dense is what it is measured against, so it has no rank */
-    bool ratio;  /* the ratio to dense says something */
+    bool ratio;  /* the ratio to dense says something, */
+    bool times;  /* or the value is one */
     int digits;
     size_t offset; /* of a double in compare_run */
 } compare_column;
 extern const compare_column compare_columns[];
-enum { COMPARE_COLUMNS = 7 };
+enum { COMPARE_COLUMNS = 8 };
 
 double compare_value(const compare_column *column, const compare_run *run);
 bool compare_best(const comparison *comparison, const compare_column *column, int run);

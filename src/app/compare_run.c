@@ -23,7 +23,8 @@ struct job {
     int64_t prefill, context;
     fv_session *session;
     compare_run *current;
-    bool looking; /* at the attention calls of this step */
+    bool looking; /* at the attention calls of this step, */
+    bool drawing; /* or at those of one layer */
 };
 
 /* The document's tokens, and how many of them are scored. */
@@ -92,11 +93,50 @@ static fv_status score_step(struct job *job, compare_run *run)
     return FV_OK;
 }
 
+/* Whether a layer has a mechanism with pairs. */
+static bool can_draw(const fv_session *session, int64_t layer)
+{
+    const fv_session_layer *own = &session->layers[layer];
+
+    return !own->dense && !(fv_attention_mechanism(own->attention)->traits & (FV_NO_MAP | FV_RECURRENT));
+}
+
+/* The middle one of those layers. */
+static int64_t layer_to_draw(const fv_session *session)
+{
+    int64_t count = 0, at = 0;
+
+    for (int64_t l = 0; l < session->model->sizes.layers; l++)
+        count += can_draw(session, l);
+    for (int64_t l = 0; l < session->model->sizes.layers; l++)
+        if (can_draw(session, l) && at++ == count / 2) return l;
+    return -1;
+}
+
+/* A chunk of the document in that layer: its pairs are chosen once more. */
+static fv_status draw(struct job *job, const fv_session_look *look)
+{
+    compare_run *run = job->current;
+    fv_ctx *ctx = job->app->ctx;
+    fv_mark mark = fv_scratch_mark(ctx);
+    double start = app_seconds();
+    fv_pairs pairs;
+    fv_status status = fv_call_pairs(ctx, fv_attention_mechanism(look->attention), look->call, &pairs);
+
+    if (status == FV_OK)
+        status = app_picture_look(&run->picture, ctx, look->call, look->extra,
+                                  job->session->model->layers[look->layer].window, &pairs);
+    fv_scratch_release(ctx, mark);
+    run->picture.seconds += app_seconds() - start;
+    return status;
+}
+
 static fv_status watch(void *user, const fv_session_look *look)
 {
     struct job *job = user;
 
-    return job->looking ? app_reads_look(&job->current->reads, job->app->ctx, look) : FV_OK;
+    if (job->looking) return app_reads_look(&job->current->reads, job->app->ctx, look);
+    return job->drawing && look->layer == job->current->drawn ? draw(job, look) : FV_OK;
 }
 
 /* The scored tokens, one at a time; the row before each gives its own probability. */
@@ -141,21 +181,47 @@ static fv_status answer(struct job *job, compare_run *run)
     return status;
 }
 
+/* The seconds of attention so far, and the layers that are not as the model has them. */
+static fv_status note_attention(const struct job *job, compare_run *run)
+{
+    int64_t layers = job->result->info.layers;
+
+    FV_TRY(FV_ALLOC(run->spent, layers));
+    FV_TRY(FV_ALLOC(run->replaced, layers));
+    for (int64_t l = 0; l < layers; l++) {
+        memcpy(run->spent[l], job->session->layers[l].spent, sizeof run->spent[l]);
+        run->replaced[l] = fv_session_replaces(job->session, l);
+    }
+    return FV_OK;
+}
+
+static fv_status begin_looking(struct job *job, compare_run *run)
+{
+    const fv_model_info *info = &job->result->info;
+
+    FV_TRY(app_reads_new(&run->reads, info->layers, info->query_heads, job->result->document_tokens));
+    job->session->watch = watch;
+    job->session->watch_user = job;
+    run->drawn = layer_to_draw(job->session);
+    if (run->drawn < 0) return FV_OK;
+    run->picture =
+        (app_picture){.size = job->prefill, .heads = info->query_heads, .causal = true, .weighed = true, .thin = true};
+    return app_picture_new(&run->picture, false);
+}
+
 static fv_status measure(struct job *job, compare_run *run)
 {
     double start = app_seconds(), prefill, decode = 0;
     fv_session_stats stats;
 
-    if (job->task->reads) {
-        FV_TRY(app_reads_new(&run->reads, job->result->info.layers, job->result->info.query_heads,
-                             job->result->document_tokens));
-        job->session->watch = watch;
-        job->session->watch_user = job;
-    }
     job->current = run;
+    if (job->task->reads) FV_TRY(begin_looking(job, run));
     rewind(job->dense);
+    job->drawing = run->picture.size > 0;
     FV_TRY(fv_session_prompt(job->session, job->task->prompt->ids, job->prefill, job->logits, 1));
-    prefill = app_seconds() - start;
+    job->drawing = false;
+    prefill = app_seconds() - start - run->picture.seconds;
+    FV_TRY(note_attention(job, run));
     FV_TRY(score(job, run, &decode));
     FV_TRY(answer(job, run));
     fv_session_measure(job->session, &stats);
@@ -188,6 +254,42 @@ static fv_status run_all(struct job *job)
     return status;
 }
 
+/* ---- attention by itself ----------------------------------------------------------------------------------------- */
+
+/* Whether attention of a layer is what a run changes.  Dense, and a run that replaces no layer, are held to those that
+ * any run replaces; where there are none, to all. */
+static bool in_question(const comparison *c, const compare_run *run, int64_t layer)
+{
+    bool own = false, any = false, here = false;
+
+    for (int64_t l = 0; l < c->info.layers; l++)
+        for (int r = 0; r < c->runs; r++) {
+            bool replaced = c->run[r].replaced[l];
+            any |= replaced;
+            own |= replaced && &c->run[r] == run;
+            here |= replaced && l == layer;
+        }
+    return own ? run->replaced[layer] : here || !any;
+}
+
+static void sum_attention(comparison *c)
+{
+    for (int r = 0; r < c->runs; r++) {
+        compare_run *run = &c->run[r];
+        double dense = 0;
+        for (int64_t l = 0; l < c->info.layers; l++) {
+            if (!in_question(c, run, l)) continue;
+            for (int phase = 0; phase < FV_PHASES; phase++) {
+                run->attending += run->spent[l][phase];
+                dense += c->run[0].spent[l][phase];
+            }
+            run->scoring += run->spent[l][FV_PHASE_SCORE];
+            run->selecting += run->spent[l][FV_PHASE_SELECT];
+        }
+        run->speedup = dense / fmax(run->attending, 1e-9);
+    }
+}
+
 /* ---- all of it -------------------------------------------------------------------------------------------------- */
 
 static fv_status compare(struct job *job)
@@ -200,6 +302,7 @@ static fv_status compare(struct job *job)
     FV_TRY(FV_ALLOC(job->logits, c->info.vocabulary));
     FV_TRY(FV_ALLOC(job->reference, c->info.vocabulary));
     FV_TRY(run_all(job));
+    sum_attention(c);
     c->backend = fv_ctx_backend(job->app->ctx);
     c->threads = fv_ctx_threads(job->app->ctx);
     c->seconds = app_seconds() - start;
@@ -222,6 +325,9 @@ void comparison_free(comparison *c)
     for (int r = 0; c->run && r < c->runs; r++) {
         fv_generation_free(&c->run[r].answer);
         app_reads_free(&c->run[r].reads);
+        app_picture_free(&c->run[r].picture);
+        fv_free(c->run[r].spent);
+        fv_free(c->run[r].replaced);
     }
     fv_free(c->run);
     *c = (comparison){0};

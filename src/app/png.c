@@ -1,6 +1,5 @@
-/* A picture of palette indices as a PNG in a data: URI.  The pixels are stored, not compressed: pictures here are a few
- * ten thousand pixels. */
-#include "app/report.h"
+/* The pixels are stored, not compressed: pictures here are some hundred pixels across. */
+#include "app/png.h"
 
 #include "base/memory.h"
 
@@ -76,33 +75,43 @@ static void base64(fv_text *out, const fv_text *bytes)
     }
 }
 
-void report_png(fv_text *out, int64_t width, int64_t height, const uint8_t *pixels, const uint8_t palette[256][3])
+void png_add(fv_text *out, int64_t width, int64_t height, const uint8_t *pixels, const uint8_t palette[256][3])
 {
-    fv_text file = {0}, part = {0}, raw = {0};
+    fv_text part = {0}, raw = {0};
 
-    fv_text_add(&file, "\x89PNG\r\n\x1a\n", 8);
+    fv_text_add(out, "\x89PNG\r\n\x1a\n", 8);
     put32(&part, (uint32_t)width);
     put32(&part, (uint32_t)height);
     fv_text_add(&part, "\x08\x03\0\0\0", 5); /* 8 bits, palette */
-    chunk(&file, "IHDR", &part);
+    chunk(out, "IHDR", &part);
     part.length = 0;
     fv_text_add(&part, (const char *)palette, 256 * 3);
-    chunk(&file, "PLTE", &part);
+    chunk(out, "PLTE", &part);
     part.length = 0;
     fv_text_add(&part, "\0", 1); /* index 0 is transparent */
-    chunk(&file, "tRNS", &part);
+    chunk(out, "tRNS", &part);
     for (int64_t row = 0; row < height; row++) {
         fv_text_add(&raw, "\0", 1); /* no filter */
         fv_text_add(&raw, (const char *)pixels + row * width, width);
     }
     part.length = 0;
     store(&part, &raw);
-    chunk(&file, "IDAT", &part);
+    chunk(out, "IDAT", &part);
     part.length = 0;
-    chunk(&file, "IEND", &part);
+    chunk(out, "IEND", &part);
+    if (out->status == FV_OK) out->status = fv_text_status(&part);
+    if (out->status == FV_OK) out->status = fv_text_status(&raw);
+    fv_text_free(&part);
+    fv_text_free(&raw);
+}
+
+void png_uri(fv_text *out, int64_t width, int64_t height, const uint8_t *pixels, const uint8_t palette[256][3])
+{
+    fv_text file = {0};
+
+    png_add(&file, width, height, pixels, palette);
+    if (out->status == FV_OK) out->status = fv_text_status(&file);
     fv_text_printf(out, "data:image/png;base64,");
     base64(out, &file);
     fv_text_free(&file);
-    fv_text_free(&part);
-    fv_text_free(&raw);
 }

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "app/page.h"
+#include "app/png.h"
 #include "base/memory.h"
 
 static void escape(fv_text *out, const char *words)
@@ -80,7 +81,7 @@ void report_reads(fv_text *out, const comparison *c, const compare_run *run)
         pixels[i] = shade(reads->weight[i], reads->steps);
     make_palette(palette);
     fv_text_printf(out, "<div class=\"map\"><img alt=\"which keys each head read\" src=\"");
-    report_png(out, APP_READS_BINS, rows, pixels, palette);
+    png_uri(out, APP_READS_BINS, rows, pixels, palette);
     fv_text_printf(out, "\"></div><div class=\"axis\"><span>start of the document</span><span>%lld tokens</span></div>",
                    (long long)c->document_tokens);
     if (states > 0)
@@ -172,6 +173,46 @@ static void write_reads(fv_text *out, const comparison *c)
     fv_text_printf(out, "</div>\n");
 }
 
+/* The head whose attention lies least on what is read. */
+static int64_t worst_head(const app_picture *picture)
+{
+    int64_t worst = 0;
+
+    for (int64_t h = 1; h < picture->heads; h++)
+        if (picture->reached[h] < picture->reached[worst]) worst = h;
+    return worst;
+}
+
+static void write_pictures(fv_text *out, const comparison *c)
+{
+    bool any = false;
+
+    for (int r = 0; r < c->runs; r++) {
+        const compare_run *run = &c->run[r];
+        if (run->picture.queries == 0) continue;
+        int64_t head = worst_head(&run->picture);
+        if (!any)
+            fv_text_printf(out,
+                           "<h2>What is chosen, and where attention lies</h2><p>One head of the middle layer that a "
+                           "set-up replaces, the one whose attention lies least on what is read: queries from top "
+                           "to bottom, keys from left to right, over the document that is read at once. On the "
+                           "left the pairs that are read, from none <span class=\"key none\"></span> to all <span "
+                           "class=\"key all\"></span>; on the right what dense attention would give the same "
+                           "queries and keys, in the colours above.</p><div class=\"grid\">\n");
+        any = true;
+        fv_text_printf(out, "<figure><figcaption><b>");
+        escape(out, run->spec);
+        fv_text_printf(out,
+                       "</b> <span>layer %lld, head %lld: %.1f %% of the attention is on the %.1f %% of pairs that are "
+                       "read</span></figcaption>",
+                       (long long)run->drawn, (long long)head, 100 * app_picture_reached(&run->picture, head),
+                       100 * app_picture_density(&run->picture, head));
+        app_picture_html(out, &run->picture, head);
+        fv_text_printf(out, "</figure>\n");
+    }
+    if (any) fv_text_printf(out, "</div>\n");
+}
+
 fv_status compare_report(const char *path, const comparison *c)
 {
     fv_text out = {0};
@@ -184,5 +225,6 @@ fv_status compare_report(const char *path, const comparison *c)
     fv_text_printf(&out, "</div>\n");
     write_answers(&out, c);
     write_reads(&out, c);
+    write_pictures(&out, c);
     return page_write(&out, path);
 }

@@ -4,8 +4,8 @@
 #include <string.h>
 
 #include "app/bench.h"
+#include "app/examples.h"
 #include "app/verbs.h"
-#include "attention/mechanism.h"
 #include "base/memory.h"
 
 struct values {
@@ -13,7 +13,7 @@ struct values {
     const char *model, *report;
     cli_ints sizes;
     int precision;
-    double seconds;
+    double seconds, dense_seconds;
 };
 
 enum { BOTH, ONLY_F32, ONLY_BF16 };
@@ -43,6 +43,15 @@ static const cli_flag flags[] = {
      .min = 0,
      .max = 60,
      .help = "least time for each row"},
+    {.name = "dense-seconds",
+     .kind = CLI_NUMBER,
+     .offset = AT(dense_seconds),
+     .argument = "S",
+     .initial = "15",
+     .min = 0,
+     .max = 1e6,
+     .help = "longest call of dense attention beside a mechanism, at this machine's peak; of longer ones the time is "
+             "extrapolated"},
     {.name = "model",
      .letter = 'm',
      .kind = CLI_FILE,
@@ -173,12 +182,10 @@ static fv_status bench_word(struct bench *b, const char *word)
 
 static fv_status check_spec(const char *word, int64_t tokens)
 {
-    fv_attention *attention = NULL;
     fv_text spec = {0};
-    fv_status status = bench_spec(word, tokens, &spec);
+    bool causal;
+    fv_status status = example_spec(word, BENCH_HEADS, tokens, BENCH_DIM, &spec, &causal);
 
-    if (status == FV_OK) status = fv_attention_new(fv_text_get(&spec), &attention);
-    if (status == FV_OK) fv_attention_free(attention);
     fv_text_free(&spec);
     return status;
 }
@@ -195,10 +202,11 @@ static fv_status check_words(const cli_common *common, const struct values *valu
             return cli_missing("-m MODEL", "'bench model' needs it");
         if (i < KINDS || strcmp(word, "all") == 0 || bench_is_kinetics(word)) continue;
         fv_status status = check_spec(word, values->sizes.count ? values->sizes.items[0] : 512);
-        if (status != FV_OK)
+        if (status == FV_E_USAGE)
             return fv_fail_in(status,
                               "'%s' is neither attend, decode, scan, gemm, model, all or kinetics_cost nor a mechanism",
                               word);
+        FV_TRY(status);
     }
     return FV_OK;
 }
@@ -243,9 +251,17 @@ static fv_status print_json(const struct bench *b)
         app_put(object, "of_peak", app_number(row->of_peak));
         app_put(object, "bound", json_string(row->bound));
         app_put(object, "runs", json_integer(row->runs));
-        if (row->tokens) app_put(object, "tokens", json_integer(row->tokens));
+        if (row->tokens) {
+            app_put(object, "tokens", json_integer(row->tokens));
+            app_put(object, "score_seconds", app_number(row->score_seconds));
+            app_put(object, "select_seconds", app_number(row->select_seconds));
+            app_put(object, "attend_seconds", app_number(row->attend_seconds));
+            app_put(object, "density", app_number(row->density));
+            if (!isnan(row->slope)) app_put(object, "slope", app_number(row->slope));
+        }
         if (row->dense_seconds > 0) {
             app_put(object, "dense_seconds", app_number(row->dense_seconds));
+            app_put(object, "dense_extrapolated", json_boolean(row->dense_reckoned));
             app_put(object, "beats_dense_from", app_number(row->beats_from)); /* null: never in this range */
         }
         app_append(rows, object);
@@ -254,16 +270,46 @@ static fv_status print_json(const struct bench *b)
     return app_json_print(rows);
 }
 
+enum { COLUMNS = 7, ALL_COLUMNS = 12 }; /* the last ones are of mechanisms by name */
+
+static void mechanism_cells(app_table *table, const bench_row *row)
+{
+    if (row->tokens == 0) {
+        for (int i = COLUMNS; i < ALL_COLUMNS; i++)
+            app_table_cell(table, "-");
+        return;
+    }
+    app_table_cell(table, "%.4g", 1e3 * row->score_seconds);
+    app_table_cell(table, "%.4g", 1e3 * row->select_seconds);
+    app_table_cell(table, "%.4g", 1e3 * row->attend_seconds);
+    app_table_cell(table, "%.3f", row->density);
+    if (row->dense_seconds > 0)
+        app_table_cell(table, "%s%.2f", row->dense_reckoned ? "~" : "", row->seconds / row->dense_seconds);
+    else
+        app_table_cell(table, "-");
+}
+
+/* The sentence behind the table about a mechanism whose last row this is. */
+static void mechanism_words(const struct bench *b, const bench_row *row, fv_text *words)
+{
+    fv_text_printf(words, "%s ", row->what);
+    bench_crossing(b, row, words);
+    if (!isnan(row->slope)) fv_text_printf(words, "; its time grows as length^%.2f", row->slope);
+    fv_text_printf(words, "\n");
+}
+
 static fv_status print_table(const struct bench *b)
 {
-    static const bool left[8] = {true, true, false, false, false, false, true, false};
-    static const char *const heading[8] = {"WHAT", "SHAPE", "MS", "GFLOP/S", "GB/S", "OF PEAK", "BOUND", "OF DENSE"};
-    app_table table = {.columns = 7, .left = left};
+    static const bool left[ALL_COLUMNS] = {true, true, false, false, false, false, true};
+    static const char *const heading[ALL_COLUMNS] = {"WHAT",  "SHAPE", "MS",     "GFLOP/S", "GB/S",    "OF PEAK",
+                                                     "BOUND", "SCORE", "SELECT", "ATTEND",  "DENSITY", "OF DENSE"};
+    app_table table = {.columns = COLUMNS, .left = left};
     fv_text words = {0};
+    bool reckoned = false;
 
     if (b->count == 0) return bench_kinetics_table(b);
     for (int64_t r = 0; r < b->count; r++)
-        if (b->rows[r].tokens) table.columns = 8;
+        if (b->rows[r].tokens) table.columns = ALL_COLUMNS;
     for (int i = 0; i < table.columns; i++)
         app_table_cell(&table, "%s", heading[i]);
     for (int64_t r = 0; r < b->count; r++) {
@@ -275,13 +321,11 @@ static fv_status print_table(const struct bench *b)
         app_table_cell(&table, "%.1f", 1e-9 * (row->work.read + row->work.written) / row->seconds);
         app_table_cell(&table, "%.0f %%", 100 * row->of_peak);
         app_table_cell(&table, "%s", row->bound);
-        if (table.columns == 8)
-            app_table_cell(&table, row->dense_seconds > 0 ? "%.2f" : "-", row->seconds / row->dense_seconds);
-        if (!bench_is_last(b, r)) continue;
-        fv_text_printf(&words, "%s ", row->what);
-        bench_crossing(b, row, &words);
-        fv_text_printf(&words, "\n");
+        if (table.columns == ALL_COLUMNS) mechanism_cells(&table, row);
+        if (bench_is_last(b, r)) mechanism_words(b, row, &words);
+        reckoned |= row->dense_reckoned;
     }
+    if (reckoned) fv_text_printf(&words, "~ beside dense attention's time from a shorter length, by the square\n");
     printf("%s, %s, %d threads\n", b->app->ctx->cpu.model, fv_ctx_backend(b->app->ctx), fv_ctx_threads(b->app->ctx));
     fv_status status = app_table_print(&table, stdout);
     if (status == FV_OK) status = fv_text_status(&words);
@@ -298,7 +342,8 @@ static fv_status run(struct app *app, const void *data)
                       .sizes = values->sizes,
                       .f32 = values->precision != ONLY_BF16,
                       .bf16 = values->precision != ONLY_F32,
-                      .least = values->seconds};
+                      .least = values->seconds,
+                      .dense_most = values->dense_seconds};
     fv_status status;
 
     FV_TRY(check_words(app->common, values));

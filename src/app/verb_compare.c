@@ -67,13 +67,19 @@ static const cli_flag flags[] = {
 
 #define OF(field) offsetof(compare_run, field)
 const compare_column compare_columns[] = {
-    {"READ", "Reading", "tokens/s", "prefill of the document", 1, false, true, 0, OF(prefill_rate)},
-    {"WRITE", "Writing", "tokens/s", "one token at a time behind the document", 1, false, true, 1, OF(decode_rate)},
-    {"MEMORY", "Memory", "", "keys, values and states held at the end", -1, false, true, 0, OF(kv_bytes)},
-    {"DENSITY", "Density", "of dense", "query-key pairs computed", -1, false, false, 3, OF(density)},
-    {"KL", "Distance", "nats", "mean KL(dense || this) over the scored tokens", -1, true, false, 4, OF(kl)},
-    {"TOP-1", "Agreement", "", "share of scored tokens with dense's likeliest next token", 1, true, false, 3, OF(top1)},
-    {"PPL", "Perplexity", "", "of the scored tokens", -1, false, true, 2, OF(perplexity)},
+    {"READ", "Reading", "tokens/s", "prefill of the document", 1, .ratio = true, .offset = OF(prefill_rate)},
+    {"WRITE", "Writing", "tokens/s", "one token at a time behind the document", 1, .ratio = true, .digits = 1,
+     .offset = OF(decode_rate)},
+    {"MEMORY", "Memory", "", "keys, values and states held at the end", -1, .ratio = true, .offset = OF(kv_bytes)},
+    {"DENSITY", "Density", "of dense", "query-key pairs computed", -1, .digits = 3, .offset = OF(density)},
+    {"KL", "Distance", "nats", "mean KL(dense || this) over the scored tokens", -1, .others = true, .digits = 4,
+     .offset = OF(kl)},
+    {"TOP-1", "Agreement", "", "share of scored tokens with dense's likeliest next token", 1, .others = true,
+     .digits = 3, .offset = OF(top1)},
+    {"PPL", "Perplexity", "", "of the scored tokens", -1, .ratio = true, .digits = 2, .offset = OF(perplexity)},
+    {"ATTENTION", "Attention", "of dense's speed",
+     "dense's seconds over its own, in the layers it replaces, while reading", 1, .times = true, .digits = 2,
+     .offset = OF(speedup)},
 };
 
 double compare_value(const compare_column *column, const compare_run *run)
@@ -90,7 +96,7 @@ bool compare_best(const comparison *c, const compare_column *column, int run)
     for (int r = column->others ? 1 : 0; r < c->runs; r++) {
         double other = compare_value(column, &c->run[r]);
         if (column->better * other > column->better * own) return false;
-        differs |= fabs(other - own) > (column->ratio ? 0.01 * fabs(own) : 0);
+        differs |= fabs(other - own) > (column->ratio || column->times ? 0.01 * fabs(own) : 0);
     }
     return differs;
 }
@@ -106,7 +112,7 @@ const char *compare_text(const compare_column *column, const compare_run *run)
     if (column->offset == OF(kl) && value > 0 && value < 1e-3)
         snprintf(text, sizeof ring[0], "%.1e", value);
     else
-        snprintf(text, sizeof ring[0], "%.*f", column->digits, value);
+        snprintf(text, sizeof ring[0], "%.*f%s", column->digits, value, column->times ? "x" : "");
     return text;
 }
 
@@ -177,6 +183,10 @@ static fv_status print_json(const comparison *c)
         app_put(object, "spec", json_string(run->spec));
         app_put(object, "prefill_tokens_per_second", app_number(run->prefill_rate));
         app_put(object, "decode_tokens_per_second", app_number(run->decode_rate));
+        app_put(object, "attention_seconds", app_number(run->attending));
+        app_put(object, "score_seconds", app_number(run->scoring));
+        app_put(object, "select_seconds", app_number(run->selecting));
+        app_put(object, "attention_speedup", app_number(run->speedup));
         app_put(object, "kv_bytes", json_integer((json_int_t)run->kv_bytes));
         app_put(object, "density", app_number(run->density));
         app_put(object, "kl", app_number(run->kl));
@@ -213,7 +223,8 @@ static fv_status print_table(const comparison *c)
     }
     printf("\n%s, %lld tokens of document, the last %lld scored. * best; (ratio to dense).\n", c->info.name,
            (long long)c->document_tokens, (long long)c->scored_tokens);
-    printf("READ and WRITE in tokens a second; KL in nats from dense; TOP-1 agreement with dense; PPL perplexity.\n\n");
+    printf("READ and WRITE in tokens a second; KL in nats from dense; TOP-1 agreement with dense; PPL perplexity;\n"
+           "ATTENTION of the layers replaced, against dense's time there.\n\n");
     FV_TRY(app_table_print(&table, stdout));
     for (int r = 0; r < c->runs; r++) {
         printf("\n%s:\n", c->run[r].spec);

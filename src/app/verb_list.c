@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "app/flags.h"
+#include "app/show_plan.h"
 #include "app/verbs.h"
 #include "attention/mechanism.h"
 #include "base/memory.h"
@@ -320,6 +322,25 @@ static fv_status no_such_thing(const char *name)
                    near ? "; did you mean '" : "", near ? near : "", near ? "'?" : "");
 }
 
+/* What says how a plan is drawn means nothing without one. */
+static fv_status check_flags(const struct show_values *values)
+{
+    const char *of_plan = values->size != CLI_UNSET ? "--size"
+                          : values->svg             ? "--svg"
+                          : values->png             ? "--png"
+                          : values->model           ? "--from"
+                                                    : NULL;
+    const char *of_model = values->file                 ? "-f"
+                           : values->layer != CLI_UNSET ? "--layer"
+                           : values->head != CLI_UNSET  ? "--head"
+                                                        : NULL;
+
+    if (!values->plan && (of_plan || of_model)) return cli_missing("--plan", "what else is given draws a plan");
+    if (of_model && !values->model)
+        return fv_fail(FV_E_USAGE, "%s: needs --from MODEL, whose attention it names", of_model);
+    return FV_OK;
+}
+
 /* A mechanism and a policy may share a name: then both are shown. */
 static fv_status show(struct app *app, const void *values)
 {
@@ -328,7 +349,8 @@ static fv_status show(struct app *app, const void *values)
     struct thing thing;
     int found = 0;
 
-    (void)values;
+    FV_TRY(check_flags(values));
+    if (((const struct show_values *)values)->plan) return show_plan(app, values);
     for (int i = 0; thing_at(i, &thing); i++) {
         if (strcmp(thing.name, name) != 0) continue;
         if (app->common->json) {
@@ -350,6 +372,43 @@ static fv_status show(struct app *app, const void *values)
     return object ? app_json_print(object) : FV_OK;
 }
 
+#define AT(field) offsetof(struct show_values, field)
+static const cli_flag show_flags[] = {
+    {.name = "plan",
+     .kind = CLI_SWITCH,
+     .offset = AT(plan),
+     .group = "Plans",
+     .help = "draw which keys each query reads, on noise or on a model's own queries and keys"},
+    {.name = "size",
+     .kind = CLI_INT,
+     .offset = AT(size),
+     .argument = "N",
+     .min = 2,
+     .max = 4096,
+     .help = "tokens (otherwise 64, or 512 with --from)"},
+    {.name = "svg", .kind = CLI_FILE, .offset = AT(svg), .argument = "FILE", .help = "also draw it as SVG"},
+    {.name = "png", .kind = CLI_FILE, .offset = AT(png), .argument = "FILE", .help = "also draw it as PNG"},
+    {.name = "from",
+     .kind = CLI_FILE,
+     .offset = AT(model),
+     .argument = "MODEL",
+     .help = "a GGUF file: draw what would be read in one of its heads, beside that head's attention"},
+    {.name = "layer",
+     .kind = CLI_INT,
+     .offset = AT(layer),
+     .argument = "L",
+     .max = 1 << 20,
+     .help = "of the model (otherwise the middle one)"},
+    {.name = "head",
+     .kind = CLI_INT,
+     .offset = AT(head),
+     .argument = "H",
+     .max = 1 << 20,
+     .help = "query head of the layer (otherwise the first)"},
+    FLAG_FILE(AT(file), false, "the text it reads, from its beginning"),
+    CLI_END,
+};
+
 const cli_verb verb_list = {
     .name = "list",
     .summary = "what there is: mechanisms, cache policies and model architectures",
@@ -363,14 +422,21 @@ const cli_verb verb_list = {
 
 const cli_verb verb_show = {
     .name = "show",
-    .summary = "one mechanism or cache policy: formula, options, tensors, cost",
-    .operands = "NAME",
+    .summary = "one mechanism or cache policy: formula, options, tensors, cost; a picture of who reads whom",
+    .operands = "NAME[:options]",
     .operands_min = 1,
     .operands_max = 1,
     .about = "Shows a mechanism's formula in plain text, its options with defaults and ranges, its own tensors with "
              "their shapes, what it costs, and the paper it comes from; of a cache policy what it keeps, with the "
-             "options every policy has. Where both have the name both are shown, with --json the policy under 'also'.",
-    .example = "  fovea show nsa\n  fovea show sinkring\n  fovea show moba --json\n",
-    .size = sizeof(cli_common),
+             "options every policy has. Where both have the name both are shown, with --json the policy under 'also'.\n"
+             "--plan draws a mechanism instead: queries from top to bottom, keys from left to right. Without --from q "
+             "and k are noise, in which a few keys stand out. Options that are not given become smaller, by halves, "
+             "until a picture of that many tokens leaves something out; the first line says them.",
+    .example =
+        "  fovea show nsa\n  fovea show sinkring\n  fovea show moba --json\n"
+        "  fovea show moba:block=8,top=3 --plan --svg moba.svg\n"
+        "  fovea show moba:block=32,top=4 --plan --from model.gguf --layer 15 --head 3 -f report.txt --png moba.png\n",
+    .flags = show_flags,
+    .size = sizeof(struct show_values),
     .run = show,
 };

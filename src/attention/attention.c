@@ -292,30 +292,41 @@ static fv_status run(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *
     if (mechanism->scan) return run_scan(ctx, mechanism, &call, state, false);
     if (call.pairs && !mechanism->counts) {
         fv_work work;
-        FV_TRY(fv_call_measure(ctx, mechanism, &call, &work));
+        FV_TRY(fv_call_measure(ctx, mechanism, &call, NULL, &work));
         *call.pairs += (double)work.pairs;
     }
     return mechanism->forward(ctx, &call);
 }
 
-static fv_status forward(fv_ctx *ctx, const fv_attention *attention, const fv_attention_args *args)
+/* work: NULL, or filled in. */
+static fv_status forward(fv_ctx *ctx, const fv_attention *attention, const fv_attention_args *args, fv_work *work)
 {
+    const fv_mechanism *mechanism = attention->mechanism;
+    bool counts = mechanism->plan || mechanism->counts;
+    double pairs = 0;
     fv_call call;
 
     FV_TRY(fv_call_make(attention, args, &call));
-    if (call.queries == 0) return FV_OK;
-    return run(ctx, attention->mechanism, &call, NULL, NULL);
+    if (work && counts) call.pairs = &pairs;
+    if (call.queries > 0) FV_TRY(run(ctx, mechanism, &call, NULL, NULL));
+    return work ? fv_call_measure(ctx, mechanism, &call, counts ? &pairs : NULL, work) : FV_OK;
 }
 
-fv_status fv_attention_forward(fv_ctx *ctx, const fv_attention *attention, const fv_attention_args *args)
+fv_status fv_attention_measured(fv_ctx *ctx, const fv_attention *attention, const fv_attention_args *args,
+                                fv_work *work)
 {
     fv_mark mark = fv_scratch_mark(ctx);
     fv_phase before = fv_phase_enter(ctx, FV_PHASE_ATTEND);
-    fv_status status = forward(ctx, attention, args);
+    fv_status status = forward(ctx, attention, args, work);
 
     fv_phase_enter(ctx, before);
     fv_scratch_release(ctx, mark);
     return status;
+}
+
+fv_status fv_attention_forward(fv_ctx *ctx, const fv_attention *attention, const fv_attention_args *args)
+{
+    return fv_attention_measured(ctx, attention, args, NULL);
 }
 
 fv_status fv_attention_chunk(fv_ctx *ctx, const fv_attention *attention, const fv_call *call, fv_attention_state *state,
@@ -434,7 +445,7 @@ static fv_status record(fv_ctx *ctx, const fv_attention *attention, fv_attention
     for (int i = 0; i < args->params; i++)
         if (params[i].tensor.dtype == FV_F32) FV_TRY(watch(ctx, &params[i].tensor));
     FV_TRY(fv_tape_watch(ctx, &args->o)); /* rows that see no key depend on nothing, but may be seeded */
-    return forward(ctx, attention, args);
+    return forward(ctx, attention, args, NULL);
 }
 
 static fv_status hand_out_all(fv_ctx *ctx, const char *owner, const fv_attention_args *args,

@@ -27,10 +27,14 @@ fv_status fv_call_plan(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call
 /* The pairs of a call, from scratch memory.  FV_E_USAGE where the mechanism has no such set. */
 fv_status fv_call_pairs(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *call, fv_pairs *pairs);
 
+/* What row i of a set of pairs reads, for a head of `heads` query heads: row[key], not zero where the pair is there. */
+void fv_pairs_row(const fv_pairs *pairs, int64_t heads, int64_t b, int64_t h, int64_t i, int64_t keys, uint8_t *row);
+
 /* Pairs that dense attention with the same causality has. */
 double fv_call_dense_pairs(const fv_call *call);
 
-/* Work of a call; scratch memory. */
-fv_status fv_call_measure(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *call, fv_work *work);
+/* Work of a call, with the pairs that it counted itself, if it did; scratch memory. */
+fv_status fv_call_measure(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *call, const double *counted,
+                          fv_work *work);
 
 #endif

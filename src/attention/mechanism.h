@@ -212,6 +212,11 @@ fv_status fv_call_make(const fv_attention *attention, const fv_attention_args *a
 /* The same for a chunk of a longer sequence (N = M is not asked for, call->decoding is set). */
 fv_status fv_call_chunk(const fv_attention *attention, const fv_attention_args *args, fv_call *call);
 
+/* fv_attention_forward, and its work (NULL: not asked for): where pairs are counted in computing, nothing is chosen a
+ * second time for it, and flops are those of the pairs. */
+fv_status fv_attention_measured(fv_ctx *ctx, const fv_attention *attention, const fv_attention_args *args,
+                                fv_work *work);
+
 /* What a sequence leaves in a mechanism.  All zero: nothing is kept, and rows are made anew in each call. */
 typedef struct fv_attention_state {
     fv_tensor s, z; /* of a recurrent one: [B,H,F,Dv] and [B,H,F], zeroed before the first chunk */

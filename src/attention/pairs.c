@@ -21,6 +21,12 @@ struct map_work {
     uint8_t *map;
 };
 
+void fv_pairs_row(const fv_pairs *pairs, int64_t heads, int64_t b, int64_t h, int64_t i, int64_t keys, uint8_t *row)
+{
+    for (int64_t j = 0; j < keys; j++)
+        row[pairs->key_order ? pairs->key_order[j] : j] = fv_plan_sees(&pairs->plan, heads, b, h, i, j);
+}
+
 static void map_row(void *user, int64_t index, int thread)
 {
     const struct map_work *work = user;
@@ -28,11 +34,9 @@ static void map_row(void *user, int64_t index, int thread)
     int64_t i = index % work->rows, plane = index / work->rows;
     int64_t query = pairs->query_order ? pairs->query_order[i] : i;
     int64_t h = plane % work->map_heads, b = plane / work->map_heads;
-    uint8_t *row = work->map + (plane * work->rows + query) * work->columns;
 
     (void)thread;
-    for (int64_t j = 0; j < work->columns; j++)
-        row[pairs->key_order ? pairs->key_order[j] : j] = fv_plan_sees(&pairs->plan, work->heads, b, h, i, j);
+    fv_pairs_row(pairs, work->heads, b, h, i, work->columns, work->map + (plane * work->rows + query) * work->columns);
 }
 
 static fv_status make_map(fv_ctx *ctx, const fv_attention *attention, const fv_attention_args *args, fv_tensor *map,
@@ -112,7 +116,8 @@ double fv_call_dense_pairs(const fv_call *call)
     return heads * (first >= 0 ? N * (first + M) / 2 : M * (M + 1) / 2);
 }
 
-fv_status fv_call_measure(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *call, fv_work *work)
+fv_status fv_call_measure(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *call, const double *counted,
+                          fv_work *work)
 {
     fv_pairs pairs;
     double dense;
@@ -121,7 +126,10 @@ fv_status fv_call_measure(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_c
                                tensor_bytes(&call->o) + tensor_bytes(&call->lse)};
     for (int i = 0; i < fv_param_count(mechanism); i++)
         work->bytes += tensor_bytes(&call->param[i]);
-    if (mechanism->work) {
+    if (counted) {
+        work->pairs = (int64_t)*counted;
+        work->flops = 2.0 * *counted * (double)(call->head_dim + call->value_dim);
+    } else if (mechanism->work) {
         FV_TRY(mechanism->work(ctx, call, work));
     } else if (mechanism->scan) {
         int64_t width = fv_call_state_width(mechanism, call);
@@ -144,7 +152,7 @@ fv_status fv_attention_work(fv_ctx *ctx, const fv_attention *attention, const fv
     fv_call call;
     fv_status status = fv_call_make(attention, args, &call);
 
-    if (status == FV_OK) status = fv_call_measure(ctx, attention->mechanism, &call, work);
+    if (status == FV_OK) status = fv_call_measure(ctx, attention->mechanism, &call, NULL, work);
     fv_scratch_release(ctx, mark);
     return status;
 }

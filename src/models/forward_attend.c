@@ -1,5 +1,6 @@
 /* Attention of a layer: over the rows of streams, by mechanisms, or among the tokens themselves. */
 #include <stdio.h>
+#include <string.h>
 
 #include "models/forward_inside.h"
 
@@ -13,6 +14,20 @@ double fv_dense_pairs(const fv_sizes *sizes, int64_t position, int64_t tokens, i
         sum -= (last - from + 1) * ((from - window) + (last - window)) / 2;
     }
     return sum * (double)sizes->query_heads;
+}
+
+/* Tells the session's watcher, whose time is no part of attention's. */
+static fv_status tell(fv_ctx *ctx, const fv_session *session, const fv_session_look *look)
+{
+    fv_phase before = fv_phase_enter(ctx, FV_PHASE_NONE);
+    double spent[FV_PHASES];
+    fv_status status;
+
+    memcpy(spent, ctx->spent, sizeof spent);
+    status = session->watch(session->watch_user, look);
+    memcpy(ctx->spent, spent, sizeof spent);
+    fv_phase_enter(ctx, before);
+    return status;
 }
 
 /* ---- attention over the rows of a stream ------------------------------------------------------------------------- */
@@ -35,7 +50,7 @@ static const int32_t *text_positions(const fv_session *session)
     return session->left_out > 0 ? session->history.position : NULL;
 }
 
-static fv_status look_at(const struct reading *r, int64_t head, const fv_attend_args *args)
+static fv_status look_at(fv_ctx *ctx, const struct reading *r, int64_t head, const fv_attend_args *args)
 {
     const fv_session *session = r->part->session;
     const fv_plan *plan = args->plan;
@@ -55,13 +70,14 @@ static fv_status look_at(const struct reading *r, int64_t head, const fv_attend_
                           .scale = args->logits.scale,
                           .softcap = args->logits.softcap};
 
-    return session->watch(session->watch_user, &(fv_session_look){.layer = r->layer,
-                                                                  .head = head,
-                                                                  .attention = r->own->attention,
-                                                                  .call = &call,
-                                                                  .plan = plan,
-                                                                  .extra = &args->logits,
-                                                                  .position = text_positions(session)});
+    return tell(ctx, session,
+                &(fv_session_look){.layer = r->layer,
+                                   .head = head,
+                                   .attention = r->own->attention,
+                                   .call = &call,
+                                   .plan = plan,
+                                   .extra = &args->logits,
+                                   .position = text_positions(session)});
 }
 
 /* Attends to the rows of `heads` key-value heads, the index-th of those there are. */
@@ -90,7 +106,7 @@ static fv_status read_heads(fv_ctx *ctx, void *user, int64_t index)
     r->pairs[index] = (double)pairs;
     if (!cold || !plan.lists.row_start || r->part->session->watch)
         FV_TRY(fv_rows_view_all(ctx, rows, g, r->heads, &args.k, &args.v));
-    if (r->part->session->watch) FV_TRY(look_at(r, h, &args));
+    if (r->part->session->watch) FV_TRY(look_at(ctx, r, h, &args));
     return acts && acts->read ? acts->read(ctx, policy, &r->call, &args) : fv_attend(ctx, &args);
 }
 
@@ -171,16 +187,33 @@ static fv_status attend_by_mechanism(fv_ctx *ctx, struct reading *r)
     FV_TRY(fv_call_chunk(own->attention, &args, &call));
     call.pairs = &session->pairs;
     if (session->watch)
-        FV_TRY(session->watch(session->watch_user, &(fv_session_look){.layer = r->layer,
-                                                                      .attention = own->attention,
-                                                                      .call = &call,
-                                                                      .extra = &extra.logits,
-                                                                      .position = text_positions(session)}));
+        FV_TRY(tell(ctx, session,
+                    &(fv_session_look){.layer = r->layer,
+                                       .attention = own->attention,
+                                       .call = &call,
+                                       .extra = &extra.logits,
+                                       .position = text_positions(session)}));
     return fv_attention_chunk(ctx, own->attention, &call, &own->state, s->attention_cap > 0 ? &extra : NULL);
 }
 
-/* ---- of all parts
- * ----------------------------------------------------------------------------------------------------- */
+/* ---- of all parts ----------------------------------------------------------------------------------------------- */
+
+/* Counts seconds, unless the call is one of several side by side, each on a context of its own. */
+static fv_status attend_layer(fv_ctx *ctx, struct reading *r)
+{
+    fv_session_layer *own = r->own;
+    double before[FV_PHASES];
+    fv_phase phase;
+    fv_status status;
+
+    memcpy(before, ctx->spent, sizeof before);
+    phase = fv_phase_enter(ctx, FV_PHASE_ATTEND);
+    status = own->dense ? attend_rows(ctx, r) : attend_by_mechanism(ctx, r);
+    fv_phase_enter(ctx, phase);
+    for (int i = 0; i < FV_PHASES && ctx == r->part->session->ctx; i++)
+        own->spent[i] += ctx->spent[i] - before[i];
+    return status;
+}
 
 struct layer_work {
     const struct fv_pass *pass;
@@ -228,7 +261,7 @@ static fv_status attend_part(fv_ctx *ctx, void *user, int64_t index)
                                  .rope = &rope}};
 
     session->dense_pairs += fv_dense_pairs(s, session->length + session->left_out, part->count, layer->window);
-    session->failure = own->dense ? attend_rows(ctx, &r) : attend_by_mechanism(ctx, &r);
+    session->failure = attend_layer(ctx, &r);
     if (session->failure != FV_OK) snprintf(session->failure_text, sizeof session->failure_text, "%s", fv_error());
     return session->failure;
 }

@@ -309,6 +309,15 @@ void fv_session_clear(fv_session *session)
     fv_history_clear(&session->history);
     session->broken = false;
     session->pairs = session->dense_pairs = 0;
+    for (int64_t l = 0; l < session->model->sizes.layers; l++)
+        memset(session->layers[l].spent, 0, sizeof session->layers[l].spent);
+}
+
+bool fv_session_replaces(const fv_session *session, int64_t l)
+{
+    const fv_session_layer *own = &session->layers[l];
+
+    return !own->dense || own->policy || own->window != session->model->layers[l].window;
 }
 
 int64_t fv_session_length(const fv_session *session)

@@ -17,6 +17,7 @@ typedef struct fv_session_layer {
     fv_attention_state state;
     void *memory, *kept[FV_KEPT], *choice; /* of the state: recurrent, or kept rows and a choice */
     size_t state_bytes;
+    double spent[FV_PHASES]; /* seconds of attention so far; streams side by side (fv_run_apart) do not count them */
 } fv_session_layer;
 
 /* An attention call of a session as it runs: queries of `call` over its keys.  With `plan` it is dense attention over
@@ -62,6 +63,8 @@ struct fv_session {
 /* FV_E_ARGUMENT for ids that the model does not have, FV_E_SHAPE if they do not fit behind what was fed. */
 fv_status fv_session_check_ids(const fv_session *session, const int32_t *ids, int64_t count);
 size_t fv_session_state_bytes(const fv_session *session);
+/* Whether attention in a layer is not what the model has there: by a mechanism, or over rows that a policy acts on. */
+bool fv_session_replaces(const fv_session *session, int64_t layer);
 void fv_session_drop_rows(fv_session *session); /* of all layers, and what policies know of them */
 void fv_session_clear_layer(fv_session *session, int64_t layer);
 

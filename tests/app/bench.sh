@@ -18,6 +18,19 @@ holds stored_weights '({"q4_0", "q4_1", "q8_0", "q4_K", "q6_K", "iq4_nl", "f32",
 holds in_cache 'not any(r["bound"] == "memory" for r in j if not r["what"].startswith("peak "))'
 holds beside_dense '(all({"tokens", "dense_seconds", "beats_dense_from"} <= set(r) for r in j if r["what"] == "power:block=16")
     and sum(r["what"] == "dense" for r in j) == 2)'
+parts='abs(r["score_seconds"] + r["select_seconds"] + r["attend_seconds"] - r["seconds"]) < 1e-6 * r["seconds"]'
+holds parts_of_time "all($parts for r in j if 'tokens' in r)"
+holds density '[r["density"] for r in j if r["what"] == "dense"] == [1, 1] and all(0 < r["density"] <= 1 for r in j if r["what"] == "power:block=16")'
+holds slope '[("slope" in r) for r in j if r["what"] == "power:block=16"] == [False, True]'
+expect choosing 0 '' "$fovea" bench moba:block=32,top=2 --sizes 512,256,1024 --json $quick --dense-seconds 1e-4 --precision f32
+holds choosing_has_its_time '(all(r["score_seconds"] > 0 and r["select_seconds"] > 0 and r["attend_seconds"] > r["score_seconds"]
+    for r in j if r["what"] == "moba:block=32,top=2"))'
+holds dense_is_extrapolated '(lambda d, m: len(d) == 1 and [r["dense_extrapolated"] for r in m] ==
+    [r["tokens"] > d[0]["tokens"] for r in m] and m[2]["dense_extrapolated"] and
+    all(abs(r["dense_seconds"] / d[0]["seconds"] / (r["tokens"] / d[0]["tokens"]) ** 2 - 1) < 1e-5 for r in m))(
+    [r for r in j if r["what"] == "dense"], [r for r in j if r["what"] == "moba:block=32,top=2"])'
+expect extrapolated_words 0 '' "$fovea" bench moba --sizes 256 $quick --dense-seconds 0 --precision f32
+grep -q '~ beside dense' out || fail extrapolated_words "$(cat out)"
 expect one_precision 0 '' "$fovea" bench attend gemm --sizes 64 --precision f32 --json $quick
 holds no_bf16 'not any("bf16" in r["shape"] for r in j if not r["what"].startswith("peak "))'
 expect all 0 '' "$fovea" bench all --sizes 256,64 --report all.html --json $quick

@@ -13,13 +13,17 @@ question='How many bees does he keep? <i>'
 expect compare 0 '' $call -f "$doc" -p "$question" --with sinkwin:sink=2,window=16 --with 'attention=0-3/dense;rest/power:block=8' \
     --with dense -n 8 --score 16 --json --report r.html
 holds fields 'set(j) == {"model", "document_tokens", "scored_tokens", "runs"}'
-holds run_fields 'all(set(r) == {"spec", "prefill_tokens_per_second", "decode_tokens_per_second", "kv_bytes", "density", "kl", "top1", "perplexity", "answer", "tokens"} for r in j["runs"])'
+holds run_fields 'all(set(r) == {"spec", "prefill_tokens_per_second", "decode_tokens_per_second", "kv_bytes", "density", "kl", "top1", "perplexity", "answer", "tokens", "attention_seconds", "score_seconds", "select_seconds", "attention_speedup"} for r in j["runs"])'
 holds dense_is_first '[r["spec"] for r in j["runs"]] == ["dense", "sinkwin:sink=2,window=16", "attention=0-3/dense;rest/power:block=8", "dense"]'
 holds scored 'j["scored_tokens"] == 16 and 80 < j["document_tokens"] < 160'
 holds dense_is_dense 'j["runs"][0]["kl"] == 0 and j["runs"][0]["top1"] == 1 and abs(j["runs"][0]["density"] - 1) < 1e-9'
 holds same_set_up_same_numbers 'all(j["runs"][3][f] == j["runs"][0][f] for f in ["kl", "top1", "perplexity", "answer", "tokens", "kv_bytes", "density"])'
 holds others_differ 'all(0 < r["kl"] < 10 and 0 <= r["top1"] <= 1 and r["perplexity"] > 1 and 0 < r["density"] < 1 for r in j["runs"][1:3])'
 holds speeds 'all(r["prefill_tokens_per_second"] > 0 and r["decode_tokens_per_second"] > 0 for r in j["runs"])'
+holds attention_times 'all(r["attention_seconds"] > 0 and r["attention_speedup"] > 0 and r["score_seconds"] == 0 for r in j["runs"])'
+holds attention_of_dense 'j["runs"][0]["attention_speedup"] == 1'
+holds attention_of_the_same_layers '(lambda a, b: abs(b["attention_speedup"] * b["attention_seconds"] / a["attention_seconds"] - 1) < 1e-5)(*j["runs"][:2])'
+holds attention_of_fewer_layers '(lambda a, b: b["attention_speedup"] * b["attention_seconds"] < a["attention_seconds"])(j["runs"][0], j["runs"][2])'
 holds answers 'all(len(r["tokens"]) <= 8 for r in j["runs"])'
 cp out compare.json
 
@@ -65,7 +69,7 @@ assert not re.search(r"(src|href)\s*=\s*[\"'](?!data:)", text), "asks for someth
 assert not re.search(r"url\(|@import|https?://", text), "names something outside"
 assert "<script" not in text and "<b>doc" not in text and "<i>" not in text, "text of others is not escaped"
 assert "&lt;b&gt;doc &amp; co.txt" in text and "&lt;i&gt;" in text
-assert text.count("<svg") == 7 and text.count("data:image/png;base64,") == 4 and "prefers-color-scheme" in text
+assert text.count("<svg") == 8 and text.count("data:image/png;base64,") == 8 and text.count('class="pair"') == 2 and "prefers-color-scheme" in text
 class Balance(html.parser.HTMLParser):
     stack = []
     def handle_starttag(self, tag, attrs):
@@ -77,13 +81,34 @@ parser.feed(text)
 assert not parser.stack, parser.stack
 PYTHON
 echo ok report
+python3 - << 'PYTHON' > why 2>&1 || fail pictures "$(tail -n 1 why)"
+import base64, re, struct, zlib
+text = open("r.html", encoding="utf-8").read()
+tokens = __import__("json").load(open("compare.json"))["document_tokens"] - 16
+assert re.search(r"layer 15, head [0-8]: ([0-9.]+) % of the attention is on the ([0-9.]+) % of pairs", text), "no words"
+images = [base64.b64decode(u) for u in re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", text)][4:]
+for n, data in enumerate(images): # as many cells as tokens; blank exactly where a query comes before a key
+    width, height = struct.unpack(">II", data[16:24])
+    at = data.index(b"IDAT")
+    raw = zlib.decompress(data[at + 4:at + 4 + struct.unpack(">I", data[at - 4:at])[0]])
+    assert width == height == tokens, (width, tokens)
+    for i in range(height):
+        row = raw[i * (width + 1) + 1:(i + 1) * (width + 1)]
+        assert all((row[k] == 0) == (k > i) for k in range(width)), f"image {n}, query {i}"
+        if n == 0: # sinkwin:sink=2,window=16
+            assert all((row[k] == 254) == (k < 2 or i - k < 16) for k in range(i + 1)), f"query {i}"
+PYTHON
+echo ok pictures
 
 # ---- the table ----
 expect table 0 'report: t.html' $call -f "$doc" -p "$question" --with lightning2 -n 2 --score 8 --report t.html
-grep -q '^SET-UP  *READ  *WRITE  *MEMORY  *DENSITY  *KL  *TOP-1  *PPL' out && grep -q '^lightning2 .*x)' out || fail table "$(cat out)"
+grep -q '^SET-UP  *READ  *WRITE  *MEMORY  *DENSITY  *KL  *TOP-1  *PPL  *ATTENTION' out && grep -q '^lightning2 .*x)' out || fail table "$(cat out)"
 grep -q 'keeps a state' t.html || fail report_of_a_state "it does not say so"
-expect short 0 'the last' $call -f "$doc" --with sinkwin:window=8 -n 1 --score 100000 --json
+expect short 0 'the last' $call -f "$doc" --with moba:block=8,top=2 -n 1 --score 100000 --json
 holds short_scores_what_there_is 'j["scored_tokens"] == j["document_tokens"] - 1'
+expect choosing 0 '' $call -f "$doc" --with moba:block=8,top=2 -n 0 --score 4 --json
+holds choosing_has_its_time '(lambda r: 0 < r["score_seconds"] and 0 < r["select_seconds"] and
+    r["score_seconds"] + r["select_seconds"] < r["attention_seconds"])(j["runs"][1])'
 
 # ---- refusals ----
 expect no_with 2 'with is missing' $call -f "$doc"
