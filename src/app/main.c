@@ -15,6 +15,7 @@ const cli_verb *const cli_verbs[] = {
     &verb_eval_ppl,
     &verb_eval_needle,
     &verb_eval_cache,
+    &verb_eval_recall,
     &verb_inspect_srh,
     &verb_inspect_hylra,
     &verb_inspect_moa,

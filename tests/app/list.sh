@@ -63,7 +63,7 @@ expect full_disk 1 'cannot be written' sh -c "exec $fovea list > /dev/full"
 sh -c "$fovea help --man; echo \$? > status" | head -c 1 > /dev/null
 echo ok closed_pipe_is_no_signal
 
-for verb in run compare "eval ppl" "eval needle" "eval cache" "inspect srh" "inspect hylra" "inspect moa" "inspect attn_influence" attend list show tokenize bench serve; do
+for verb in run compare "eval ppl" "eval needle" "eval cache" "eval recall" "inspect srh" "inspect hylra" "inspect moa" "inspect attn_influence" attend list show tokenize bench serve; do
     expect "help ${verb}" 0 '' "$fovea" help $verb
     cp out first
     expect "${verb} --help" 0 '' "$fovea" $verb --help
@@ -88,7 +88,7 @@ cp out completion
 [ "$(complete_with fovea run --cache sinkr)" = sinkring ] || fail completes_policies "$(complete_with fovea run --cache sinkr)"
 [ "$(complete_with fovea show sinkr)" = sinkring ] || fail completes_shown "$(complete_with fovea show sinkr)"
 [ "$(complete_with fovea list po)" = policy ] || fail completes_kinds "$(complete_with fovea list po)"
-[ "$(complete_with fovea eval '')" = 'ppl needle cache' ] || fail completes_families "$(complete_with fovea eval '')"
+[ "$(complete_with fovea eval '')" = 'ppl needle cache recall' ] || fail completes_families "$(complete_with fovea eval '')"
 echo ok bash_completes
 expect zsh_completion 0 '' "$fovea" help --zsh
 head -n 1 out | grep -q '^#compdef fovea' || fail zsh_completion "$(head -n 1 out)"
