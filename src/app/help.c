@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "app/probes.h"
 #include "attention/mechanism.h"
 #include "cache/policy.h"
 #include "models/architecture.h"
@@ -103,10 +104,11 @@ void cli_help(fv_text *text)
                    fv_version());
     for (int i = 0; cli_verbs[i]; i++)
         fv_text_printf(text, "  %-12s  %s\n", cli_verbs[i]->name, cli_verbs[i]->summary);
-    fv_text_printf(text, "\n'fovea help VERB' shows a verb's flags, 'fovea list' mechanisms and cache policies, 'fovea "
-                         "show NAME' one of "
-                         "them.\n'fovea --version' prints the version. Exit status: 0 done, 1 the work failed, 2 the "
-                         "command line is wrong.\n");
+    fv_text_printf(
+        text, "\n'fovea help VERB' shows a verb's flags, 'fovea list' mechanisms, cache policies and probes, 'fovea "
+              "show NAME' one of "
+              "them.\n'fovea --version' prints the version. Exit status: 0 done, 1 the work failed, 2 the "
+              "command line is wrong.\n");
 }
 
 /* ---- man page -------------------------------------------------------------------------------------------------- */
@@ -198,17 +200,26 @@ static void policy_names(fv_text *text)
         fv_text_printf(text, "%s%s", i ? " " : "", fv_policies[i]->name);
 }
 
+static void probe_names(fv_text *text)
+{
+    for (int i = 0; app_probes[i]; i++)
+        fv_text_printf(text, "%s%s", i ? " " : "", app_probes[i]->name);
+}
+
 /* What `show` knows, once each. */
 static void all_names(fv_text *text)
 {
     mechanism_names(text);
     for (int i = 0; fv_policies[i]; i++)
         if (!fv_mechanism_find(fv_policies[i]->name)) fv_text_printf(text, " %s", fv_policies[i]->name);
+    for (int i = 0; app_probes[i]; i++)
+        if (!fv_mechanism_find(app_probes[i]->name) && !fv_policy_find(app_probes[i]->name))
+            fv_text_printf(text, " %s", app_probes[i]->name);
     for (int i = 0; fv_architecture_at(i); i++)
         fv_text_printf(text, " %s", fv_architecture_at(i)->name);
 }
 
-static const char list_kinds[] = "mechanism policy model";
+static const char list_kinds[] = "mechanism policy probe model";
 
 static void flag_spellings(const cli_verb *verb, fv_text *text)
 {
@@ -227,12 +238,14 @@ static void verb_label(const cli_verb *verb, char joint, fv_text *text)
         fv_text_printf(text, "%c", *c == ' ' ? joint : *c);
 }
 
-/* Words that may follow `fovea`: first words only, once each. */
+/* Words that may follow `fovea`: first words only, once each (verbs that share one are neighbours). */
 static void first_words(fv_text *text)
 {
     for (int i = 0; cli_verbs[i]; i++) {
         size_t length = strcspn(cli_verbs[i]->name, " ");
-        if (i > 0 && strncmp(cli_verbs[i]->name, cli_verbs[i - 1]->name, length + 1) == 0) continue;
+        if (i > 0 && strcspn(cli_verbs[i - 1]->name, " ") == length &&
+            strncmp(cli_verbs[i]->name, cli_verbs[i - 1]->name, length) == 0)
+            continue;
         fv_text_printf(text, "%.*s ", (int)length, cli_verbs[i]->name);
     }
     fv_text_printf(text, "help");
@@ -277,18 +290,24 @@ static bool wants_policy(const cli_flag *flag)
     return flag->name && strcmp(flag->name, "cache") == 0;
 }
 
+static bool wants_probe(const cli_flag *flag)
+{
+    return flag->name && strcmp(flag->name, "probe") == 0;
+}
+
 static bool wants_other(const cli_flag *flag)
 {
-    return cli_takes_value(flag) && !wants_file(flag) && !wants_spec(flag) && !wants_policy(flag);
+    return cli_takes_value(flag) && !wants_file(flag) && !wants_spec(flag) && !wants_policy(flag) && !wants_probe(flag);
 }
 
 void cli_bash(fv_text *text)
 {
-    fv_text files = {0}, specs = {0}, policies = {0}, others = {0};
+    fv_text files = {0}, specs = {0}, policies = {0}, probes = {0}, others = {0};
 
     flags_of(wants_file, &files);
     flags_of(wants_spec, &specs);
     flags_of(wants_policy, &policies);
+    flags_of(wants_probe, &probes);
     flags_of(wants_other, &others);
     fv_text_printf(text, "# bash completion for fovea, made by 'fovea help --bash'\n_fovea()\n{\n"
                          "    local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]}\n"
@@ -297,7 +316,10 @@ void cli_bash(fv_text *text)
     const struct {
         const char *label;
         void (*names)(fv_text *text);
-    } named[] = {{fv_text_get(&specs), mechanism_names}, {fv_text_get(&policies), policy_names}, {"show", all_names}};
+    } named[] = {{fv_text_get(&specs), mechanism_names},
+                 {fv_text_get(&policies), policy_names},
+                 {fv_text_get(&probes), probe_names},
+                 {"show", all_names}};
     for (size_t n = 0; n < sizeof named / sizeof *named; n++) {
         fv_text_printf(text, "    %s) COMPREPLY=($(compgen -W \"", named[n].label);
         named[n].names(text);
@@ -315,7 +337,7 @@ void cli_bash(fv_text *text)
         verb_label(cli_verbs[i], ':', text);
         fv_text_printf(text, "%s) COMPREPLY=($(compgen -W \"", two ? "" : ":*");
         flag_spellings(cli_verbs[i], text);
-        fv_text_printf(text, "\" -- \"$word\")) ;;\n");
+        fv_text_printf(text, "\" -- \"$word\")) %s\n", two ? ";;" : ";;&");
     }
     for (int i = 0; cli_verbs[i]; i++) {
         const char *space = strchr(cli_verbs[i]->name, ' ');
@@ -329,6 +351,7 @@ void cli_bash(fv_text *text)
     fv_text_free(&files);
     fv_text_free(&specs);
     fv_text_free(&policies);
+    fv_text_free(&probes);
     fv_text_free(&others);
 }
 
@@ -362,9 +385,9 @@ static void zsh_flag(const cli_flag *flag, fv_text *text)
             zsh_words(text, flag->argument ? flag->argument : "value");
             fv_text_printf(text, ":");
             if (wants_file(flag)) fv_text_printf(text, "_files");
-            if (wants_spec(flag) || wants_policy(flag)) {
+            if (wants_spec(flag) || wants_policy(flag) || wants_probe(flag)) {
                 fv_text_printf(text, "(");
-                (wants_policy(flag) ? policy_names : mechanism_names)(text);
+                (wants_policy(flag) ? policy_names : wants_probe(flag) ? probe_names : mechanism_names)(text);
                 fv_text_printf(text, ")");
             }
             for (int i = 0; flag->choices && flag->choices[i]; i++)
@@ -389,6 +412,8 @@ void cli_zsh(fv_text *text)
             fv_text_printf(text, " \\\n        '*:name:(");
             if (strcmp(cli_verbs[v]->name, "list") == 0)
                 fv_text_printf(text, "%s", list_kinds);
+            else if (strcmp(cli_verbs[v]->name, "inspect") == 0)
+                probe_names(text);
             else
                 (strcmp(cli_verbs[v]->name, "show") == 0 ? all_names : mechanism_names)(text);
             fv_text_printf(text, ")'");
@@ -405,7 +430,7 @@ void cli_zsh(fv_text *text)
         fv_text_printf(text, "%s) shift %d words; (( CURRENT -= %d )); _fovea_", two ? "" : ":*", two ? 2 : 1,
                        two ? 2 : 1);
         verb_label(cli_verbs[v], '_', text);
-        fv_text_printf(text, " ;;\n");
+        fv_text_printf(text, " %s\n", two ? ";;" : ";|");
     }
     for (int v = 0; cli_verbs[v]; v++) {
         const char *space = strchr(cli_verbs[v]->name, ' ');

@@ -180,38 +180,67 @@ static void merge_heads(struct probe *p)
         }
 }
 
-/* The plan over the layers that are not windows; of those that read everything rows and columns are 0. */
-static fv_status plan_layers(struct probe *p)
+/* How many sources a plan may have over `acted` layers of which `full` read everything. */
+static int64_t sources_of(const layer_reuse_task *task, int64_t acted, int64_t full)
 {
-    layer_reuse *r = p->result;
-    int64_t acted = 0, full, *layer, *plan;
-    double *overlap;
+    int64_t own = (int64_t)ceil((double)acted * task->sparsity * task->change - 1e-9);
 
-    FV_TRY(FV_SCRATCH(p->app->ctx, layer, r->layers));
-    FV_TRY(FV_SCRATCH(p->app->ctx, plan, r->layers));
-    for (int64_t l = 0; l < r->layers; l++)
-        if (acts(p, l)) layer[acted++] = l;
-    FV_TRY(FV_SCRATCH(p->app->ctx, overlap, acted * acted));
-    for (int64_t l = 0; l < r->layers; l++)
-        r->spread[l] =
-            acts(p, l) ? mean_within(p->ratio + l * p->heads * p->task->steps, p->heads * p->task->steps) : -1;
-    full = choose_full(p, acted);
-    merge_heads(p);
+    return fv_max(task->changes > 0 ? task->changes : own + full, 1);
+}
+
+/* Layers that read everything are sources, as their columns are 0, and nobody reads from them where their rows are 0
+ * too. */
+static fv_status plan_acted(const layer_reuse_task *task, layer_reuse *r, const int64_t *layer, int64_t acted)
+{
+    int64_t *plan = NULL;
+    double *overlap = NULL;
+    fv_reuse_gains gains;
+    fv_status status;
+
+    FV_TRY_DONE(FV_ALLOC(plan, acted));
+    FV_TRY_DONE(FV_ALLOC(overlap, acted * acted));
     for (int64_t i = 0; i < acted; i++)
         for (int64_t j = 0; j < acted; j++) {
-            bool zero = r->full[layer[i]] || r->full[layer[j]] || j < i;
+            bool zero = j < i || r->full[layer[j]] || (r->full[layer[i]] && !task->full_as_source);
             overlap[i * acted + j] = zero ? 0 : r->overlap[layer[i] * r->layers + layer[j]];
         }
-    r->sources = (int64_t)ceil((double)acted * p->task->sparsity * p->task->changes - 1e-9) + full;
-    FV_TRY(fv_reuse_plan(overlap, acted, fv_max(r->sources, 1), plan));
+    FV_TRY_DONE(fv_reuse_plan(overlap, acted, r->sources, plan, &gains));
     for (int64_t l = 0; l < r->layers; l++)
         r->plan[l] = -1;
     for (int64_t n = 0; n < acted; n++)
         if (plan[n] >= 0) r->plan[layer[n]] = layer[plan[n]];
-    return FV_OK;
+    r->least = gains.least;
+    r->sum = gains.sum;
+done:
+    fv_free(plan);
+    fv_free(overlap);
+    return status;
+}
+
+/* The plan over the layers that are not windows. */
+static fv_status plan_layers(struct probe *p)
+{
+    layer_reuse *r = p->result;
+    int64_t acted = 0, samples = p->heads * p->task->steps, *layer;
+
+    FV_TRY(FV_SCRATCH(p->app->ctx, layer, r->layers));
+    for (int64_t l = 0; l < r->layers; l++) {
+        r->spread[l] = acts(p, l) ? mean_within(p->ratio + l * samples, samples) : NAN;
+        if (acts(p, l)) layer[acted++] = l;
+    }
+    r->sources = sources_of(p->task, acted, choose_full(p, acted));
+    merge_heads(p);
+    return plan_acted(p->task, r, layer, acted);
 }
 
 /* ---- all of it -------------------------------------------------------------------------------------------------- */
+
+static fv_status new_plan(layer_reuse *r)
+{
+    FV_TRY(FV_ZALLOC(r->overlap, r->layers * r->layers));
+    FV_TRY(FV_ZALLOC(r->full, r->layers));
+    return FV_ZALLOC(r->plan, r->layers);
+}
 
 static fv_status measure(struct probe *p)
 {
@@ -227,9 +256,7 @@ static fv_status measure(struct probe *p)
     p->heads = task->info->key_heads;
     p->chunks = fv_ceil_div(task->count, task->chunk);
     FV_TRY(FV_ZALLOC(r->spread, r->layers));
-    FV_TRY(FV_ZALLOC(r->overlap, r->layers * r->layers));
-    FV_TRY(FV_ZALLOC(r->full, r->layers));
-    FV_TRY(FV_ZALLOC(r->plan, r->layers));
+    FV_TRY(new_plan(r));
     FV_TRY(FV_ZALLOC(p->mass, p->chunks));
     FV_TRY(FV_ZALLOC(p->order, p->chunks));
     FV_TRY(FV_ZALLOC(p->chosen, r->layers * p->heads * p->chunks));
@@ -270,6 +297,61 @@ fv_status layer_reuse_measure(struct app *app, const layer_reuse_task *task, lay
     return status;
 }
 
+/* ---- from a file ------------------------------------------------------------------------------------------------ */
+
+static fv_status check_overlap(const char *path, const fv_tensor *t)
+{
+    if (t->rank != 2 || t->dims[0] != t->dims[1] || t->dims[0] < 1 || t->dims[0] > FV_LIST_MAX)
+        return fv_fail(FV_E_SHAPE, "%s: expected overlaps [layers,layers] of 1 to %d layers, got %s", path, FV_LIST_MAX,
+                       fv_shape_text(t));
+    for (int64_t i = 0; i < t->dims[0]; i++)
+        for (int64_t j = i + 1; j < t->dims[0]; j++) {
+            double x = (double)((const float *)t->data)[i * t->dims[0] + j];
+            if (!(x >= 0 && x <= 1))
+                return fv_fail(FV_E_FORMAT, "%s: [%lld,%lld]: expected an overlap of 0 to 1, got %g", path,
+                               (long long)i, (long long)j, x);
+        }
+    return FV_OK;
+}
+
+static fv_status plan_file(const char *path, const fv_list *full, const layer_reuse_task *task, const fv_tensor *t,
+                           layer_reuse *r)
+{
+    int64_t layer[FV_LIST_MAX], count = 0;
+
+    FV_TRY(check_overlap(path, t));
+    r->layers = t->dims[0];
+    FV_TRY(new_plan(r));
+    for (int n = 0; n < full->count; n++) {
+        if (full->items[n] >= r->layers)
+            return fv_fail(FV_E_USAGE, "%s has layers 0 to %lld, layer %lld cannot read everything", path,
+                           (long long)r->layers - 1, (long long)full->items[n]);
+        if (full->items[n] >= 0) r->full[full->items[n]] = true;
+    }
+    for (int64_t i = 0; i < r->layers; i++) {
+        layer[i] = i;
+        count += r->full[i];
+        for (int64_t j = i; j < r->layers; j++)
+            r->overlap[i * r->layers + j] = i == j ? 1 : (double)((const float *)t->data)[i * r->layers + j];
+    }
+    r->sources = sources_of(task, r->layers, count);
+    return plan_acted(task, r, layer, r->layers);
+}
+
+fv_status layer_reuse_from(const char *path, const fv_list *full, const layer_reuse_task *task, layer_reuse *result)
+{
+    app_tensor file;
+    fv_status status;
+
+    *result = (layer_reuse){0};
+    FV_TRY(app_tensor_read(path, &file));
+    status = plan_file(path, full, task, &file.t, result);
+    app_tensor_free(&file);
+    return status;
+}
+
+/* ---- plan files ------------------------------------------------------------------------------------------------- */
+
 void layer_reuse_free(layer_reuse *r)
 {
     fv_free(r->spread);
@@ -289,9 +371,11 @@ fv_status layer_reuse_write(const layer_reuse *r, const layer_reuse_task *task, 
     }
     app_put(root, "plan", plan);
     app_put(root, "full", full);
-    app_put(root, "model", json_string(task->info->name));
-    app_put(root, "chunk", json_integer(task->chunk));
-    app_put(root, "keep", json_integer(task->keep));
-    app_put(root, "tokens", json_integer(task->count));
+    if (task->info) {
+        app_put(root, "model", json_string(task->info->name));
+        app_put(root, "chunk", json_integer(task->chunk));
+        app_put(root, "keep", json_integer(task->keep));
+        app_put(root, "tokens", json_integer(task->count));
+    }
     return app_json_write(root, path);
 }

@@ -10,22 +10,15 @@
 #include "base/memory.h"
 
 const cli_verb *const cli_verbs[] = {
-    &verb_run,
-    &verb_compare,
-    &verb_eval_ppl,
-    &verb_eval_needle,
-    &verb_eval_cache,
-    &verb_inspect_srh,
-    &verb_inspect_hylra,
-    &verb_inspect_moa,
-    &verb_inspect_influence,
-    &verb_attend,
-    &verb_list,
-    &verb_show,
-    &verb_tokenize,
-    &verb_bench,
-    &verb_serve,
-    NULL,
+    &verb_run,         &verb_compare,
+    &verb_eval_ppl,    &verb_eval_needle,
+    &verb_eval_cache,  &verb_eval_recall,
+    &verb_inspect_srh, &verb_inspect_hylra,
+    &verb_inspect_moa, &verb_inspect_influence,
+    &verb_inspect,     &verb_attend,
+    &verb_list,        &verb_show,
+    &verb_tokenize,    &verb_bench,
+    &verb_serve,       NULL,
 };
 
 /* ---- interruption ---------------------------------------------------------------------------------------------- */
@@ -119,7 +112,8 @@ static fv_status help(int count, char **words)
     bool family = false; /* one word of a two-word verb: all of its family */
     for (int v = 0; count == 1 && cli_verbs[v]; v++) {
         size_t length = strlen(words[0]);
-        if (strncmp(cli_verbs[v]->name, words[0], length) != 0 || cli_verbs[v]->name[length] != ' ') continue;
+        const char *name = cli_verbs[v]->name;
+        if (strncmp(name, words[0], length) != 0 || (name[length] && name[length] != ' ')) continue;
         if (family) fv_text_printf(&text, "\n\n");
         cli_help_verb(cli_verbs[v], &text);
         family = true;

@@ -6,7 +6,12 @@
 
 plot_axes plot_axes_of(double from_x, double to_x)
 {
-    return (plot_axes){from_x, to_x, INFINITY, 0};
+    return (plot_axes){from_x, to_x, INFINITY, 0, false};
+}
+
+plot_axes plot_shares_of(double from_x, double to_x)
+{
+    return (plot_axes){from_x, to_x, 0, 1, true};
 }
 
 void plot_cover(plot_axes *a, double y)
@@ -25,9 +30,10 @@ double plot_x(const plot_axes *a, double x)
 
 double plot_y(const plot_axes *a, double y)
 {
-    double height = log10(a->to_y) - log10(a->from_y);
+    double height = a->share ? 1 : log10(a->to_y) - log10(a->from_y),
+           above = a->share ? y : log10(y) - log10(a->from_y);
 
-    return PLOT_BOTTOM - (log10(y) - log10(a->from_y)) / height * (PLOT_BOTTOM - PLOT_TOP);
+    return PLOT_BOTTOM - above / height * (PLOT_BOTTOM - PLOT_TOP);
 }
 
 void plot_begin(fv_text *out, const char *label)
@@ -40,15 +46,21 @@ void plot_end(fv_text *out)
     fv_text_printf(out, "</svg>");
 }
 
+static void mesh_line(fv_text *out, const plot_axes *a, double y, const char *words)
+{
+    double at = plot_y(a, y);
+
+    fv_text_printf(out, "<line class=\"mesh\" x1=\"%d\" x2=\"%d\" y1=\"%.1f\" y2=\"%.1f\"/>", PLOT_LEFT, PLOT_RIGHT, at,
+                   at);
+    fv_text_printf(out, "<text class=\"tick end\" x=\"%d\" y=\"%.1f\">%s</text>", PLOT_LEFT - 4, at + 4, words);
+}
+
 void plot_mesh(fv_text *out, const plot_axes *a, const char *(*words)(double y))
 {
-    for (double power = round(log10(a->from_y)); power <= log10(a->to_y) + 0.5; power++) {
-        double at = plot_y(a, pow(10, power));
-        fv_text_printf(out, "<line class=\"mesh\" x1=\"%d\" x2=\"%d\" y1=\"%.1f\" y2=\"%.1f\"/>", PLOT_LEFT, PLOT_RIGHT,
-                       at, at);
-        fv_text_printf(out, "<text class=\"tick end\" x=\"%d\" y=\"%.1f\">%s</text>", PLOT_LEFT - 4, at + 4,
-                       words(pow(10, power)));
-    }
+    for (int quarter = 0; a->share && quarter <= 4; quarter++)
+        mesh_line(out, a, 0.25 * quarter, words(0.25 * quarter));
+    for (double power = round(log10(a->from_y)); !a->share && power <= log10(a->to_y) + 0.5; power++)
+        mesh_line(out, a, pow(10, power), words(pow(10, power)));
 }
 
 void plot_tick(fv_text *out, const plot_axes *a, double x, const char *words)

@@ -1,4 +1,4 @@
-/* Lines over two logarithmic axes, as inline SVG for pages. */
+/* Lines over axes, as inline SVG for pages: x logarithmic, y logarithmic or a share. */
 #ifndef APP_PLOT_H
 #define APP_PLOT_H
 
@@ -8,10 +8,12 @@ enum { PLOT_LEFT = 44, PLOT_RIGHT = 340, PLOT_TOP = 12, PLOT_BOTTOM = 210, PLOT_
 
 typedef struct plot_axes {
     double from_x, to_x, from_y, to_y;
+    bool share; /* y goes evenly from 0 to 1 */
 } plot_axes;
 
 /* What is plotted along x; y is taken up by plot_cover, in whole decades, so that pages read alike. */
 plot_axes plot_axes_of(double from_x, double to_x);
+plot_axes plot_shares_of(double from_x, double to_x);
 void plot_cover(plot_axes *axes, double y);
 
 double plot_x(const plot_axes *axes, double x);
@@ -21,7 +23,7 @@ double plot_y(const plot_axes *axes, double y);
 void plot_begin(fv_text *out, const char *label);
 void plot_end(fv_text *out);
 
-/* A mesh line for each decade of y, with its words. */
+/* A mesh line for each decade of y, or each quarter of a share, with its words. */
 void plot_mesh(fv_text *out, const plot_axes *axes, const char *(*words)(double y));
 /* Words below x. */
 void plot_tick(fv_text *out, const plot_axes *axes, double x, const char *words);

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "app/flags.h"
+#include "app/probes.h"
 #include "app/show_plan.h"
 #include "app/verbs.h"
 #include "attention/mechanism.h"
@@ -15,9 +16,9 @@
 #include "cache/policy.h"
 #include "models/architecture.h"
 
-static const char *const kinds[] = {"mechanism", "policy", "model"}, *const plurals[] = {"mechanisms", "policies",
-                                                                                         "models"};
-enum { KIND_MECHANISM, KIND_POLICY, KIND_MODEL, KINDS };
+static const char *const kinds[] = {"mechanism", "policy", "probe", "model"};
+static const char *const plurals[] = {"mechanisms", "policies", "probes", "models"};
+enum { KIND_MECHANISM, KIND_POLICY, KIND_PROBE, KIND_MODEL, KINDS };
 
 struct trait {
     unsigned trait;
@@ -89,32 +90,40 @@ static struct thing thing_of_policy(const fv_policy *p)
                           NULL};
 }
 
+static const struct trait no_traits[] = {{0}};
+
+static struct thing thing_of_probe(const app_probe *p)
+{
+    return (struct thing){.kind = KIND_PROBE,
+                          .name = p->name,
+                          .title = p->title,
+                          .family = "probe",
+                          .paper = p->paper,
+                          .formula = p->finds,
+                          .cost = p->cost,
+                          .sheet = p->sheet,
+                          .words = no_traits,
+                          .options = {p->options}};
+}
+
+static struct thing thing_of_model(const fv_architecture *a)
+{
+    return (struct thing){
+        .kind = KIND_MODEL, .name = a->name, .title = a->title, .family = "decoder", .words = no_traits};
+}
+
 /* In the order of the list; false behind the last. */
 static bool thing_at(int index, struct thing *thing)
 {
-    static const struct trait none[] = {{0}};
-    int mechanisms = 0, policies = 0;
-
-    while (fv_mechanisms[mechanisms])
-        mechanisms++;
-    while (fv_policies[policies])
-        policies++;
-    if (index < mechanisms) {
-        *thing = thing_of_mechanism(fv_mechanisms[index]);
-        return true;
-    }
-    if (index < mechanisms + policies) {
-        *thing = thing_of_policy(fv_policies[index - mechanisms]);
-        return true;
-    }
-    const fv_architecture *architecture = fv_architecture_at(index - mechanisms - policies);
-    if (!architecture) return false;
-    *thing = (struct thing){.kind = KIND_MODEL,
-                            .name = architecture->name,
-                            .title = architecture->title,
-                            .family = "decoder",
-                            .words = none};
-    return true;
+    for (int i = 0; fv_mechanisms[i]; i++)
+        if (index-- == 0) return *thing = thing_of_mechanism(fv_mechanisms[i]), true;
+    for (int i = 0; fv_policies[i]; i++)
+        if (index-- == 0) return *thing = thing_of_policy(fv_policies[i]), true;
+    for (int i = 0; app_probes[i]; i++)
+        if (index-- == 0) return *thing = thing_of_probe(app_probes[i]), true;
+    for (int i = 0; fv_architecture_at(i); i++)
+        if (index-- == 0) return *thing = thing_of_model(fv_architecture_at(i)), true;
+    return false;
 }
 
 /* Option number i of a thing, from 0; NULL behind the last. */
@@ -225,7 +234,7 @@ static fv_status read_kind(const cli_common *common, int *kind)
     *kind = KINDS;
     if (!word) return FV_OK;
     const char *near = fv_nearest(word, KINDS, kind_name, NULL);
-    return fv_fail(FV_E_USAGE, "kind: expected mechanism, policy or model, got '%s'%s%s%s", word,
+    return fv_fail(FV_E_USAGE, "kind: expected mechanism, policy, probe or model, got '%s'%s%s%s", word,
                    near ? "; did you mean '" : "", near ? near : "", near ? "'?" : "");
 }
 
@@ -288,7 +297,12 @@ static void show_text(const struct thing *thing)
     }
     printf("  %-8s %s\n", "family", thing->family);
     if (thing->paper) printf("  %-8s %s\n", "paper", thing->paper);
-    if (thing->formula) printf("  %-8s %s\n", thing->kind == KIND_POLICY ? "keeps" : "formula", thing->formula);
+    if (thing->formula)
+        printf("  %-8s %s\n",
+               thing->kind == KIND_POLICY  ? "keeps"
+               : thing->kind == KIND_PROBE ? "finds"
+                                           : "formula",
+               thing->formula);
     if (thing->cost) printf("  %-8s %s\n", "cost", thing->cost);
     if (thing->traits) printf("\nIt promises:\n");
     for (const struct trait *t = thing->words; t->trait; t++)
@@ -341,7 +355,7 @@ static fv_status check_flags(const struct show_values *values)
     return FV_OK;
 }
 
-/* A mechanism and a policy may share a name: then both are shown. */
+/* Things of different kinds may share a name: then all are shown. */
 static fv_status show(struct app *app, const void *values)
 {
     const char *name = app->common->operand[0];
@@ -411,8 +425,8 @@ static const cli_flag show_flags[] = {
 
 const cli_verb verb_list = {
     .name = "list",
-    .summary = "what there is: mechanisms, cache policies and model architectures",
-    .operands = "[mechanism|policy|model]",
+    .summary = "what there is: mechanisms, cache policies, probes and model architectures",
+    .operands = "[mechanism|policy|probe|model]",
     .operands_max = 1,
     .about = "Lists everything that has a name, or one kind of it. 'fovea show NAME' says more about one.",
     .example = "  fovea list\n  fovea list policy\n  fovea list mechanism --json\n",
@@ -422,13 +436,14 @@ const cli_verb verb_list = {
 
 const cli_verb verb_show = {
     .name = "show",
-    .summary = "one mechanism or cache policy: formula, options, tensors, cost; a picture of who reads whom",
+    .summary = "one mechanism, cache policy or probe: formula, options, tensors, cost; a picture of who reads whom",
     .operands = "NAME[:options]",
     .operands_min = 1,
     .operands_max = 1,
     .about = "Shows a mechanism's formula in plain text, its options with defaults and ranges, its own tensors with "
              "their shapes, what it costs, and the paper it comes from; of a cache policy what it keeps, with the "
-             "options every policy has. Where both have the name both are shown, with --json the policy under 'also'.\n"
+             "options every policy has. Where several have the name all are shown, with --json the later ones under "
+             "'also'.\n"
              "--plan draws a mechanism instead: queries from top to bottom, keys from left to right. Without --from q "
              "and k are noise, in which a few keys stand out. Options that are not given become smaller, by halves, "
              "until a picture of that many tokens leaves something out; the first line says them.",

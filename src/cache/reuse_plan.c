@@ -61,7 +61,7 @@ static void fill(const struct table *t, const double *overlap)
         }
 }
 
-static void read_back(const struct table *t, int64_t *plan)
+static fv_reuse_gains read_back(const struct table *t, int64_t *plan)
 {
     int64_t last = t->layers - 1, source = -1, sources = 0;
 
@@ -71,13 +71,15 @@ static void read_back(const struct table *t, int64_t *plan)
                 source = s;
                 sources = q;
             }
+    fv_reuse_gains gains = {at(t, last, source, sources)->least, at(t, last, source, sources)->sum};
     for (int64_t layer = last; layer >= 0; layer--) {
         plan[layer] = source == layer ? -1 : source;
         if (source == layer) source = at(t, layer, source, sources--)->before;
     }
+    return gains;
 }
 
-fv_status fv_reuse_plan(const double *overlap, int64_t layers, int64_t most, int64_t *plan)
+fv_status fv_reuse_plan(const double *overlap, int64_t layers, int64_t most, int64_t *plan, fv_reuse_gains *gains)
 {
     struct table t = {.layers = layers, .most = most < layers ? most : layers};
     int64_t count;
@@ -89,7 +91,7 @@ fv_status fv_reuse_plan(const double *overlap, int64_t layers, int64_t most, int
         return fv_fail(FV_E_MEMORY, "a plan of %lld layers is more than memory can hold", (long long)layers);
     FV_TRY(FV_ALLOC(t.way, count));
     fill(&t, overlap);
-    read_back(&t, plan);
+    *gains = read_back(&t, plan);
     fv_free(t.way);
     return FV_OK;
 }

@@ -9,6 +9,9 @@
  * its overlap, an own choice 1; the plan's least gain is as large as can be, then (among what is kept on the way) the
  * sum of gains; with at most `most` sources.  Of equals fewer sources, then the nearer one.  plan [layers]: -1 for a
  * source, otherwise the layer whose choice is read.  FV_E_ARGUMENT (most < 1), FV_E_MEMORY. */
-fv_status fv_reuse_plan(const double *overlap, int64_t layers, int64_t most, int64_t *plan);
+typedef struct fv_reuse_gains {
+    double least, sum;
+} fv_reuse_gains;
+fv_status fv_reuse_plan(const double *overlap, int64_t layers, int64_t most, int64_t *plan, fv_reuse_gains *gains);
 
 #endif

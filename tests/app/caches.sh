@@ -23,10 +23,32 @@ echo ok plan_of_heads
 expect layers 0 '' "$fovea" inspect hylra -m "$smollm" -f text --steps 3 --keep "$b" --recent 32 --chunk 32 --out layers.json --json
 holds layers_in_json 'len(j["plan"]) == 30 and len(j["full"]) == 3 and all(s < l for l, s in enumerate(j["plan"]))'
 holds overlaps 'all(0 <= x <= 1 for row in j["overlap"] for x in row) and all(j["overlap"][l][l] == 1 for l in range(30))'
-holds sources 'sum(s < 0 for s in j["plan"]) <= j["sources"]'
+holds sources 'sum(s < 0 for s in j["plan"]) <= j["changes_allowed"] == 3 + math.ceil(30 * 0.9 * 0.3) and j["probe"] == "hylra" and j["layers"] == 30'
+holds gains '(abs(j["sum"] - sum(gains)) < 1e-6 and abs(j["min"] - min(gains)) < 1e-9 for gains in
+    [[1 if s < 0 else j["overlap"][s][l] for l, s in enumerate(j["plan"])]]).__next__()'
+cp out by_flags
+expect layers_by_probe 0 '' "$fovea" inspect -m "$smollm" -f text --probe hylra:steps=3,keep="$b",recent=32,chunk=32,out=again.json --json
+cmp -s out by_flags && cmp -s again.json layers.json || fail layers_by_probe 'a verb and its probe differ'
 expect too_short 1 'nothing would be left out' "$fovea" inspect hylra -m "$smollm" -f text --keep 4000 --out no.json
 absent no_plan no.json
 [ "${FOVEA_SANITIZED:-0}" = 0 ] && lengths=256,320 || lengths=320
+npy values example.npy 4,4 '1 .9 .6 .5  0 1 .8 .7  0 0 1 .95  0 0 0 1' f8
+for case in '1 [-1,0,0,0] 0.5 3' '2 [-1,0,-1,2] 0.9 3.85' '4 [-1,-1,-1,-1] 1 4' '3,rollback=1 [-1,-1,-1,2] 0.95 3.95'; do
+    read -r changes plan least sum <<< "$case"
+    expect "plan_of_$changes" 0 '' "$fovea" inspect --probe "hylra:overlap=example.npy,changes=$changes" --json
+    holds "plan_is_$plan" "j['plan'] == $plan and abs(j['min'] - $least) < 1e-6 and abs(j['sum'] - $sum) < 1e-6 and j['ratio90'] is None"
+done
+expect plan_from_full 0 '' "$fovea" inspect --probe hylra:overlap=example.npy,changes=2,rollback=0,full_as_source=1,out=full.json --json
+holds read_from_full 'j["plan"] == [-1, 0, -1, 2] and j["full"] == [0] and json.load(open("full.json")) == {"plan": j["plan"], "full": [0]}'
+npy values bad.npy 2,2 '1 2 0 1'
+expect overlap_is_a_share 1 'overlap of 0 to 1' "$fovea" inspect --probe hylra:overlap=bad.npy
+npy random flat.npy 2,3
+expect overlap_is_square 1 'layers,layers' "$fovea" inspect --probe hylra:overlap=flat.npy
+expect rollback_layers 2 'layers 0 to 3' "$fovea" inspect --probe hylra:overlap=example.npy,rollback=4
+expect rollback_alone 2 "goes with 'overlap'" "$fovea" inspect -m "$smollm" -f text --probe hylra:rollback=4
+expect probe_model 2 'm MODEL is missing' "$fovea" inspect --probe hylra
+expect probe_name 2 "did you mean 'hylra'" "$fovea" inspect --probe hylr
+expect probe_none 2 'probe SPEC is missing' "$fovea" inspect
 expect spans 0 '' "$fovea" inspect moa -m "$smollm" --lengths $lengths --depths 50 --density 0.6 --step 64 --out found.json --json
 holds spans_in_json 'len(j["alphas"]) == 30 and all(len(row) == 3 for row in j["alphas"] + j["betas"]) and j["plans"] >= 1'
 holds spans_read 'j["lengths"][-2:] == [320, 640] and all(0.54 - 1e-6 <= d <= 0.6 + 1e-6 for d in j["density"])'
@@ -58,6 +80,9 @@ assert all(abs(sum(cells[16 * h:16 * h + 16]) - t) < 1e-4 * t for h, t in enumer
 assert all(cells[16 * h + 4 * r + c] == 0 for h in range(90) for r in range(4) for c in range(r + 1, 4))
 PYTHON
 echo ok influence_file
+cp out by_flags
+expect influence_by_probe 0 '' "$fovea" inspect -m "$smollm" -f text --probe attn_influence:tokens=200,answer=8 --probe hylra:steps=1,keep="$b",recent=32,chunk=32 --json
+holds influence_and_hylra '[p["probe"] for p in j["probes"]] == ["attn_influence", "hylra"] and j["probes"][0] == json.load(open("by_flags"))'
 expect influence_short 1 'asks for' "$fovea" inspect attn_influence -m "$smollm" -f text --tokens 4000
 expect influence_answer 2 'less than' "$fovea" inspect attn_influence -m "$smollm" -f text --tokens 32 --answer 32
 cat > spans.json <<'PLAN'

@@ -33,6 +33,30 @@ holds needle_mean 'abs(j["mean"] - sum(r["score"] for r in j["rows"]) / 4) < 1e-
 expect needles 0 '' "$fovea" eval needle -m "$smollm" -f "$text" --lengths 384 --depths 50 --needles 3 --seed 4
 grep -q '^length 384, depth 50 %' out || fail needles "$(cat out)"
 
+# recall: a window's pairs are known, everything is all of it, chance is its density, and nothing beats the oracle
+head -c 1600 "$text" > some
+expect recall 0 '' "$fovea" eval recall -m "$smollm" -f some --ctx 256 --layers 0,15 --json --report recall.html -a dense -a sinkwin:sink=0,window=32 -a sinkwin:sink=0,window=64 -a moba:block=16,top=3
+holds recall_fields 'set(j) == {"model", "tokens", "rows", "means"} and {r["layer"] for r in j["rows"]} == {0, 15} and all({"attention", "layer", "density", "recall"} <= set(r) for r in j["rows"])'
+holds recall_dense 'all(abs(r["recall"] - 1) < 1e-4 and r["density"] == 1 for r in j["rows"] if r["attention"] == "dense")'
+holds recall_windows 'all(abs(r["density"] - (w * n - w * (w - 1) / 2) / (n * (n + 1) / 2)) < 1e-9 for n in [j["tokens"]] for w in [32, 64] for r in j["rows"] if r["attention"] == f"sinkwin:sink=0,window={w}")'
+holds recall_grows 'all(a["recall"] < b["recall"] for a, b in zip(j["rows"][2:4], j["rows"][4:6]))'
+holds recall_random '[round(m["density"], 1) for m in j["means"] if m["attention"] == "random"][2:] == [.1, .2, .5] and all(abs(r["recall"] / r["density"] - 1) < 0.25 for r in j["rows"] if r["attention"] == "random")'
+holds recall_at_best 'all(r["recall"] <= r["oracle"] + 1e-5 and r["density"] <= r["oracle"] + 1e-5 for r in j["rows"] if "oracle" in r)'
+holds recall_oracle 'all(o["recall"] >= r["recall"] for r in j["rows"] for o in j["rows"] if o["attention"] == "oracle" and o["layer"] == r["layer"] and o["density"] >= r["density"])'
+grep -q 'Recall over density' recall.html || fail recall_report 'no plots'
+cp out before
+expect recall_again 0 '' "$fovea" eval recall -m "$smollm" -f some --ctx 256 --layers 0,15 --json --threads 1 -a dense -a sinkwin:sink=0,window=32 -a sinkwin:sink=0,window=64 -a moba:block=16,top=3
+holds recall_whatever_the_threads 'all(abs(a["recall"] - b["recall"]) < 1e-6 for a, b in zip(j["rows"], json.load(open("before"))["rows"]))'
+expect recall_sweeps 0 '' "$fovea" eval recall -m "$gemma" -f some --ctx 192 --layers 5 --json
+holds recall_sweeps_all 'all(len([r for r in j["rows"] if r["attention"].split(":")[0] == n]) > 1 for n in ["moba", "blocktopk", "nsa", "random", "oracle"])'
+! grep -q 'left out' err || fail recall_sweeps "$(cat err)"
+expect recall_window 2 'window of its own' "$fovea" eval recall -m "$gemma" -f some --layers 0
+expect recall_layers 2 'outside 0 to 29' "$fovea" eval recall -m "$smollm" -f some --layers 30
+expect recall_name 2 "did you mean 'moba'" "$fovea" eval recall -m "$smollm" -f some -a mooba
+expect recall_no_pairs 2 'no set of query-key pairs' "$fovea" eval recall -m "$smollm" -f some -a lightning2 --layers 0
+expect recall_not_causal 2 'cannot be causal' "$fovea" eval recall -m "$smollm" -f some -a agent:grid=16x16 --layers 0
+interrupt recall_ctrl_c 1.5 "$fovea" eval recall -m "$smollm" -f "$text" --ctx 4096 --device ref
+
 expect which 2 'ppl or needle' "$fovea" eval
 expect no_text 2 'f is missing' "$fovea" eval ppl -m "$smollm"
 expect past_context 2 'expected at most 8192' "$fovea" eval ppl -m "$smollm" -f "$text" --ctx 10000

@@ -2,6 +2,7 @@
 """Small .npy files without numpy, for the tests of the command.
 
     npy.py random FILE SHAPE [DTYPE] [SEED]     uniform numbers in -1..1; SHAPE like 1,2,8,16; DTYPE f4 f2 f8 i4 u1
+    npy.py values FILE SHAPE NUMBERS [DTYPE]         these numbers, apart by blanks
     npy.py raw FILE DESCR ORDER SHAPETEXT BYTES [VERSION]   a header as given, then BYTES zero bytes
     npy.py close A B TOLERANCE                  fails unless both have one shape and close numbers
     npy.py shape FILE SHAPE DESCR               fails unless the file has that shape and type
@@ -74,6 +75,9 @@ def main(verb, *rest):
         numbers = random.Random(f"{seed} {path}")
         draw = numbers.uniform if code[0] == "f" else numbers.randint
         write(path, shape, [draw(-1, 1) if code[0] == "f" else draw(0, 100) for _ in range(math.prod(shape))], code)
+    elif verb == "values":
+        path, shape, numbers, code = (list(rest) + ["f4"])[:4]
+        write(path, shape_of(shape), [float(n) for n in numbers.split()], code)
     elif verb == "raw":
         path, descr, order, shape, count, version = (list(rest) + ["1"])[:6]
         open(path, "wb").write(header(descr, order, shape, int(version)) + bytes(int(count)))

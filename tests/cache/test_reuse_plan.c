@@ -6,11 +6,16 @@
 
 enum { MOST = 10 };
 
-static void expect(const double *overlap, int64_t layers, int64_t most, const int64_t *expected)
+static void expect(const double *overlap, int64_t layers, int64_t most, const int64_t *expected, double least,
+                   double sum)
 {
     int64_t plan[MOST];
+    fv_reuse_gains gains;
 
-    assert_ok(fv_reuse_plan(overlap, layers, most, plan));
+    assert_ok(fv_reuse_plan(overlap, layers, most, plan, &gains));
+    if (fabs(gains.least - least) > 1e-12 || fabs(gains.sum - sum) > 1e-12)
+        fail_msg("%d layers, %d sources: expected gains of %g, %g in all, got %g and %g", (int)layers, (int)most, least,
+                 sum, gains.least, gains.sum);
     for (int64_t l = 0; l < layers; l++)
         if (plan[l] != expected[l])
             fail_msg("%d layers, %d sources, layer %d: expected %d, got %d", (int)layers, (int)most, (int)l,
@@ -23,11 +28,11 @@ static void worked_examples(void **state)
     static const double without_1[] = {1, 0, .6, .5, 0, 0, 0, 0, 0, 0, 1, .95, 0, 0, 0, 1};
     (void)state;
 
-    expect(overlap, 4, 1, (const int64_t[]){-1, 0, 0, 0});
-    expect(overlap, 4, 2, (const int64_t[]){-1, 0, -1, 2});
-    expect(overlap, 4, 4, (const int64_t[]){-1, -1, -1, -1});
-    expect(without_1, 4, 3, (const int64_t[]){-1, -1, -1, 2}); /* layer 1 reads everything */
-    expect(overlap, 1, 3, (const int64_t[]){-1});
+    expect(overlap, 4, 1, (const int64_t[]){-1, 0, 0, 0}, .5, 3);
+    expect(overlap, 4, 2, (const int64_t[]){-1, 0, -1, 2}, .9, 3.85);
+    expect(overlap, 4, 4, (const int64_t[]){-1, -1, -1, -1}, 1, 4);
+    expect(without_1, 4, 3, (const int64_t[]){-1, -1, -1, 2}, .95, 3.95); /* layer 1 reads everything */
+    expect(overlap, 1, 3, (const int64_t[]){-1}, 1, 1);
 }
 
 /* Gains of a plan; -1 for one with too many sources. */
@@ -55,21 +60,22 @@ static void no_plan_has_a_larger_least_gain(void **state)
     for (int trial = 0; trial < 300; trial++) {
         int64_t layers = 1 + fv_random_below(&random, MOST), most = 1 + fv_random_below(&random, layers), plan[MOST];
         double overlap[MOST * MOST], best = -1;
+        fv_reuse_gains gains;
         unsigned own = 0;
         for (int i = 0; i < MOST * MOST; i++)
             overlap[i] = fv_random_below(&random, 5) ? fv_random_uniform(&random) : 0;
         for (unsigned way = 0; way < 1U << (layers - 1); way++)
             best = fmax(best, least_of(overlap, layers, most, way));
-        assert_ok(fv_reuse_plan(overlap, layers, most, plan));
+        assert_ok(fv_reuse_plan(overlap, layers, most, plan, &gains));
         for (int64_t l = 1, source = 0; l < layers; l++) {
             if (plan[l] < 0) source = l;
             assert_true(plan[l] == -1 || plan[l] == source);
             own |= plan[l] < 0 ? 1U << (l - 1) : 0;
         }
         assert_int_equal(plan[0], -1);
-        assert_true(least_of(overlap, layers, most, own) == best);
+        assert_true(least_of(overlap, layers, most, own) == best && gains.least == best);
     }
-    assert_fails(fv_reuse_plan(NULL, 3, 0, NULL), FV_E_ARGUMENT, "reuse plan");
+    assert_fails(fv_reuse_plan(NULL, 3, 0, NULL, NULL), FV_E_ARGUMENT, "reuse plan");
 }
 
 int main(void)

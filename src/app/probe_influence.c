@@ -1,0 +1,244 @@
+/* fovea inspect attn_influence: how much a loss depends on each block of each head's attention. */
+#include <string.h>
+
+#include "app/flags.h"
+#include "app/influence.h"
+#include "app/probes.h"
+#include "app/verbs.h"
+#include "base/memory.h"
+#include "base/npy.h"
+
+struct influence {
+    int64_t tokens, answer, block;
+    bool absolute;
+    char out[FV_TEXT_MAX];
+};
+
+static const fv_option options[] = {
+    FV_INT(struct influence, tokens, 512, 2, 1 << 20, "so many first tokens of the text"),
+    FV_INT(struct influence, answer, 32, 1, 1 << 16, "the loss is that of the last so many of them"),
+    FV_INT(struct influence, block, 64, 1, 1 << 16, "queries and keys that are added up; 1: every pair by itself"),
+    FV_BOOL(struct influence, absolute, 1, "0: with its sign"),
+    FV_WORDS(struct influence, out, "", "[layers,key-value heads,blocks,blocks] f32 in a .npy file"),
+    FV_OPTIONS_END,
+};
+
+static fv_status check(const void *values)
+{
+    const struct influence *o = values;
+
+    if (o->answer >= o->tokens)
+        return fv_fail(FV_E_USAGE, "answer: expected less than tokens, %lld, got %lld", (long long)o->tokens,
+                       (long long)o->answer);
+    return o->out[0] ? app_file_try(o->out) : FV_OK;
+}
+
+/* Of a head: all influence, and the shares of the first block of keys and of each block's own. */
+struct totals {
+    double total, first, diagonal;
+};
+
+static struct totals totals_of(const attention_influence *r, int64_t head)
+{
+    const double *sum = r->sum + head * r->blocks * r->blocks;
+    struct totals t = {0};
+
+    for (int64_t i = 0; i < r->blocks; i++)
+        for (int64_t j = 0; j <= i; j++) {
+            t.total += sum[i * r->blocks + j];
+            if (j == 0) t.first += sum[i * r->blocks];
+            if (j == i) t.diagonal += sum[i * r->blocks + i];
+        }
+    if (t.total > 0) {
+        t.first /= t.total;
+        t.diagonal /= t.total;
+    }
+    return t;
+}
+
+static json_t *object_of(const attention_influence *r)
+{
+    json_t *root = json_object(), *layers = json_array();
+
+    for (int64_t l = 0; l < r->layers; l++) {
+        json_t *layer = json_object(), *total = json_array(), *first = json_array(), *diagonal = json_array();
+        for (int64_t g = 0; g < r->heads; g++) {
+            struct totals t = totals_of(r, l * r->heads + g);
+            app_append(total, app_number(t.total));
+            app_append(first, app_number(t.first));
+            app_append(diagonal, app_number(t.diagonal));
+        }
+        app_put(layer, "layer", json_integer(l));
+        app_put(layer, "total", total);
+        app_put(layer, "first_block", first);
+        app_put(layer, "diagonal", diagonal);
+        app_append(layers, layer);
+    }
+    app_put(root, "probe", json_string("attn_influence"));
+    app_put(root, "loss", app_number(r->loss));
+    app_put(root, "layers", layers);
+    return root;
+}
+
+static fv_status print(const attention_influence *r)
+{
+    static const bool left[5] = {false, false, false, false, false};
+    app_table table = {.columns = 5, .left = left};
+
+    app_table_cell(&table, "LAYER");
+    app_table_cell(&table, "HEAD");
+    app_table_cell(&table, "INFLUENCE");
+    app_table_cell(&table, "FIRST BLOCK");
+    app_table_cell(&table, "OWN BLOCK");
+    for (int64_t h = 0; h < r->layers * r->heads; h++) {
+        struct totals t = totals_of(r, h);
+        app_table_cell(&table, "%lld", (long long)(h / r->heads));
+        app_table_cell(&table, "%lld", (long long)(h % r->heads));
+        app_table_cell(&table, t.total > 0 ? "%.4g" : "its own window", t.total);
+        app_table_cell(&table, t.total > 0 ? "%.0f %%" : "-", 100 * t.first);
+        app_table_cell(&table, t.total > 0 ? "%.0f %%" : "-", 100 * t.diagonal);
+    }
+    FV_TRY(app_table_print(&table, stdout));
+    printf("\nLoss %.4g. INFLUENCE: how much it would change, to first order, summed over every pair taken alone.\n",
+           r->loss);
+    return FV_OK;
+}
+
+static fv_status write_file(const attention_influence *r, const char *path)
+{
+    int64_t dims[] = {r->layers, r->heads, r->blocks, r->blocks}, count = dims[0] * dims[1] * dims[2] * dims[3];
+    fv_tensor t;
+    float *sum;
+    fv_status status;
+
+    FV_TRY(FV_ALLOC(sum, count));
+    for (int64_t i = 0; i < count; i++)
+        sum[i] = (float)r->sum[i];
+    status = fv_tensor_wrap(&t, sum, FV_F32, 4, dims);
+    if (status == FV_OK) status = fv_npy_write(path, &t);
+    fv_free(sum);
+    return status;
+}
+
+static fv_status measure(const probe_task *task, const struct influence *o, const app_prompt *prompt,
+                         attention_influence *result)
+{
+    influence_task own;
+    fv_status status;
+
+    if (prompt->count < o->tokens)
+        return fv_fail(FV_E_SHAPE, "%s: has %lld tokens, 'tokens' asks for %lld", task->file, (long long)prompt->count,
+                       (long long)o->tokens);
+    FV_TRY(influence_begin(task->app, task->model, o->tokens, o->block, o->absolute, task->precision, &own, result));
+    status = influence_add(task->app, &own, result, prompt->ids, o->tokens, o->answer);
+    app_progress_end();
+    if (status == FV_OK) return influence_end(&own, result);
+    influence_drop(&own);
+    return status;
+}
+
+static fv_status run(const probe_task *task, const void *values, json_t **object)
+{
+    const struct influence *o = values;
+    attention_influence result = {0};
+    app_prompt prompt;
+    fv_status status;
+
+    if (o->tokens > task->info->context)
+        return fv_fail(FV_E_USAGE, "tokens: expected at most %lld, which this model was trained for, got %lld",
+                       (long long)task->info->context, (long long)o->tokens);
+    FV_TRY(app_prompt_make(task->model, task->file, NULL, true, &prompt));
+    status = measure(task, o, &prompt, &result);
+    app_prompt_free(&prompt);
+    if (status == FV_OK && o->out[0]) status = write_file(&result, o->out);
+    if (status == FV_OK && object) *object = object_of(&result);
+    if (status == FV_OK && !object) status = print(&result);
+    influence_free(&result);
+    return status;
+}
+
+const app_probe probe_influence = {
+    .name = "attn_influence",
+    .title = "Attention influence (MoA)",
+    .paper = "arXiv 2406.14909",
+    .sheet = 78,
+    .finds =
+        "with A the weights and G = d loss / d A, the sum over blocks of |A (G - sum G A) / (1 - A)|: how much the "
+        "loss of the text's end would change if a pair did not see each other",
+    .cost = "one reading of the text and one walk back",
+    .options = options,
+    .options_size = sizeof(struct influence),
+    .check = check,
+    .run = run,
+};
+
+/* ---- the verb ---------------------------------------------------------------------------------------------------- */
+
+struct values {
+    cli_common common;
+    const char *model, *file, *out;
+    struct influence options;
+    int precision;
+};
+
+#define AT(field) offsetof(struct values, field)
+static const cli_flag flags[] = {
+    FLAG_MODEL(AT(model), "Input"),
+    FLAG_FILE(AT(file), true, "the text to read"),
+    {.name = "tokens",
+     .kind = CLI_INT,
+     .offset = AT(options.tokens),
+     .argument = "N",
+     .initial = "512",
+     .min = 2,
+     .max = 1 << 20,
+     .help = "so many first tokens of it"},
+    {.name = "answer",
+     .kind = CLI_INT,
+     .offset = AT(options.answer),
+     .argument = "N",
+     .initial = "32",
+     .min = 1,
+     .max = 1 << 16,
+     .group = "What",
+     .help = "the loss is that of the last N of them"},
+    {.name = "block",
+     .kind = CLI_INT,
+     .offset = AT(options.block),
+     .argument = "N",
+     .initial = "64",
+     .min = 1,
+     .max = 1 << 16,
+     .help = "queries and keys that are added up; 1: every pair by itself"},
+    FLAG_PRECISION(AT(precision)),
+    {.name = "out",
+     .kind = CLI_FILE,
+     .offset = AT(out),
+     .argument = "FILE.npy",
+     .group = "Output",
+     .help = "[layers, key-value heads, blocks, blocks] f32"},
+    CLI_END,
+};
+
+static fv_status run_verb(struct app *app, const void *data)
+{
+    const struct values *values = data;
+    struct influence own = values->options;
+
+    own.absolute = true;
+    if (values->out && strlen(values->out) >= sizeof own.out)
+        return fv_fail(FV_E_USAGE, "--out: expected fewer than %d bytes", FV_TEXT_MAX);
+    snprintf(own.out, sizeof own.out, "%s", values->out ? values->out : "");
+    return probe_run(app, &probe_influence, &own, values->model, values->file, flag_precision(values->precision));
+}
+
+const cli_verb verb_inspect_influence = {
+    .name = "inspect attn_influence",
+    .summary = "how much a loss depends on each block of each head's attention",
+    .about = "Reads a text, walks the gradient of the loss of its last tokens back through the model, and adds up by "
+             "blocks of queries and keys how much the loss would change if a pair did not see each other.",
+    .example = "  fovea inspect attn_influence -m model.gguf -f book.txt --tokens 2048 --out influence.npy\n",
+    .flags = flags,
+    .size = sizeof(struct values),
+    .run = run_verb,
+};
