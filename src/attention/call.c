@@ -260,6 +260,7 @@ static fv_status make(const fv_attention *attention, const fv_attention_args *ar
     FV_TRY(check_operands(mechanism->name, args, chunk));
     FV_TRY(check_outputs(mechanism->name, args));
     *call = (fv_call){
+        .mechanism = mechanism,
         .options = attention->options,
         .q = args->q,
         .k = args->k,

@@ -85,6 +85,7 @@ typedef struct fv_kept_choice {
 /* A call as mechanisms see it: checked, with sizes spelled out.  Query i stands at position offset + i; k and v hold
  * positions 0..keys-1, so offset = keys - queries; of a recurrent mechanism's chunk, its own positions only. */
 typedef struct fv_call {
+    const struct fv_mechanism *mechanism; /* whose call it is */
     const void *options;
     fv_tensor q, k, v, o, lse;
     int64_t batch, query_heads, key_heads, queries, keys, head_dim, value_dim, offset;

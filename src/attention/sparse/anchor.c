@@ -2,7 +2,6 @@
  * of all; a group of blocks then also reads the single keys whose logits come near the anchor.  arXiv 2505.23520. */
 #include <math.h>
 
-#include "attention/attention.h"
 #include "attention/sparse/core.h"
 
 struct anchor {
@@ -217,20 +216,7 @@ static fv_status forward_part(fv_ctx *ctx, const fv_call *call)
 
 static fv_status forward(fv_ctx *ctx, const fv_call *call)
 {
-    extern const fv_mechanism fv_mechanism_anchor;
-    int64_t group = group_of(call->options), step = fv_max(QUERIES / group, 1);
-
-    for (int64_t from = 0, next; from < call->queries; from = next) {
-        fv_mark mark = fv_scratch_mark(ctx);
-        fv_call part;
-        fv_status status;
-        next = fv_min(((call->offset + from) / group + step) * group - call->offset, call->queries);
-        fv_call_cut(&fv_mechanism_anchor, call, from, next - from, &part);
-        status = forward_part(ctx, &part);
-        fv_scratch_release(ctx, mark);
-        FV_TRY(status);
-    }
-    return FV_OK;
+    return fv_run_parts(ctx, call, group_of(call->options), QUERIES, forward_part);
 }
 
 static fv_status map(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs)

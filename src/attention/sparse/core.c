@@ -1,8 +1,30 @@
 #include "attention/sparse/core.h"
 
+#include "attention/attention.h"
+
 /* Bytes of partial results held at once when the loops are turned round, and scores held at once. */
 #define PART_BYTES ((int64_t)64 << 20)
 #define SCORES ((int64_t)1 << 17)
+
+/* ---- parts of a call -------------------------------------------------------------------------------------------- */
+
+fv_status fv_run_parts(fv_ctx *ctx, const fv_call *call, int64_t block, int64_t queries, fv_part_fn *run)
+{
+    int64_t step = fv_max(queries / block, 1);
+    fv_status status = FV_OK;
+
+    for (int64_t from = 0, next; from < call->queries && status == FV_OK; from = next) {
+        fv_mark mark = fv_scratch_mark(ctx);
+        int64_t p = call->offset + from, first = p / block - (p % block < 0);
+        fv_call part;
+        next = fv_clamp((first + step) * block - call->offset, from + 1, call->queries);
+        fv_call_cut(call->mechanism, call, from, next - from, &part);
+        part.decoding = call->decoding;
+        status = run(ctx, &part);
+        fv_scratch_release(ctx, mark);
+    }
+    return status;
+}
 
 /* ---- pool ------------------------------------------------------------------------------------------------------- */
 

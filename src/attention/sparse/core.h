@@ -5,6 +5,13 @@
 #include "attention/mechanism.h"
 #include "ops/plan.h"
 
+/* ---- parts of a call -------------------------------------------------------------------------------------------- */
+
+/* Runs a causal call in parts of about `queries` queries (at least one block), cut at multiples of `block` positions, each
+ * over the keys up to its last query; scratch memory is given back after each. */
+typedef fv_status fv_part_fn(fv_ctx *ctx, const fv_call *part);
+fv_status fv_run_parts(fv_ctx *ctx, const fv_call *call, int64_t block, int64_t queries, fv_part_fn *run);
+
 /* ---- pool ------------------------------------------------------------------------------------------------------- */
 
 /* Means of blocks of rows of x [B,Hx,M,D] (rows of any type): block `from` on, as many as out [B,Hx,blocks,D] f32 has.

@@ -206,22 +206,8 @@ static fv_status forward(fv_ctx *ctx, const fv_call *call)
 {
     const struct superlinear *o = call->options;
     int64_t row = call->batch * call->query_heads * (call->value_dim + 1) * 4 * (1 + 2 * o->anchors);
-    int64_t step = fv_clamp(PART_BYTES / row, 64, fv_max(call->queries, 64));
-    fv_status status = FV_OK;
 
-    for (int64_t from = 0; from < call->queries && status == FV_OK; from += step) {
-        fv_mark mark = fv_scratch_mark(ctx);
-        fv_call part = *call;
-        part.queries = fv_min(step, call->queries - from);
-        part.offset = call->offset + from;
-        part.q = fv_slice(&call->q, 2, from, part.queries);
-        part.o = fv_slice(&call->o, 2, from, part.queries);
-        if (fv_present(&call->param[SEARCH_Q]))
-            part.param[SEARCH_Q] = fv_slice(&call->param[SEARCH_Q], 2, from, part.queries);
-        status = attend_part(ctx, &part);
-        fv_scratch_release(ctx, mark);
-    }
-    return status;
+    return fv_run_parts(ctx, call, 1, fv_max(PART_BYTES / row, 64), attend_part);
 }
 
 /* ---- pairs ------------------------------------------------------------------------------------------------------ */
