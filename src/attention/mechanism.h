@@ -151,7 +151,7 @@ typedef struct fv_mechanism {
     bool counts; /* forward adds the pairs it computes to call->pairs (fv_count_pairs), so that nothing is chosen twice
                   */
     /* With forward: the pairs behind --plan, unless FV_NO_MAP (plan->causal and offset are set), and flops and pairs
-     * where they are not just those. */
+     * where they are not just those, and it does not count them itself. */
     fv_status (*map)(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs);
     fv_status (*work)(fv_ctx *ctx, const fv_call *call, fv_work *work);
 } fv_mechanism;

@@ -116,6 +116,20 @@ double fv_call_dense_pairs(const fv_call *call)
     return heads * (first >= 0 ? N * (first + M) / 2 : M * (M + 1) / 2);
 }
 
+/* What a mechanism that counts computes is known when it has been. */
+static fv_status count_pairs(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *call, int64_t *pairs)
+{
+    fv_call counted = *call;
+    double count = 0;
+
+    counted.pairs = &count;
+    counted.lse = (fv_tensor){0};
+    FV_TRY(fv_tensor_new(ctx, &counted.o, FV_F32, 4, call->o.dims));
+    FV_TRY(mechanism->forward(ctx, &counted));
+    *pairs = (int64_t)count;
+    return FV_OK;
+}
+
 fv_status fv_call_measure(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *call, const double *counted,
                           fv_work *work)
 {
@@ -135,6 +149,9 @@ fv_status fv_call_measure(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_c
         int64_t width = fv_call_state_width(mechanism, call);
         work->flops = 2.0 * (double)(call->queries + call->keys) * (double)(call->batch * call->query_heads) *
                       (double)width * (double)call->value_dim;
+    } else if (mechanism->counts) {
+        FV_TRY(count_pairs(ctx, mechanism, call, &work->pairs));
+        work->flops = 2.0 * (double)work->pairs * (double)(call->head_dim + call->value_dim);
     } else {
         FV_TRY(fv_call_pairs(ctx, mechanism, call, &pairs));
         FV_TRY(

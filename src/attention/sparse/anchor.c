@@ -248,22 +248,6 @@ static fv_status map(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs)
     return fv_lists_end(&lists, &pairs->plan);
 }
 
-/* What is computed is known when it has been. */
-static fv_status work(fv_ctx *ctx, const fv_call *call, fv_work *work_)
-{
-    double pairs = 0, products = (double)(call->batch * call->query_heads * call->queries) * (double)call->keys;
-    fv_call counted = *call;
-
-    counted.pairs = &pairs;
-    counted.lse = (fv_tensor){0};
-    FV_TRY(fv_tensor_new(ctx, &counted.o, FV_F32, 4, call->o.dims));
-    FV_TRY(forward(ctx, &counted));
-    products /= (double)((const struct anchor *)call->options)->block; /* of which causality takes half */
-    work_->pairs = (int64_t)pairs;
-    work_->flops = 2 * pairs * (double)(call->head_dim + call->value_dim) + products * (double)call->head_dim;
-    return FV_OK;
-}
-
 const fv_mechanism fv_mechanism_anchor = {
     .name = "anchor",
     .title = "AnchorAttention",
@@ -283,5 +267,4 @@ const fv_mechanism fv_mechanism_anchor = {
     .forward = forward,
     .counts = true,
     .map = map,
-    .work = work,
 };

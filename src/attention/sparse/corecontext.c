@@ -247,23 +247,6 @@ static fv_status map(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs)
     return cut(ctx, call, &pooled, &pairs->plan, &read);
 }
 
-static fv_status work(fv_ctx *ctx, const fv_call *call, fv_work *work_)
-{
-    int64_t B = call->batch, H = call->query_heads, read, pooled_pairs, raw_pairs;
-    double width = (double)(call->head_dim + call->value_dim), keys = (double)(B * call->keys);
-    fv_plan pooled, raw;
-
-    FV_TRY(cut(ctx, call, &pooled, &raw, &read));
-    FV_TRY(fv_plan_pairs(ctx, &pooled, B, H, call->queries, read, &pooled_pairs));
-    FV_TRY(fv_plan_pairs(ctx, &raw, B, H, call->queries, call->keys, &raw_pairs));
-    work_->pairs = pooled_pairs + raw_pairs;
-    work_->flops = 2 * (double)work_->pairs * width;
-    work_->flops += 2 * keys * (double)(call->key_heads * pooled_heads(call)) * width;
-    if (((const struct corecontext *)call->options)->pool != POOL_MEAN)
-        work_->flops += 2 * keys * (double)(H * call->head_dim);
-    return FV_OK;
-}
-
 const fv_mechanism fv_mechanism_corecontext = {
     .name = "corecontext",
     .title = "Core context aware attention",
@@ -283,5 +266,4 @@ const fv_mechanism fv_mechanism_corecontext = {
     .forward = forward,
     .counts = true,
     .map = map,
-    .work = work,
 };

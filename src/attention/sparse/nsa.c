@@ -407,32 +407,6 @@ static fv_status map(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs)
     return fv_choice_plan(ctx, call, &choice, &pairs->plan);
 }
 
-static fv_status work(fv_ctx *ctx, const fv_call *call, fv_work *work_)
-{
-    const struct nsa *o = call->options;
-    int64_t B = call->batch, H = call->query_heads, pairs[3], compressed, C;
-    struct operands p;
-    fv_pairs selected = {.plan = {.causal = true, .offset = call->offset}};
-    fv_plan window = {.causal = true, .offset = call->offset, .window = {.window = o->window}}, whole = window;
-
-    FV_TRY(map(ctx, call, &selected));
-    FV_TRY(prepare(ctx, call, &p));
-    whole.window.window = 0;
-    whole.key_position = p.last;
-    C = p.compressed;
-    FV_TRY(fv_plan_pairs(ctx, &whole, B, H, call->queries, C, &pairs[0]));
-    FV_TRY(fv_plan_pairs(ctx, &selected.plan, B, H, call->queries, call->keys, &pairs[1]));
-    FV_TRY(fv_plan_pairs(ctx, &window, B, H, call->queries, o->window > 0 ? call->keys : 0, &pairs[2]));
-    work_->pairs = pairs[0] + pairs[1] + pairs[2];
-    compressed = B * call->key_heads * C * o->compress_block;
-    work_->flops = 2.0 * (double)work_->pairs * (double)(call->head_dim + call->value_dim);
-    work_->flops += (double)compressed * (double)call->head_dim *
-                    (fv_present(&call->param[COMPRESS_K]) ? 2.0 * (double)call->head_dim : 1.0);
-    work_->flops += (double)compressed * (double)call->value_dim *
-                    (fv_present(&call->param[COMPRESS_V]) ? 2.0 * (double)call->value_dim : 1.0);
-    return FV_OK;
-}
-
 const fv_mechanism fv_mechanism_nsa = {
     .name = "nsa",
     .title = "Native sparse attention",
@@ -454,5 +428,4 @@ const fv_mechanism fv_mechanism_nsa = {
     .forward = forward,
     .counts = true,
     .map = map,
-    .work = work,
 };

@@ -238,23 +238,6 @@ static fv_status map(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs)
     return fv_lists_end(&lists, &pairs->plan);
 }
 
-/* Windows are read once, spans each for itself. */
-static fv_status work(fv_ctx *ctx, const fv_call *call, fv_work *work_)
-{
-    int64_t H = call->query_heads, spans, windows = 0;
-    fv_plan window = window_plan(call);
-    struct found found;
-    fv_span_slots slots;
-
-    FV_TRY(find(ctx, call, &found, &slots));
-    FV_TRY(fv_plan_pairs(ctx, &slots.plan, call->batch, H, call->queries, call->keys, &spans));
-    if (window.window.window > 0)
-        FV_TRY(fv_plan_pairs(ctx, &window, call->batch, H, call->queries, call->keys, &windows));
-    work_->pairs = spans + windows;
-    work_->flops = 2.0 * (double)work_->pairs * (double)(call->head_dim + call->value_dim);
-    return FV_OK;
-}
-
 const fv_mechanism fv_mechanism_superlinear = {
     .name = "superlinear",
     .title = "Superlinear attention (span search)",
@@ -275,5 +258,4 @@ const fv_mechanism fv_mechanism_superlinear = {
     .forward = forward,
     .counts = true,
     .map = map,
-    .work = work,
 };

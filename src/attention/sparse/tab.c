@@ -238,23 +238,6 @@ static fv_status map(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs)
     return fv_lists_end(&lists, &pairs->plan);
 }
 
-/* A key that a group reads twice is computed twice. */
-static fv_status work(fv_ctx *ctx, const fv_call *call, fv_work *work_)
-{
-    const fv_tensor *centre_k = &call->param[CENTRE_K], *centres = &call->param[CENTRES];
-    int64_t tokens = call->batch * call->queries;
-    struct layout l = layout_of(call);
-    fv_plan plan = {0};
-
-    FV_TRY(list_groups(ctx, call, &l, &plan));
-    FV_TRY(fv_plan_pairs(ctx, &plan, call->batch, call->query_heads, call->queries, l.places, &work_->pairs));
-    if (fv_present(centre_k) && ((const struct tab *)call->options)->inter)
-        work_->pairs += tokens * call->query_heads * centre_k->dims[1];
-    work_->flops = 2.0 * (double)work_->pairs * (double)(call->head_dim + call->value_dim);
-    if (fv_present(centres)) work_->flops += 2.0 * (double)tokens * (double)(centres->dims[0] * centres->dims[1]);
-    return FV_OK;
-}
-
 const fv_mechanism fv_mechanism_tab = {
     .name = "tab",
     .title = "Token aggregation block (CATANet)",
@@ -273,5 +256,4 @@ const fv_mechanism fv_mechanism_tab = {
     .forward = forward,
     .counts = true,
     .map = map,
-    .work = work,
 };
