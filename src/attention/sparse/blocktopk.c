@@ -78,29 +78,14 @@ static fv_status choose(fv_ctx *ctx, const fv_call *call, fv_choice *choice)
     return fv_choose_by_product(ctx, call, choice, &q, &means);
 }
 
-static fv_status choose_aside(fv_ctx *ctx, const fv_call *call, fv_choice *choice)
-{
-    fv_choosing before = fv_choosing_begin(ctx);
-    fv_status status = choose(ctx, call, choice);
-
-    fv_choosing_end(ctx, before);
-    return status;
-}
-
 static fv_status forward(fv_ctx *ctx, const fv_call *call)
 {
-    fv_choice choice;
-
-    FV_TRY(choose_aside(ctx, call, &choice));
-    return fv_choice_attend(ctx, call, &choice, call->queries > 1, &call->q, &call->k, &call->o, &call->lse);
+    return fv_choice_forward(ctx, call, choose, &call->o);
 }
 
 static fv_status map(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs)
 {
-    fv_choice choice;
-
-    FV_TRY(choose_aside(ctx, call, &choice));
-    return fv_choice_plan(ctx, call, &choice, &pairs->plan);
+    return fv_choice_map(ctx, call, choose, pairs);
 }
 
 const fv_mechanism fv_mechanism_blocktopk = {

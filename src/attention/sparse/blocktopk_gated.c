@@ -91,24 +91,13 @@ static fv_status choose(fv_ctx *ctx, const fv_call *call, fv_choice *choice)
                            &(struct choosing){call, choice});
 }
 
-static fv_status choose_aside(fv_ctx *ctx, const fv_call *call, fv_choice *choice)
-{
-    fv_choosing before = fv_choosing_begin(ctx);
-    fv_status status = choose(ctx, call, choice);
-
-    fv_choosing_end(ctx, before);
-    return status;
-}
-
 static fv_status forward(fv_ctx *ctx, const fv_call *call)
 {
     const fv_tensor *logits = &call->param[GATE];
     fv_tensor o = call->o, gate;
-    fv_choice choice;
 
-    FV_TRY(choose_aside(ctx, call, &choice));
     if (fv_present(logits)) FV_TRY(fv_tensor_new(ctx, &o, FV_F32, 4, call->o.dims));
-    FV_TRY(fv_choice_attend(ctx, call, &choice, call->queries > 1, &call->q, &call->k, &o, &call->lse));
+    FV_TRY(fv_choice_forward(ctx, call, choose, &o));
     if (!fv_present(logits)) return FV_OK;
     FV_TRY(fv_tensor_new(ctx, &gate, FV_F32, FV_DIMS(call->batch, call->query_heads, call->queries, 1)));
     FV_TRY(
@@ -118,10 +107,7 @@ static fv_status forward(fv_ctx *ctx, const fv_call *call)
 
 static fv_status map(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs)
 {
-    fv_choice choice;
-
-    FV_TRY(choose_aside(ctx, call, &choice));
-    return fv_choice_plan(ctx, call, &choice, &pairs->plan);
+    return fv_choice_map(ctx, call, choose, pairs);
 }
 
 const fv_mechanism fv_mechanism_blocktopk_gated = {

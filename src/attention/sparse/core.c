@@ -519,6 +519,31 @@ fv_status fv_choice_attend(fv_ctx *ctx, const fv_call *call, const fv_choice *ch
     return status;
 }
 
+static fv_status choose_aside(fv_ctx *ctx, const fv_call *call, fv_choose_fn *choose, fv_choice *choice)
+{
+    fv_choosing before = fv_choosing_begin(ctx);
+    fv_status status = choose(ctx, call, choice);
+
+    fv_choosing_end(ctx, before);
+    return status;
+}
+
+fv_status fv_choice_forward(fv_ctx *ctx, const fv_call *call, fv_choose_fn *choose, const fv_tensor *o)
+{
+    fv_choice choice;
+
+    FV_TRY(choose_aside(ctx, call, choose, &choice));
+    return fv_choice_attend(ctx, call, &choice, call->queries > 1, &call->q, &call->k, o, &call->lse);
+}
+
+fv_status fv_choice_map(fv_ctx *ctx, const fv_call *call, fv_choose_fn *choose, fv_pairs *pairs)
+{
+    fv_choice choice;
+
+    FV_TRY(choose_aside(ctx, call, choose, &choice));
+    return fv_choice_plan(ctx, call, &choice, &pairs->plan);
+}
+
 /* ---- lists of single keys --------------------------------------------------------------------------------------- */
 
 fv_status fv_key_lists_new(fv_ctx *ctx, const fv_call *call, int64_t heads, int64_t block, int64_t room,

@@ -84,6 +84,12 @@ fv_status fv_choice_plan(fv_ctx *ctx, const fv_call *call, const fv_choice *choi
 fv_status fv_choice_attend(fv_ctx *ctx, const fv_call *call, const fv_choice *choice, bool by_block, const fv_tensor *q,
                            const fv_tensor *k, const fv_tensor *o, const fv_tensor *lse);
 
+/* The whole of a mechanism that chooses blocks, by `choose`, which is not recorded: forward with its own q and k, to o
+ * [B,H,N,Dv] and call->lse, and map. */
+typedef fv_status fv_choose_fn(fv_ctx *ctx, const fv_call *call, fv_choice *choice);
+fv_status fv_choice_forward(fv_ctx *ctx, const fv_call *call, fv_choose_fn *choose, const fv_tensor *o);
+fv_status fv_choice_map(fv_ctx *ctx, const fv_call *call, fv_choose_fn *choose, fv_pairs *pairs);
+
 /* ---- lists of single keys --------------------------------------------------------------------------------------- */
 
 /* What groups of queries, cut at multiples of `block` positions, choose of the keys.  Lists are filled one by one or
