@@ -58,6 +58,12 @@ fv_status fv_choice_plan(fv_ctx *ctx, const fv_call *call, const fv_choice *choi
 fv_status fv_choice_attend(fv_ctx *ctx, const fv_call *call, const fv_choice *choice, bool by_block, const fv_tensor *q,
                            const fv_tensor *k, const fv_tensor *o, const fv_tensor *lse);
 
+/* ---- blocks of queries ------------------------------------------------------------------------------------------ */
+
+/* Rows where blocks of queries begin, cut at multiples of `block` positions: [*count + 1]; block 0 holds the first row
+ * and is number call->offset / block of the sequence. */
+fv_status fv_cut_queries(fv_ctx *ctx, const fv_call *call, int64_t block, int64_t *count, int64_t **start);
+
 /* ---- lists of single keys --------------------------------------------------------------------------------------- */
 
 /* What groups of queries, cut at multiples of `block` positions, choose of the keys.  Lists are filled one by one or
