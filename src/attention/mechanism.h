@@ -144,7 +144,7 @@ typedef struct fv_mechanism {
     fv_status (*scan)(fv_ctx *ctx, const fv_call *call, fv_scan_args *scan);
     /* Width of the state for call->head_dim and params (nothing else of the call is set); NULL: the head dim itself. */
     int64_t (*state_width)(const fv_call *call);
-    fv_kept_fn *kept;                 /* with forward; NULL: it keeps no rows */
+    fv_kept_fn *kept;                 /* with plan or forward; NULL: it keeps no rows */
     fv_choice_width_fn *choice_width; /* NULL: it keeps no choice */
     /* Composes primitives; writes call->o (and lse if present). */
     fv_status (*forward)(fv_ctx *ctx, const fv_call *call);

@@ -25,6 +25,7 @@
     add(hip) \
     add(sparsifiner) \
     add(tab) \
+    add(dhsa) \
 
 #define DECLARE(name) extern const fv_mechanism fv_mechanism_##name;
 #define LIST(name) &fv_mechanism_##name,

@@ -1,16 +1,7 @@
 /* The naive twin of anchor: the worked numbers of its definition, and what must hold. */
 #include <math.h>
-#include <string.h>
 
 #include "support/twin.h"
-
-/* Infinite ones too, so not as an int. */
-static void set_theta(struct twin *f, double theta)
-{
-    twin_set(f, "theta", 1, 0);
-    for (int slot = 0; slot < f->call.options; slot++)
-        if (strcmp(f->option[slot].name, "theta") == 0) f->values[slot][0] = theta;
-}
 
 /* Twelve tokens in groups of two blocks of two; all queries 1, v_j = j. */
 static struct twin *example(void)
@@ -40,20 +31,20 @@ static void outputs_for_four_thresholds(void **unused)
     struct twin *f = example();
 
     (void)unused;
-    set_theta(f, -INFINITY);
+    twin_set_number(f, "theta", -INFINITY);
     twin_forward(f, "anchor");
     twin_close("-inf", f->o, none, 12, PRINTED);
-    set_theta(f, 0);
+    twin_set_number(f, "theta", 0);
     twin_forward(f, "anchor");
     twin_sees(f, 0, 4, TWIN_KEYS(0, 1, 3, 4));
     twin_sees(f, 0, 8, TWIN_KEYS(0, 1, 3, 4, 7, 8));
     twin_close("0", f->o, none, 4, PRINTED);
     twin_close("0", f->o + 4, zero, 8, PRINTED);
-    set_theta(f, 1);
+    twin_set_number(f, "theta", 1);
     twin_forward(f, "anchor");
     twin_sees(f, 0, 8, TWIN_KEYS(0, 1, 2, 3, 4, 5, 6, 7, 8));
     twin_close("1", f->o + 8, one, 4, PRINTED);
-    set_theta(f, INFINITY);
+    twin_set_number(f, "theta", INFINITY);
     twin_equals_dense(f, "anchor", true, true);
     twin_close("inf", f->o + 4, all, 4, PRINTED);
     twin_close("inf", f->o + 8, one, 4, PRINTED);
@@ -71,7 +62,7 @@ static void counts_as_first_published(void **unused)
     (void)unused;
     twin_set(f, "init", 1, 4);
     twin_set(f, "count_bug", 1, 1);
-    set_theta(f, INFINITY);
+    twin_set_number(f, "theta", INFINITY);
     f->call.lse = f->lse;
     twin_forward(f, "anchor");
     twin_sees(f, 0, 7, TWIN_KEYS(0, 1, 2, 3, 4, 5, 6, 7));
@@ -91,7 +82,7 @@ static void larger_thresholds_add_keys(void **unused)
     twin_set(f, "step", 1, 2);
     twin_set(f, "init", 1, 1);
     for (int n = 0; n <= 12; n++) {
-        set_theta(f, -1 + 0.5 * n);
+        twin_set_number(f, "theta", -1 + 0.5 * n);
         twin_forward(f, "anchor");
         assert_true(twin_pairs(f) >= before);
         before = twin_pairs(f);

@@ -78,6 +78,7 @@ typedef struct sheet {
     add(hip) \
     add(sparsifiner) \
     add(tab) \
+    add(dhsa) \
 
 #define DECLARE_SHEET(name) extern const sheet sheet_##name;
 /* clang-format on */

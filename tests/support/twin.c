@@ -69,6 +69,16 @@ void twin_set(struct twin *f, const char *name, int count, ...)
     if (slot == f->call.options) f->call.options++;
 }
 
+void twin_set_number(struct twin *f, const char *name, double value)
+{
+    int slot = 0;
+
+    twin_set(f, name, 1, 0);
+    while (strcmp(f->option[slot].name, name) != 0)
+        slot++;
+    f->values[slot][0] = value;
+}
+
 void twin_give(struct twin *f, const char *name, const double *data, int rank, const int64_t *dims)
 {
     sheet_param *param = &f->param[f->call.params++];

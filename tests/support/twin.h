@@ -10,7 +10,7 @@
 /* Two ways to the same double: a few hundred roundings of numbers near 1. */
 #define TWIN_EXACT 1e-12
 
-enum { TWIN_SLOTS = 6 };
+enum { TWIN_SLOTS = 12 };
 
 /* A call with room for what it points at. */
 struct twin {
@@ -31,6 +31,7 @@ void twin_drop(struct twin *f);
 
 /* Sets an option to `count` ints; the same name again replaces it. */
 void twin_set(struct twin *f, const char *name, int count, ...);
+void twin_set_number(struct twin *f, const char *name, double value); /* one that is no int */
 void twin_give(struct twin *f, const char *name, const double *data, int rank, const int64_t *dims);
 /* clang-format off */
 #define TWIN_DIMS(...) (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (const int64_t[]){__VA_ARGS__}

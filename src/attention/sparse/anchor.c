@@ -76,10 +76,7 @@ static fv_status pool(fv_ctx *ctx, const fv_tensor *row_max, struct choosing *c)
     fv_tensor rows = fv_reshaped(row_max, FV_DIMS(B, H, call->queries, 1));
 
     c->first = call->offset / block;
-    c->blocks = (call->offset + call->queries - 1) / block - c->first + 1;
-    FV_TRY(FV_SCRATCH(ctx, c->start, c->blocks + 1));
-    for (int64_t b = 0; b <= c->blocks; b++)
-        c->start[b] = fv_clamp((c->first + b) * block - call->offset, 0, call->queries);
+    FV_TRY(fv_cut_queries(ctx, call, block, &c->blocks, &c->start));
     FV_TRY(fv_tensor_new(ctx, &c->q, FV_F32, FV_DIMS(B, H, c->blocks, call->head_dim)));
     FV_TRY(fv_tensor_zeros(ctx, &c->anchor, FV_F32, FV_DIMS(B, H, c->blocks, 1)));
     FV_TRY(fv_pool_rows(ctx, &(fv_pool_args){.x = call->q, .out = c->q, .start = c->start}));

@@ -544,20 +544,29 @@ fv_status fv_choice_map(fv_ctx *ctx, const fv_call *call, fv_choose_fn *choose, 
     return fv_choice_plan(ctx, call, &choice, &pairs->plan);
 }
 
+/* ---- blocks of queries ------------------------------------------------------------------------------------------ */
+
+fv_status fv_cut_queries(fv_ctx *ctx, const fv_call *call, int64_t block, int64_t *count, int64_t **start)
+{
+    int64_t first = call->offset / block;
+
+    *count = (call->offset + call->queries - 1) / block - first + 1;
+    FV_TRY(FV_SCRATCH(ctx, *start, *count + 1));
+    for (int64_t b = 0; b <= *count; b++)
+        (*start)[b] = fv_clamp((first + b) * block - call->offset, 0, call->queries);
+    return FV_OK;
+}
+
 /* ---- lists of single keys --------------------------------------------------------------------------------------- */
 
 fv_status fv_key_lists_new(fv_ctx *ctx, const fv_call *call, int64_t heads, int64_t block, int64_t room,
                            fv_key_lists *lists)
 {
-    int64_t first = call->offset / block, groups = (call->offset + call->queries - 1) / block - first + 1;
-
-    *lists = (fv_key_lists){.block = block, .groups = groups, .heads = heads, .room = room, .first = first};
-    lists->lists = call->batch * heads * groups;
-    FV_TRY(FV_SCRATCH(ctx, lists->query_start, groups + 1));
+    *lists = (fv_key_lists){.block = block, .heads = heads, .room = room, .first = call->offset / block};
+    FV_TRY(fv_cut_queries(ctx, call, block, &lists->groups, &lists->query_start));
+    lists->lists = call->batch * heads * lists->groups;
     FV_TRY(FV_SCRATCH(ctx, lists->count, lists->lists));
     FV_TRY(FV_SCRATCH(ctx, lists->entry, lists->lists * room));
-    for (int64_t g = 0; g <= groups; g++)
-        lists->query_start[g] = fv_clamp((first + g) * block - call->offset, 0, call->queries);
     memset(lists->count, 0, (size_t)lists->lists * sizeof *lists->count);
     return FV_OK;
 }

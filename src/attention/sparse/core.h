@@ -7,8 +7,8 @@
 
 /* ---- parts of a call -------------------------------------------------------------------------------------------- */
 
-/* Runs a causal call in parts of about `queries` queries (at least one block), cut at multiples of `block` positions, each
- * over the keys up to its last query; scratch memory is given back after each. */
+/* Runs a causal call in parts of about `queries` queries (at least one block), cut at multiples of `block` positions,
+ * each over the keys up to its last query; scratch memory is given back after each. */
 typedef fv_status fv_part_fn(fv_ctx *ctx, const fv_call *part);
 fv_status fv_run_parts(fv_ctx *ctx, const fv_call *call, int64_t block, int64_t queries, fv_part_fn *run);
 
@@ -89,6 +89,12 @@ fv_status fv_choice_attend(fv_ctx *ctx, const fv_call *call, const fv_choice *ch
 typedef fv_status fv_choose_fn(fv_ctx *ctx, const fv_call *call, fv_choice *choice);
 fv_status fv_choice_forward(fv_ctx *ctx, const fv_call *call, fv_choose_fn *choose, const fv_tensor *o);
 fv_status fv_choice_map(fv_ctx *ctx, const fv_call *call, fv_choose_fn *choose, fv_pairs *pairs);
+
+/* ---- blocks of queries ------------------------------------------------------------------------------------------ */
+
+/* Rows where blocks of queries begin, cut at multiples of `block` positions: [*count + 1]; block 0 holds the first row
+ * and is number call->offset / block of the sequence. */
+fv_status fv_cut_queries(fv_ctx *ctx, const fv_call *call, int64_t block, int64_t *count, int64_t **start);
 
 /* ---- lists of single keys --------------------------------------------------------------------------------------- */
 

@@ -1,0 +1,245 @@
+#include <math.h>
+
+#include "attention/sparse/core.h"
+#include "attention/sparse/dhsa.h"
+
+int64_t fv_dhsa_kept(const fv_call *call, int kind, int64_t keys, int64_t *width)
+{
+    const struct fv_dhsa *o = call->options;
+    bool keeps = kind == 0 && o->score == FV_DHSA_BY_CHUNKS && o->pool != FV_DHSA_MAX;
+
+    *width = keeps ? call->head_dim : 0;
+    return keeps ? keys / o->chunk : 0;
+}
+
+static fv_status make_means(fv_ctx *ctx, const fv_call *call, int64_t from, const fv_tensor *out)
+{
+    return fv_block_means(ctx, &call->k, ((const struct fv_dhsa *)call->options)->chunk, from, out);
+}
+
+struct choosing {
+    const fv_call *call;
+    const struct fv_dhsa_groups *groups;
+    bool equal;      /* chunks */
+    fv_tensor means; /* [B,1,n,D]: of whole ones, where they are equal and means stand for them */
+    /* of one batch */
+    int64_t batch, chunks;
+    const int64_t *start; /* [chunks + 1]; behind the last key if the last of equal ones is cut */
+    fv_tensor summary;    /* [1,1,chunks + blocks,D]: of chunks; and for each block, of what it may read of the chunk
+                             that its end cuts */
+    /* of some groups */
+    int64_t from;
+    fv_tensor order; /* [n,chunks] */
+    uint8_t *taken;  /* [n,M] */
+};
+
+/* The chunk of the last key before `end`. */
+static int64_t chunk_before(const struct choosing *c, int64_t end)
+{
+    int64_t low = 0, high = c->chunks;
+
+    while (high - low > 1) {
+        int64_t middle = (low + high) / 2;
+        if (c->start[middle] < end)
+            low = middle;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+/* Rows from .. of the batch's keys, averaged over heads, and pooled to out [1,1,cells,D]. */
+static fv_status pool_keys(fv_ctx *ctx, const struct choosing *c, int64_t from, int64_t count, const int64_t *start,
+                           const fv_tensor *out)
+{
+    const struct fv_dhsa *o = c->call->options;
+    fv_tensor batch = fv_slice(&c->call->k, 0, c->batch, 1), rows = fv_slice(&batch, 2, from, count), plain, mean;
+
+    FV_TRY(fv_as_f32(ctx, &rows, &plain));
+    FV_TRY(fv_group_means(ctx, &plain, 1, &mean));
+    return fv_pool_rows(
+        ctx, &(fv_pool_args){
+                 .kind = o->pool == FV_DHSA_MAX ? FV_POOL_MAX : FV_POOL_MEAN, .x = mean, .out = *out, .start = start});
+}
+
+static fv_status summarise(fv_ctx *ctx, struct choosing *c)
+{
+    const fv_call *call = c->call;
+    const struct fv_dhsa *o = call->options;
+    int64_t D = call->head_dim, whole = c->equal ? call->keys / o->chunk : c->chunks;
+    fv_tensor out;
+
+    FV_TRY(fv_tensor_zeros(ctx, &c->summary, FV_F32, FV_DIMS(1, 1, c->chunks + c->groups->blocks, D)));
+    out = fv_slice(&c->summary, 2, 0, whole);
+    if (fv_present(&c->means)) {
+        fv_tensor means = fv_slice(&c->means, 0, c->batch, 1);
+        FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = means, .out = out}));
+    } else if (whole > 0) {
+        FV_TRY(pool_keys(ctx, c, 0, c->start[whole], c->start, &out));
+    }
+    for (int64_t i = 0; i < c->groups->blocks; i++) {
+        int64_t end = fv_dhsa_keys(call, c->groups, i), chunk = chunk_before(c, end), from = c->start[chunk];
+        if (c->start[chunk + 1] == end) continue;
+        out = fv_slice(&c->summary, 2, c->chunks + i, 1);
+        FV_TRY(pool_keys(ctx, c, from, end - from, (const int64_t[]){0, end - from}, &out));
+    }
+    return FV_OK;
+}
+
+/* The list of the n-th group at hand: forced keys, and those of the best chunks until it is full. */
+static void fill_list(void *user, int64_t n, int thread)
+{
+    const struct choosing *c = user;
+    const struct fv_dhsa_groups *g = c->groups;
+    const struct fv_dhsa *o = c->call->options;
+    int64_t group = c->from + n, keys = fv_dhsa_keys(c->call, g, g->block[group]), row = c->batch * g->count + group;
+    int64_t left = o->budget - o->global - o->local;
+    const int32_t *order = (const int32_t *)c->order.data + n * c->chunks;
+    uint8_t *taken = c->taken + n * c->call->keys;
+    int32_t *entry = g->entry + g->row_start[row];
+
+    (void)thread;
+    if (keys <= o->budget) {
+        fv_dhsa_list_all(g, row);
+        return;
+    }
+    memset(taken, 0, (size_t)keys);
+    memset(taken, 1, (size_t)o->global);
+    memset(taken + keys - o->local, 1, (size_t)o->local);
+    for (int64_t at = 0; at < c->chunks && order[at] >= 0 && left > 0; at++)
+        for (int64_t j = c->start[order[at]]; j < fv_min(c->start[order[at] + 1], keys) && left > 0; j++) {
+            left -= !taken[j];
+            taken[j] = 1;
+        }
+    for (int64_t j = 0; j < keys; j++)
+        if (taken[j]) *entry++ = (int32_t)j;
+}
+
+/* scores [1,1,n,chunks + blocks] of the groups' blocks. */
+static fv_status choose_chunks(fv_ctx *ctx, void *user, int64_t from, const fv_tensor *scores)
+{
+    struct choosing *c = user;
+    const struct fv_dhsa *o = c->call->options;
+    int64_t count = scores->dims[2], width = scores->dims[3], first = c->groups->block[0] < 0, *valid;
+    fv_tensor rows = fv_view(scores, FV_DIMS(count, c->chunks), (const int64_t[]){width, 1}, 0);
+
+    c->from = first + from;
+    FV_TRY(fv_tensor_new(ctx, &c->order, FV_I32, FV_DIMS(count, c->chunks)));
+    FV_TRY(FV_SCRATCH(ctx, c->taken, count * c->call->keys));
+    FV_TRY(FV_SCRATCH(ctx, valid, count));
+    for (int64_t n = 0; n < count; n++) {
+        float *score = (float *)scores->data + n * width;
+        int64_t i = c->groups->block[c->from + n], end = fv_dhsa_keys(c->call, c->groups, i),
+                cut = chunk_before(c, end);
+        if (c->start[cut + 1] != end) score[cut] = score[c->chunks + i];
+        for (int64_t chunk = 0; chunk <= cut; chunk++) {
+            float length = (float)(fv_min(c->start[chunk + 1], end) - c->start[chunk]);
+            score[chunk] = fv_dhsa_ordered(o->pool == FV_DHSA_AVG_NORM ? score[chunk] * sqrtf(length) : score[chunk]);
+        }
+        valid[n] = cut + 1;
+    }
+    FV_TRY(fv_select(ctx, &(fv_select_args){.scores = rows, .index = c->order, .by_score = true, .valid = valid}));
+    fv_run(ctx, count, fill_list, c);
+    return FV_OK;
+}
+
+/* Where the chunks of each batch begin. */
+static fv_status cut_chunks(fv_ctx *ctx, const fv_tensor *logits, struct choosing *c)
+{
+    const fv_call *call = c->call;
+    const struct fv_dhsa *o = call->options;
+    int64_t *start;
+
+    if (fv_present(logits)) {
+        fv_tensor row = fv_view(logits, 1, &call->keys, &logits->strides[1], c->batch * logits->strides[0]);
+        return fv_dhsa_suppress(ctx,
+                                &(fv_dhsa_suppression){.threshold = o->threshold,
+                                                       .half_width = o->half_width,
+                                                       .reach = o->reach,
+                                                       .forced = o->instruction > 0 ? call->keys - o->instruction : 0,
+                                                       .most = 8 * (call->keys / o->block)},
+                                &row, &c->chunks, &c->start);
+    }
+    c->chunks = c->equal ? fv_ceil_div(call->keys, o->chunk) : call->param[FV_DHSA_BOUNDARIES].dims[0] - 1;
+    FV_TRY(FV_SCRATCH(ctx, start, c->chunks + 1));
+    for (int64_t n = 0; n <= c->chunks; n++)
+        start[n] = c->equal ? n * o->chunk : fv_dhsa_boundary(call, n);
+    c->start = start;
+    return FV_OK;
+}
+
+/* Mean (or largest) queries [B,1,blocks,D], of those averaged over heads. */
+static fv_status pool_queries(fv_ctx *ctx, const fv_call *call, const struct fv_dhsa_groups *g, fv_tensor *out)
+{
+    const struct fv_dhsa *o = call->options;
+    fv_tensor mean;
+
+    FV_TRY(fv_group_means(ctx, &call->q, 1, &mean));
+    FV_TRY(fv_tensor_new(ctx, out, FV_F32, FV_DIMS(call->batch, 1, g->blocks, call->head_dim)));
+    return fv_pool_rows(ctx, &(fv_pool_args){.kind = o->pool == FV_DHSA_MAX ? FV_POOL_MAX : FV_POOL_MEAN,
+                                             .x = mean,
+                                             .out = *out,
+                                             .start = g->start});
+}
+
+/* What is there before batches are looked at one by one. */
+static fv_status prepare(fv_ctx *ctx, struct choosing *c, fv_tensor *logits, fv_tensor *q)
+{
+    const fv_call *call = c->call;
+    const struct fv_dhsa *o = call->options;
+    const fv_tensor *p = call->param;
+    const fv_dhsa_network network = {.norm_weight = p[FV_DHSA_NORM_WEIGHT],
+                                     .norm_bias = p[FV_DHSA_NORM_BIAS],
+                                     .qkv_weight = p[FV_DHSA_QKV_WEIGHT],
+                                     .qkv_bias = p[FV_DHSA_QKV_BIAS],
+                                     .out_weight = p[FV_DHSA_OUT_WEIGHT],
+                                     .out_bias = p[FV_DHSA_OUT_BIAS],
+                                     .fc1_weight = p[FV_DHSA_FC1_WEIGHT],
+                                     .fc1_bias = p[FV_DHSA_FC1_BIAS],
+                                     .fc2_weight = p[FV_DHSA_FC2_WEIGHT],
+                                     .fc2_bias = p[FV_DHSA_FC2_BIAS]};
+    int64_t whole = call->keys / o->chunk;
+    fv_tensor means;
+
+    *logits = p[FV_DHSA_LOGITS];
+    if (fv_dhsa_has_network(call)) FV_TRY(fv_dhsa_predict(ctx, &call->k, &network, o->reach, logits));
+    c->equal = !fv_present(logits) && !fv_present(&p[FV_DHSA_BOUNDARIES]);
+    if (c->equal && o->pool != FV_DHSA_MAX && whole > 0) {
+        FV_TRY(fv_keep(ctx, call, fv_dhsa_kept, 0, whole, make_means, &means));
+        FV_TRY(fv_group_means(ctx, &means, 1, &c->means));
+    }
+    return pool_queries(ctx, call, c->groups, q);
+}
+
+static fv_status choose_of_batch(fv_ctx *ctx, struct choosing *c, const fv_tensor *logits, const fv_tensor *q)
+{
+    const struct fv_dhsa_groups *g = c->groups;
+    const struct fv_dhsa *o = c->call->options;
+    int64_t first = g->block[g->block[0] < 0]; /* block of the first list */
+    fv_tensor batch = fv_slice(q, 0, c->batch, 1), rows = fv_slice(&batch, 2, first - o->strict, g->listed);
+    fv_phase before;
+    fv_status status;
+
+    FV_TRY(cut_chunks(ctx, logits, c));
+    before = fv_phase_enter(ctx, FV_PHASE_SCORE);
+    status = summarise(ctx, c);
+    fv_phase_enter(ctx, before);
+    FV_TRY(status);
+    return fv_score_rows(ctx, &rows, &c->summary, 1, choose_chunks, c);
+}
+
+fv_status fv_dhsa_choose_by_chunks(fv_ctx *ctx, const fv_call *call, const struct fv_dhsa_groups *g)
+{
+    struct choosing c = {.call = call, .groups = g};
+    fv_tensor logits, q;
+    fv_phase before = fv_phase_enter(ctx, FV_PHASE_SCORE);
+    fv_status status = prepare(ctx, &c, &logits, &q);
+
+    fv_phase_enter(ctx, before);
+    for (c.batch = 0; c.batch < call->batch && status == FV_OK; c.batch++) {
+        fv_mark mark = fv_scratch_mark(ctx);
+        status = choose_of_batch(ctx, &c, &logits, &q);
+        fv_scratch_release(ctx, mark);
+    }
+    return status;
+}
