@@ -46,6 +46,7 @@ typedef struct sheet_call {
      *   moba [B, H, N, top]            selected blocks, the own one included
      *   blocktopk [B, Hkv, N, top]     selected blocks behind the sinks
      *   superlinear [B, H, N, anchors] keys that spans lie around
+     *   vmoba [B, H, N, blocks]        selected blocks, own ones included (causal: as moba)
      * With frozen set it is read instead, so that differences hold the choice fixed. */
     int64_t *selection;
     bool frozen;
@@ -59,7 +60,7 @@ typedef struct sheet {
 } sheet;
 
 extern const sheet sheet_dense, sheet_gna, sheet_sinkwin, sheet_power, sheet_moba, sheet_bra, sheet_lightning2,
-    sheet_hedgehog, sheet_agent, sheet_nsa, sheet_blocktopk, sheet_superlinear;
+    sheet_hedgehog, sheet_agent, sheet_nsa, sheet_blocktopk, sheet_superlinear, sheet_vmoba;
 extern const sheet *const sheets[];        /* all of them, NULL-ended */
 const sheet *sheet_find(const char *name); /* NULL: none */
 
