@@ -12,6 +12,7 @@
     add(moba) \
     add(blocktopk) \
     add(superlinear) \
+    add(vmoba) \
     add(bra) \
     add(nsa) \
     add(lightning2) \

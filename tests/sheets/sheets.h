@@ -65,6 +65,7 @@ typedef struct sheet {
     add(moba) \
     add(blocktopk) \
     add(superlinear) \
+    add(vmoba) \
     add(bra) \
     add(nsa) \
     add(lightning2) \

@@ -127,16 +127,6 @@ static fv_status route_unrecorded(fv_ctx *ctx, const fv_call *call, const struct
     return status;
 }
 
-/* Rows of x [B,Hx,N,C] in the order of `index`. */
-static fv_status arrange(fv_ctx *ctx, const fv_tensor *x, const fv_tensor *index, fv_tensor *out)
-{
-    fv_tensor plain;
-
-    FV_TRY(fv_plain(ctx, x, &plain));
-    FV_TRY(fv_tensor_new(ctx, out, FV_F32, 4, x->dims));
-    return fv_gather(ctx, &(fv_gather_args){.x = plain, .index = *index, .out = *out});
-}
-
 /* ---- the whole -------------------------------------------------------------------------------------------------- */
 
 static fv_status forward(fv_ctx *ctx, const fv_call *call)
@@ -149,23 +139,16 @@ static fv_status forward(fv_ctx *ctx, const fv_call *call)
     bool local = fv_present(&call->param[LEPE_WEIGHT]) || fv_present(&call->param[LEPE_BIAS]);
 
     FV_TRY(lay_out(ctx, call, &l));
-    FV_TRY(arrange(ctx, &call->q, &l.order, &attend.q));
-    FV_TRY(arrange(ctx, &call->k, &l.order, &attend.k));
-    FV_TRY(arrange(ctx, &call->v, &l.order, &attend.v));
+    FV_TRY(fv_arrange(ctx, &call->q, &l.order, &attend.q));
+    FV_TRY(fv_arrange(ctx, &call->k, &l.order, &attend.k));
+    FV_TRY(fv_arrange(ctx, &call->v, &l.order, &attend.v));
     FV_TRY(route_unrecorded(ctx, call, &l, &attend.q, &attend.k, &plan));
     FV_TRY(fv_tensor_new(ctx, &attend.o, FV_F32, 4, call->o.dims));
     FV_TRY(fv_tensor_new(ctx, &attend.lse, FV_F32, 3, call->o.dims));
     FV_TRY(fv_count_pairs(ctx, call, &plan, call->keys));
     FV_TRY(fv_attend(ctx, &attend));
-    if (fv_present(&call->lse)) {
-        fv_tensor from = fv_reshaped(&attend.lse, FV_DIMS(call->batch, call->query_heads, call->queries, 1));
-        fv_tensor to =
-            fv_view(&call->lse, 4, from.dims,
-                    (const int64_t[]){call->lse.strides[0], call->lse.strides[1], call->lse.strides[2], 1}, 0);
-        FV_TRY(fv_gather(ctx, &(fv_gather_args){.x = from, .index = l.place, .out = to}));
-    }
     if (local) FV_TRY(fv_tensor_new(ctx, &out, FV_F32, 4, call->o.dims));
-    FV_TRY(fv_gather(ctx, &(fv_gather_args){.x = attend.o, .index = l.place, .out = out}));
+    FV_TRY(fv_put_back(ctx, &attend.o, &attend.lse, &l.place, &out, &call->lse));
     if (!local) return FV_OK;
     return fv_add_local(ctx, call, &out, &call->param[LEPE_WEIGHT], &call->param[LEPE_BIAS], o->grid.items[0],
                         o->grid.items[1]);
@@ -177,8 +160,8 @@ static fv_status map(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs)
     fv_tensor q, k;
 
     FV_TRY(lay_out(ctx, call, &l));
-    FV_TRY(arrange(ctx, &call->q, &l.order, &q));
-    FV_TRY(arrange(ctx, &call->k, &l.order, &k));
+    FV_TRY(fv_arrange(ctx, &call->q, &l.order, &q));
+    FV_TRY(fv_arrange(ctx, &call->k, &l.order, &k));
     pairs->query_order = pairs->key_order = l.order.data;
     return route_unrecorded(ctx, call, &l, &q, &k, &pairs->plan);
 }

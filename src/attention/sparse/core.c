@@ -156,7 +156,7 @@ fv_status fv_choose_by_product(fv_ctx *ctx, const fv_call *call, fv_choice *choi
 /* ---- lists ------------------------------------------------------------------------------------------------------ */
 
 /* Blocks of one query. */
-static void list_query(const fv_call *call, const fv_choice *choice, int64_t i, const int32_t *index,
+static void list_query(const fv_call *call, const fv_choice *choice, int64_t b, int64_t h, int64_t i,
                        fv_list_builder *lists)
 {
     int64_t p = call->offset + i, behind = p - choice->first;
@@ -169,6 +169,14 @@ static void list_query(const fv_call *call, const fv_choice *choice, int64_t i, 
         fv_lists_add_range(lists, 0, init);
         fv_lists_add_range(lists, tail_block(choice, p), end);
     }
+    if (fv_present(&choice->mask)) {
+        const uint8_t *mask = fv_at(&choice->mask, b, h, i, 0);
+        for (int64_t n = 0; n < choice->mask.dims[3]; n++)
+            for (unsigned bits = mask[n]; bits; bits &= bits - 1)
+                fv_lists_add(lists, choice->init + 8 * n + __builtin_ctz(bits));
+        return;
+    }
+    const int32_t *index = fv_at(&choice->index, b, h, i, 0);
     for (int64_t n = 0; n < choice->index.dims[3] && index[n] >= 0; n++)
         fv_lists_add(lists, choice->init + index[n]);
 }
@@ -190,7 +198,6 @@ static fv_status shifted(fv_ctx *ctx, const fv_call *call, const fv_choice *choi
 
 fv_status fv_choice_plan(fv_ctx *ctx, const fv_call *call, const fv_choice *choice, fv_plan *plan)
 {
-    const fv_tensor *index = &choice->index;
     const int64_t *start = choice->key_start;
     int64_t blocks = choice->key_blocks;
     fv_list_builder lists;
@@ -210,7 +217,7 @@ fv_status fv_choice_plan(fv_ctx *ctx, const fv_call *call, const fv_choice *choi
         for (int64_t h = 0; h < choice->heads; h++)
             for (int64_t i = 0; i < call->queries; i++) {
                 fv_lists_row(&lists);
-                list_query(call, choice, i, fv_at(index, b, h, i, 0), &lists);
+                list_query(call, choice, b, h, i, &lists);
             }
     return fv_lists_end(&lists, plan);
 }
@@ -489,10 +496,21 @@ static fv_status attend_part(fv_ctx *ctx, const fv_call *part, const fv_choice *
     return by_block ? attend_by_block(ctx, part, choice, attend, &plan) : fv_attend(ctx, attend);
 }
 
+/* Blocks that a query chose, rounded up from their mean where their number varies. */
+static int64_t chosen_by_query(const fv_choice *choice)
+{
+    int64_t bytes = fv_tensor_count(&choice->mask), chosen = 0;
+
+    if (!fv_present(&choice->mask)) return choice->index.dims[3];
+    for (int64_t n = 0; n < bytes; n++)
+        chosen += __builtin_popcount(((const uint8_t *)choice->mask.data)[n]);
+    return chosen * choice->mask.dims[3] / fv_max(bytes, 1) + 1;
+}
+
 fv_status fv_choice_attend(fv_ctx *ctx, const fv_call *call, const fv_choice *choice, bool by_block, const fv_tensor *q,
                            const fv_tensor *k, const fv_tensor *o, const fv_tensor *lse)
 {
-    int64_t lists = choice->init + choice->tail / choice->block + 2 + choice->index.dims[3];
+    int64_t lists = choice->init + choice->tail / choice->block + 2 + chosen_by_query(choice);
     int64_t row = call->batch * call->query_heads * (call->value_dim + 1) * 4 * lists; /* bytes of one query */
     bool turned = by_block || fv_present(&choice->weight);
     int64_t step = turned ? fv_clamp(PART_BYTES / row, 64, call->queries) : call->queries;
@@ -511,7 +529,10 @@ fv_status fv_choice_attend(fv_ctx *ctx, const fv_call *call, const fv_choice *ch
         if (fv_present(lse)) attend.lse = fv_slice(lse, 2, from, count);
         part.queries = count;
         part.offset = call->offset + from;
-        chosen.index = fv_slice(&choice->index, 2, from, count);
+        if (fv_present(&choice->mask))
+            chosen.mask = fv_slice(&choice->mask, 2, from, count);
+        else
+            chosen.index = fv_slice(&choice->index, 2, from, count);
         if (fv_present(&choice->weight)) chosen.weight = fv_slice(&choice->weight, 2, from, count);
         status = attend_part(ctx, &part, &chosen, turned, &attend);
         fv_scratch_release(ctx, mark);

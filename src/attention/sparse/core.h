@@ -44,6 +44,7 @@ typedef struct fv_choice {
     int64_t block, init, first, tail;
     int64_t heads;    /* that choose: H, Hkv where a group chooses together, or 1 */
     fv_tensor index;  /* [B,heads,N,K] i32, block - init, -1 behind the last */
+    fv_tensor mask;   /* in its place where their number varies: [B,heads,N,ceil(blocks/8)] u8, bit block - init */
     fv_tensor weight; /* [B,1|H,N,K] f32: each block chosen has a softmax of its own, and these are summed by weight (no
                          others are read then); absent: one softmax over all of them */
     const int64_t *key_start; /* [key_blocks + 1] where blocks are not all of one length; NULL */
@@ -73,6 +74,22 @@ typedef struct fv_lifetimes {
 
 /* Lists of a causal call, in scratch memory. */
 fv_status fv_lifetimes_plan(fv_ctx *ctx, const fv_call *call, const fv_lifetimes *lifetimes, fv_plan *plan);
+
+/* Chooses the best of the scores q.k of all queries and blocks of a call that is not causal, sorted together in scopes:
+ * of a query and head, of a head, of a block (over heads), or of a batch row. */
+typedef enum fv_scope { FV_SCOPE_QUERY, FV_SCOPE_HEAD, FV_SCOPE_BLOCK, FV_SCOPE_ALL } fv_scope;
+typedef struct fv_cut {
+    fv_scope scope;
+    bool own; /* query i reads block i / block whatever its score */
+    int64_t
+        top; /* so many blocks for each query of a scope, own ones included, if there are (never of a block); or 0: */
+    double share; /* scores of a scope become (s - min) / (max - min), or less min alone if that is less than 1e-6; own
+                     blocks, and as many others by falling score that the sum reaches this share of the whole's + 1e-6;
+                     at least one other */
+} fv_cut;
+/* Ties go to the lower block, then the lower head and query.  q [B,H,N,D], keys [B,Hx,blocks,D]; fills choice->mask. */
+fv_status fv_choose_by_cut(fv_ctx *ctx, const fv_call *call, fv_choice *choice, const fv_cut *cut, const fv_tensor *q,
+                           const fv_tensor *keys);
 
 /* Lists of every query, in scratch memory. */
 fv_status fv_choice_plan(fv_ctx *ctx, const fv_call *call, const fv_choice *choice, fv_plan *plan);

@@ -1,10 +1,8 @@
 /* Mixture of Block Attention: every query reads its own block and the past blocks whose mean keys agree with it best.
  * The base of arXiv 2506.23858 (MoBA, arXiv 2502.13189), causal. */
-#include "attention/sparse/core.h"
+#include "attention/sparse/moba.h"
 
-struct moba {
-    int64_t block, top;
-};
+#include "attention/sparse/core.h"
 
 static const fv_option options[] = {
     FV_INT(struct moba, block, 512, 1, INT32_MAX, "tokens in a block"),
