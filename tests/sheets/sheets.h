@@ -47,6 +47,7 @@ typedef struct sheet_call {
      *   blocktopk [B, Hkv, N, top]     selected blocks behind the sinks
      *   blocktopk_gated [B, Hkv, N, top]  blocks that are read
      *   hcam [B, N, top]               chunks that are read
+     *   routing [B, H, k, w] queries of each cluster, then its keys; of prefixes [B, H, N], [B, H, M] clusters
      * With frozen set it is read instead, so that differences hold the choice fixed; what else of the keys has no
      * gradient is made of still_k, k as it was. */
     int64_t *selection;
@@ -63,7 +64,7 @@ typedef struct sheet {
 
 extern const sheet sheet_dense, sheet_gna, sheet_sinkwin, sheet_power, sheet_moba, sheet_bra, sheet_lightning2,
     sheet_hedgehog, sheet_agent, sheet_nsa, sheet_blocktopk;
-extern const sheet sheet_blocktopk_gated, sheet_hcam;
+extern const sheet sheet_blocktopk_gated, sheet_hcam, sheet_routing;
 extern const sheet *const sheets[];        /* all of them, NULL-ended */
 const sheet *sheet_find(const char *name); /* NULL: none */
 
