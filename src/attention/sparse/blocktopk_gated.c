@@ -103,12 +103,14 @@ static fv_status choose_aside(fv_ctx *ctx, const fv_call *call, fv_choice *choic
 static fv_status forward(fv_ctx *ctx, const fv_call *call)
 {
     const fv_tensor *logits = &call->param[GATE];
+    const struct blocktopk_gated *own = call->options;
+    bool by_block = call->queries > 1 && 2 * own->top * own->block < call->keys; /* else neighbours read much alike */
     fv_tensor o = call->o, gate;
     fv_choice choice;
 
     FV_TRY(choose_aside(ctx, call, &choice));
     if (fv_present(logits)) FV_TRY(fv_tensor_new(ctx, &o, FV_F32, 4, call->o.dims));
-    FV_TRY(fv_choice_attend(ctx, call, &choice, call->queries > 1, &call->q, &call->k, &o, &call->lse));
+    FV_TRY(fv_choice_attend(ctx, call, &choice, by_block, &call->q, &call->k, &o, &call->lse));
     if (!fv_present(logits)) return FV_OK;
     FV_TRY(fv_tensor_new(ctx, &gate, FV_F32, FV_DIMS(call->batch, call->query_heads, call->queries, 1)));
     FV_TRY(
