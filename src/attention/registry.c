@@ -27,6 +27,7 @@
     add(sparsifiner) \
     add(tab) \
     add(dhsa) \
+    add(routing) \
 
 #define DECLARE(name) extern const fv_mechanism fv_mechanism_##name;
 #define LIST(name) &fv_mechanism_##name,

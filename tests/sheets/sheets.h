@@ -80,6 +80,7 @@ typedef struct sheet {
     add(sparsifiner) \
     add(tab) \
     add(dhsa) \
+    add(routing) \
 
 #define DECLARE_SHEET(name) extern const sheet sheet_##name;
 /* clang-format on */

@@ -215,5 +215,17 @@ const conformance_case conformance_cases[] = {
     {"vmoba:block=4,select=topk,scope=overall,top=3", 1, 2, 1, 19, 41, 16, 16, false, NULL, false},
     {"vmoba:block=4,select=topk,scope=query_head,top=3", 1, 4, 2, 37, 37, 32, 16, true, NULL, false},
     {"vmoba:block=4,select=topk,top=1,dense_if_empty=1", 1, 2, 1, 21, 21, 16, 16, false, NULL, false},
+
+    {"routing", 2, 4, 2, 29, 29, 16, 24, true, "centroids=4x3x16", false},
+    {"routing:per_cluster=12,eps=0.01,mask_self=1", 1, 2, 1, 33, 33, 16, 16, true, "centroids=2x4x16 rank_bias=2x5",
+     false},
+    {"routing:per_cluster=9", 2, 4, 2, 21, 34, 16, 24, false, "centroids=4x5x16 rank_bias=4x4", false},
+    {"routing:share=0,per_cluster=8", 1, 4, 2, 31, 31, 16, 16, true, "centroids=4x3x16 rank_bias=4x3", false},
+    {"routing:share=1,norm=0,mask_self=1,per_cluster=7", 1, 2, 2, 26, 26, 16, 16, false, "centroids=2x3x16", false},
+    {"routing:membership=prefix,per_cluster=4,mask_self=1", 2, 4, 2, 27, 27, 16, 24, true,
+     "centroids=4x3x16 rank_bias=4x3", false},
+    {"routing:membership=prefix,norm=0,eps=0.5", 1, 2, 1, 25, 25, 16, 16, true, "centroids=2x4x16", false},
+    {"routing:membership=prefix,share=0,per_cluster=5", 1, 4, 2, 30, 30, 16, 16, true, "centroids=4x3x16", false},
+    {"routing:per_cluster=3", 1, 1, 1, 1, 1, 16, 16, true, "centroids=1x2x16", false},
     {NULL, 0, 0, 0, 0, 0, 0, 0, false, NULL, false},
 };

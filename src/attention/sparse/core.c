@@ -552,9 +552,13 @@ static fv_status choose_aside(fv_ctx *ctx, const fv_call *call, fv_choose_fn *ch
 fv_status fv_choice_forward(fv_ctx *ctx, const fv_call *call, fv_choose_fn *choose, const fv_tensor *o)
 {
     fv_choice choice;
+    int64_t read;
 
     FV_TRY(choose_aside(ctx, call, choose, &choice));
-    return fv_choice_attend(ctx, call, &choice, call->queries > 1, &call->q, &call->k, o, &call->lse);
+    read = choice.first + choice.tail + choice.index.dims[3] * choice.block;
+    /* where much is read, neighbours read much alike */
+    return fv_choice_attend(ctx, call, &choice, call->queries > 1 && 2 * read < call->keys, &call->q, &call->k, o,
+                            &call->lse);
 }
 
 fv_status fv_choice_map(fv_ctx *ctx, const fv_call *call, fv_choose_fn *choose, fv_pairs *pairs)

@@ -1,0 +1,457 @@
+/* Routing attention: centroids gather the queries and keys that lie nearest to them, and within each such cluster there
+ * is one softmax.  The k-means routing of the Routing Transformer, arXiv 2003.05997. */
+#include <math.h>
+
+#include "attention/sparse/core.h"
+#include "base/random.h"
+
+struct routing {
+    int64_t clusters, per_cluster;
+    int share, membership;
+    bool norm, mask_self;
+    double eps;
+};
+
+enum { SHARE_AUTO, SHARE_NO, SHARE_YES };
+enum { TOP, PREFIX };
+enum { CENTROIDS, RANK_BIAS };
+
+#define EPSILON 1e-6f   /* of the norm */
+#define SELF_BIAS -5e4f /* of the own key with mask_self: it counts where it is alone */
+#define STREAM 9        /* of random numbers */
+
+static const char *const shares[] = {"auto", "0", "1", NULL};
+static const char *const memberships[] = {"top", "prefix", NULL};
+
+static const fv_option options[] = {
+    FV_INT(struct routing, clusters, 0, 0, INT32_MAX, "random centroids, of --seed; 0: the rows of `centroids`"),
+    FV_INT(struct routing, per_cluster, 0, 0, INT32_MAX, "members of a cluster; 0: keys / clusters, rounded up"),
+    FV_ENUM(struct routing, share, "auto", shares, "keys are the queries, k is ignored; auto: when causal"),
+    FV_BOOL(struct routing, norm, 1, "queries and keys are normed (layer norm without weights)"),
+    FV_ENUM(struct routing, membership, "top", memberships,
+            "top: the best of the whole sequence for each centroid; prefix: each token is in its best cluster, and "
+            "reads the latest keys there"),
+    FV_FLOAT(struct routing, eps, 0, 0, 1e6,
+             "outputs are divided by clusters + eps; 0: by clusters, 1 if there are none"),
+    FV_BOOL(struct routing, mask_self, 0, "a token reads itself only where it is alone (where keys are the queries)"),
+    FV_OPTIONS_END,
+};
+
+static const fv_param params[] = {
+    FV_PARAM_FIXED("centroids", "[H, k, D]", "of the clusters of each head (random with `clusters`)"),
+    FV_PARAM("rank_bias", "[H, R]", "added at each difference of ranks in a cluster, from 0; the last beyond (0)"),
+    {0},
+};
+
+static int64_t size(const void *values, const fv_call *call, const char *name)
+{
+    const struct routing *o = values;
+
+    (void)call;
+    return strcmp(name, "k") == 0 && o->clusters > 0 ? o->clusters : -1;
+}
+
+static bool is_shared(const struct routing *o, bool causal)
+{
+    return o->share == SHARE_AUTO ? causal : o->share == SHARE_YES;
+}
+
+static fv_status accept(fv_call *call)
+{
+    const struct routing *o = call->options;
+    bool shared = is_shared(o, call->causal);
+
+    if (o->clusters == 0 && !fv_present(&call->param[CENTROIDS]))
+        return fv_fail(FV_E_USAGE, "routing: expected param 'centroids' or option 'clusters'");
+    if (o->membership == PREFIX && !call->causal)
+        return fv_fail(FV_E_USAGE, "routing: option 'membership': prefix needs --causal");
+    if (o->membership == PREFIX && !shared && fv_present(&call->param[RANK_BIAS]))
+        return fv_fail(FV_E_USAGE, "routing: param 'rank_bias': with membership=prefix it needs share=1, where queries "
+                                   "and keys have the same ranks");
+    if ((call->causal || shared) && !call->decoding && call->queries != call->keys)
+        return fv_fail(FV_E_SHAPE, "routing: %s: expected as many queries as keys, got %lld and %lld",
+                       shared ? "share=1" : "--causal", (long long)call->queries, (long long)call->keys);
+    return FV_OK;
+}
+
+static int64_t ahead(const void *values)
+{
+    return ((const struct routing *)values)->membership == PREFIX ? 1 : 0;
+}
+
+/* ---- queries and keys as they are compared ---------------------------------------------------------------------- */
+
+static fv_status norm(fv_ctx *ctx, const struct routing *o, const fv_tensor *x, const fv_tensor *out)
+{
+    if (o->norm) return fv_norm(ctx, &(fv_norm_args){.layer = true, .x = *x, .out = *out, .epsilon = EPSILON});
+    return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = *x, .out = *out});
+}
+
+/* Of prefixes: normed keys; where the queries are the keys, those of a group side by side (in a model it is not known
+ * how many there are, and none are kept). */
+static int64_t kept(const fv_call *call, int kind, int64_t keys, int64_t *width)
+{
+    const struct routing *o = call->options;
+    bool shared = o->share != SHARE_NO;
+    int64_t group = shared && call->key_heads > 0 ? call->query_heads / call->key_heads : !shared;
+
+    *width = call->head_dim * group;
+    return kind == 0 && o->membership == PREFIX && group > 0 ? keys : 0;
+}
+
+/* x [B,Hkv,R,group*D] as [B,Hkv,R,group,D]. */
+static fv_tensor parted(const fv_tensor *x, int64_t group)
+{
+    int64_t D = x->dims[3] / group;
+
+    return fv_view(x, FV_DIMS(x->dims[0], x->dims[1], x->dims[2], group, D),
+                   (const int64_t[]){x->strides[0], x->strides[1], x->strides[2], D, 1}, 0);
+}
+
+static fv_status make_keys(fv_ctx *ctx, const fv_call *call, int64_t from, const fv_tensor *out)
+{
+    const struct routing *o = call->options;
+    fv_tensor rows, groups, place, plain;
+
+    if (!is_shared(o, call->causal)) {
+        rows = fv_slice(&call->k, 2, from, out->dims[2]);
+        FV_TRY(fv_as_f32(ctx, &rows, &plain));
+        return norm(ctx, o, &plain, out);
+    }
+    if (from < call->offset)
+        return fv_fail(FV_E_UNSUPPORTED,
+                       "routing: share=1: the queries before this part of the sequence are not known");
+    rows = fv_slice(&call->q, 2, from - call->offset, out->dims[2]);
+    groups = fv_grouped(&rows, call->key_heads);
+    groups = fv_permuted(&groups, (const int[]){0, 1, 3, 2, 4});
+    place = parted(out, call->query_heads / call->key_heads);
+    return norm(ctx, o, &groups, &place);
+}
+
+/* What a call compares: queries and keys [B,Hkv,group|1,..,D], values, centroids [H,k,D]. */
+struct operands {
+    fv_tensor q, k, v, centroids, bias;
+    int64_t clusters, members; /* of a cluster */
+};
+
+static fv_status place_centroids(fv_ctx *ctx, const fv_call *call, fv_tensor *centroids)
+{
+    const struct routing *o = call->options;
+    fv_random random = fv_random_new(ctx->seed, STREAM);
+    fv_tensor drawn;
+
+    *centroids = call->param[CENTROIDS];
+    if (fv_present(centroids)) return FV_OK;
+    FV_TRY(fv_tensor_new(ctx, &drawn, FV_F32, FV_DIMS(call->query_heads, o->clusters, call->head_dim)));
+    FV_TRY(fv_tensor_new(ctx, centroids, FV_F32, 3, drawn.dims));
+    for (int64_t n = 0; n < fv_tensor_count(&drawn); n++)
+        ((float *)drawn.data)[n] = (float)fv_random_normal(&random);
+    return norm(ctx, o, &drawn, centroids);
+}
+
+/* rank_bias as a bias by relative offset, [H, 2R]: place x holds difference R - x. */
+static fv_status spread_bias(fv_ctx *ctx, const fv_call *call, fv_tensor *bias)
+{
+    const fv_tensor *given = &call->param[RANK_BIAS];
+    bool masked = ((const struct routing *)call->options)->mask_self && is_shared(call->options, call->causal);
+    int64_t H = call->query_heads, ranks = fv_present(given) ? given->dims[1] : 0, R = fv_max(ranks, 2);
+    fv_tensor index, spread, self;
+
+    *bias = (fv_tensor){0};
+    if (ranks == 0 && !masked) return FV_OK;
+    FV_TRY(fv_tensor_zeros(ctx, &spread, FV_F32, FV_DIMS(H, 2 * R, 1)));
+    FV_TRY(fv_tensor_zeros(ctx, &self, FV_F32, FV_DIMS(2 * R)));
+    FV_TRY(fv_tensor_new(ctx, &index, FV_I32, FV_DIMS(2 * R)));
+    FV_TRY(fv_tensor_new(ctx, bias, FV_F32, FV_DIMS(H, 2 * R)));
+    for (int64_t x = 0; x < 2 * R; x++)
+        ((int32_t *)index.data)[x] = (int32_t)fv_clamp(R - x, 0, fv_max(ranks - 1, 0));
+    if (masked) ((float *)self.data)[R] = SELF_BIAS;
+    if (ranks > 0) {
+        fv_tensor rows =
+            fv_view(given, FV_DIMS(H, ranks, 1), (const int64_t[]){given->strides[0], given->strides[1], 1}, 0);
+        FV_TRY(fv_gather(ctx, &(fv_gather_args){.x = rows, .index = index, .out = spread}));
+    }
+    return fv_map_apply(
+        ctx, &(fv_map_args){.op = FV_MAP_ADD, .x = fv_reshaped(&spread, FV_DIMS(H, 2 * R)), .y = self, .out = *bias});
+}
+
+static fv_status prepare(fv_ctx *ctx, const fv_call *call, struct operands *p)
+{
+    const struct routing *o = call->options;
+    int64_t Hkv = call->key_heads, whole = call->keys; /* keys of the sequence to come */
+    bool shared = is_shared(o, call->causal), keeps = call->kept && fv_present(&call->kept[0].rows);
+    fv_tensor q, k;
+
+    FV_TRY(place_centroids(ctx, call, &p->centroids));
+    FV_TRY(spread_bias(ctx, call, &p->bias));
+    FV_TRY(fv_tensor_new(ctx, &q, FV_F32, 4, call->q.dims));
+    FV_TRY(norm(ctx, o, &call->q, &q));
+    p->q = fv_grouped(&q, Hkv);
+    if (o->membership == PREFIX && keeps) {
+        FV_TRY(fv_keep(ctx, call, kept, 0, call->keys, make_keys, &k));
+        whole = call->kept[0].rows.dims[2];
+        p->k = parted(&k, k.dims[3] / call->head_dim);
+        p->k = fv_permuted(&p->k, (const int[]){0, 1, 3, 2, 4});
+    } else if (shared && call->offset == 0) {
+        p->k = p->q;
+    } else {
+        FV_TRY(fv_tensor_new(ctx, &k, FV_F32, FV_DIMS(call->batch, Hkv, call->keys, call->head_dim)));
+        FV_TRY(make_keys(ctx, call, 0, &k));
+        p->k = fv_grouped(&k, Hkv);
+    }
+    p->v = call->v;
+    if (fv_dtype_block(p->v.dtype) > 1) FV_TRY(fv_plain(ctx, &call->v, &p->v));
+    p->v = fv_grouped(&p->v, Hkv);
+    p->clusters = p->centroids.dims[1];
+    p->members = fv_min(o->per_cluster > 0 ? o->per_cluster : fv_ceil_div(whole, p->clusters), call->keys);
+    if (p->clusters > INT32_MAX / fv_max(p->members, 1))
+        return fv_fail(FV_E_SHAPE, "routing: %lld clusters of %lld members are more than %d", (long long)p->clusters,
+                       (long long)p->members, INT32_MAX);
+    return FV_OK;
+}
+
+/* Rows of head h of batch b of grouped x, as [1,1,R,C]. */
+static fv_tensor rows_of(const fv_tensor *x, int64_t group, int64_t b, int64_t h)
+{
+    int64_t within = x->dims[2] > 1 ? h % group : 0;
+
+    return fv_view(x, FV_DIMS(1, 1, x->dims[3], x->dims[4]), (const int64_t[]){0, 0, x->strides[3], x->strides[4]},
+                   b * x->strides[0] + h / group * x->strides[1] + within * x->strides[2]);
+}
+
+/* ---- members of clusters ---------------------------------------------------------------------------------------- */
+
+/* Rows that belong to cluster c: index[start[c]] .. index[end[c]-1], ascending; -1 where there is none. */
+struct members {
+    fv_tensor index; /* [slots] i32 */
+    int64_t *start, *end;
+};
+
+static fv_status select_rows(fv_ctx *ctx, void *user, int64_t from, const fv_tensor *scores)
+{
+    fv_tensor index = fv_slice(user, 2, from, scores->dims[2]);
+
+    return fv_select(ctx, &(fv_select_args){.scores = *scores, .index = index});
+}
+
+/* The best rows of x [1,1,R,D] for each centroid [1,1,k,D], or each row in its best cluster. */
+static fv_status gather_members(fv_ctx *ctx, const struct routing *o, const struct operands *p, const fv_tensor *x,
+                                const fv_tensor *centroids, struct members *m)
+{
+    int64_t k = p->clusters, R = x->dims[2], slots = o->membership == TOP ? k * p->members : R;
+    fv_tensor best;
+    int64_t *start;
+
+    FV_TRY(FV_SCRATCH(ctx, start, k + 1));
+    FV_TRY(FV_SCRATCH(ctx, m->end, k));
+    FV_TRY(fv_tensor_new(ctx, &m->index, FV_I32, FV_DIMS(slots)));
+    m->start = start;
+    if (o->membership == TOP) {
+        const int32_t *index = m->index.data;
+        best = fv_reshaped(&m->index, FV_DIMS(1, 1, k, p->members));
+        FV_TRY(fv_score_rows(ctx, centroids, x, 1, select_rows, &best));
+        for (int64_t c = 0; c < k; c++)
+            for (m->start[c] = m->end[c] = c * p->members; m->end[c] < (c + 1) * p->members && index[m->end[c]] >= 0;)
+                m->end[c]++;
+        return FV_OK;
+    }
+    FV_TRY(fv_tensor_new(ctx, &best, FV_I32, FV_DIMS(1, 1, R, 1)));
+    memset(m->index.data, -1, (size_t)slots * sizeof(int32_t));
+    FV_TRY(fv_score_rows(ctx, x, centroids, 1, select_rows, &best));
+    FV_TRY(fv_sort_by_key(ctx, best.data, 1, R, k, m->index.data, start));
+    memcpy(m->end, start + 1, (size_t)k * sizeof *start);
+    return FV_OK;
+}
+
+/* What the queries of one head read: slot s stands for query.index[s] and reads the keys key[from[s]] .. key[to[s]-1].
+ */
+struct slots {
+    struct members query;
+    fv_tensor key; /* [..] i32 */
+    int32_t *from, *to;
+    fv_tensor factor; /* [N,1]: 1 / the clusters of each query */
+};
+
+/* With `few`, the keys that somebody reads are listed anew. */
+static void fill_slots(const fv_call *call, const struct operands *p, const struct members *key, bool few,
+                       struct slots *s)
+{
+    const struct routing *o = call->options;
+    const int32_t *i = s->query.index.data, *j = key->index.data;
+    float *factor = s->factor.data;
+    int64_t used = 0;
+
+    for (int64_t c = 0; c < p->clusters; c++) {
+        int64_t end = key->start[c], shift = 0, lowest = end;
+        for (int64_t r = s->query.start[c]; r < s->query.end[c]; r++) {
+            while (end < key->end[c] && (!call->causal || j[end] <= call->offset + i[r]))
+                end++;
+            int64_t first = o->membership == TOP ? key->start[c] : fv_max(end - p->members, key->start[c]);
+            if (few && r == s->query.start[c]) lowest = first, shift = used - first;
+            s->from[r] = (int32_t)(first + shift);
+            s->to[r] = (int32_t)(end + shift);
+            factor[i[r]]++;
+        }
+        for (int64_t n = lowest; few && n < end; n++)
+            ((int32_t *)s->key.data)[used++] = j[n];
+    }
+    if (few) s->key.dims[0] = fv_max(used, 1);
+    for (int64_t n = 0; n < call->queries; n++)
+        factor[n] = o->eps > 0 ? (float)(1 / (factor[n] + o->eps)) : 1 / fmaxf(factor[n], 1);
+}
+
+static fv_status choose(fv_ctx *ctx, const fv_call *call, const struct operands *p, int64_t b, int64_t h,
+                        struct slots *s)
+{
+    const struct routing *o = call->options;
+    int64_t group = call->query_heads / call->key_heads, slots;
+    bool few = o->membership == PREFIX && call->queries < call->keys;
+    fv_tensor q = rows_of(&p->q, group, b, h), k = rows_of(&p->k, group, b, h), own = fv_slice(&p->centroids, 0, h, 1);
+    struct members key;
+
+    own = fv_view(&own, FV_DIMS(1, 1, p->clusters, call->head_dim),
+                  (const int64_t[]){0, 0, own.strides[1], own.strides[2]}, 0);
+    FV_TRY(gather_members(ctx, o, p, &q, &own, &s->query));
+    if (p->q.data == p->k.data)
+        key = s->query;
+    else
+        FV_TRY(gather_members(ctx, o, p, &k, &own, &key));
+    slots = s->query.index.dims[0];
+    s->key = key.index;
+    if (few) FV_TRY(fv_tensor_new(ctx, &s->key, FV_I32, FV_DIMS(call->keys)));
+    if (few) memset(s->key.data, -1, sizeof(int32_t)); /* should there be none */
+    FV_TRY(FV_SCRATCH(ctx, s->from, slots));
+    FV_TRY(FV_SCRATCH(ctx, s->to, slots));
+    FV_TRY(fv_tensor_zeros(ctx, &s->factor, FV_F32, FV_DIMS(call->queries, 1)));
+    memset(s->from, 0, (size_t)slots * sizeof *s->from);
+    memset(s->to, 0, (size_t)slots * sizeof *s->to);
+    fill_slots(call, p, &key, few, s);
+    return FV_OK;
+}
+
+static fv_status choose_aside(fv_ctx *ctx, const fv_call *call, const struct operands *p, int64_t b, int64_t h,
+                              struct slots *s)
+{
+    fv_choosing before = fv_choosing_begin(ctx);
+    fv_status status = choose(ctx, call, p, b, h, s);
+
+    fv_choosing_end(ctx, before);
+    return status;
+}
+
+/* ---- attention -------------------------------------------------------------------------------------------------- */
+
+static fv_status pick(fv_ctx *ctx, const fv_tensor *x, const fv_tensor *index, fv_tensor *out)
+{
+    FV_TRY(fv_tensor_new(ctx, out, FV_F32, FV_DIMS(1, 1, index->dims[0], x->dims[3])));
+    return fv_gather(ctx, &(fv_gather_args){.x = *x, .index = *index, .out = *out});
+}
+
+/* One head: a softmax for each slot, and the mean over the slots of each query. */
+static fv_status attend_head(fv_ctx *ctx, const fv_call *call, const struct operands *p, int64_t b, int64_t h)
+{
+    int64_t group = call->query_heads / call->key_heads, N = call->queries, Dv = call->value_dim;
+    fv_tensor q = rows_of(&p->q, group, b, h), k = rows_of(&p->k, group, b, h), v = rows_of(&p->v, group, b, h), sum;
+    fv_tensor o =
+        fv_view(&call->o, FV_DIMS(1, 1, N, Dv), (const int64_t[]){0, 0, call->o.strides[2], call->o.strides[3]},
+                b * call->o.strides[0] + h * call->o.strides[1]);
+    fv_plan plan = {0};
+    fv_attend_args attend = {.plan = &plan, .logits = fv_call_logits(call)};
+    struct slots s;
+
+    FV_TRY(choose_aside(ctx, call, p, b, h, &s));
+    plan.key_from = s.from;
+    plan.key_to = s.to;
+    if (N == 1 && s.to[0] > 0) plan.offset = s.to[0] - 1; /* ranks are those of the keys listed */
+    if (fv_present(&p->bias)) attend.logits.offset_bias = fv_slice(&p->bias, 0, h, 1);
+    FV_TRY(pick(ctx, &q, &s.query.index, &attend.q));
+    FV_TRY(pick(ctx, &k, &s.key, &attend.k));
+    FV_TRY(pick(ctx, &v, &s.key, &attend.v));
+    FV_TRY(fv_tensor_new(ctx, &attend.o, FV_F32, FV_DIMS(1, 1, s.query.index.dims[0], Dv)));
+    FV_TRY(fv_count_pairs(
+        ctx, &(fv_call){.batch = 1, .query_heads = 1, .queries = s.query.index.dims[0], .pairs = call->pairs}, &plan,
+        s.key.dims[0]));
+    FV_TRY(fv_attend(ctx, &attend));
+    FV_TRY(fv_tensor_zeros(ctx, &sum, FV_F32, FV_DIMS(1, 1, N, Dv)));
+    FV_TRY(fv_gather(ctx, &(fv_gather_args){.x = attend.o, .index = s.query.index, .out = sum, .scatter = true}));
+    return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_MUL, .x = sum, .y = s.factor, .out = o});
+}
+
+static fv_status forward(fv_ctx *ctx, const fv_call *call)
+{
+    struct operands p;
+    fv_status status = FV_OK;
+
+    FV_TRY(prepare(ctx, call, &p));
+    for (int64_t head = 0; head < call->batch * call->query_heads && status == FV_OK; head++) {
+        fv_mark mark = fv_scratch_mark(ctx);
+        status = attend_head(ctx, call, &p, head / call->query_heads, head % call->query_heads);
+        fv_scratch_release(ctx, mark);
+        if (status == FV_OK) status = fv_ctx_check(ctx);
+    }
+    return status;
+}
+
+/* The keys of each query, from the slots it has. */
+static fv_status list_head(fv_ctx *ctx, const fv_call *call, const struct operands *p, int64_t b, int64_t h,
+                           fv_list_builder *lists)
+{
+    struct slots s;
+    int32_t *order;
+    int64_t *start, slots;
+
+    FV_TRY(choose_aside(ctx, call, p, b, h, &s));
+    slots = s.query.index.dims[0];
+    FV_TRY(FV_SCRATCH(ctx, order, slots));
+    FV_TRY(FV_SCRATCH(ctx, start, call->queries + 1));
+    FV_TRY(fv_sort_by_key(ctx, s.query.index.data, 1, slots, call->queries, order, start));
+    for (int64_t i = 0; i < call->queries; i++) {
+        fv_lists_row(lists);
+        for (int64_t n = start[i]; n < start[i + 1]; n++)
+            for (int64_t r = s.from[order[n]]; r < s.to[order[n]]; r++)
+                fv_lists_add(lists, ((int32_t *)s.key.data)[r]);
+    }
+    return FV_OK;
+}
+
+static fv_status map(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs)
+{
+    fv_list_builder lists;
+    struct operands p;
+
+    FV_TRY(prepare(ctx, call, &p));
+    FV_TRY(fv_lists_begin(ctx, &lists,
+                          &(fv_list_shape){.query_block = 1,
+                                           .key_block = 1,
+                                           .batches = call->batch,
+                                           .heads = call->query_heads,
+                                           .queries = call->queries,
+                                           .keys = call->keys,
+                                           .offset = call->offset}));
+    for (int64_t head = 0; head < call->batch * call->query_heads; head++)
+        FV_TRY(list_head(ctx, call, &p, head / call->query_heads, head % call->query_heads, &lists));
+    return fv_lists_end(&lists, &pairs->plan);
+}
+
+const fv_mechanism fv_mechanism_routing = {
+    .name = "routing",
+    .title = "Routing attention (k-means)",
+    .paper = "arXiv 2003.05997",
+    .sheet = 9,
+    .family = FV_CONTENT_SPARSE,
+    .traits = FV_BLOCK_CAUSAL | FV_LINEAR_IN_V | FV_DECODE_EXACT | FV_DIFFERENTIABLE | FV_NO_LSE,
+    .formula =
+        "cluster c has the per_cluster queries and keys of largest centroid.norm(x), or the latest keys of those "
+        "whose largest it is; one softmax in each; o = mean over the clusters that hold the query, 0 in none",
+    .cost = "each cluster computes per_cluster^2 pairs (causal: half); scores cost 2 (N + M) k D flops a head",
+    .options = options,
+    .options_size = sizeof(struct routing),
+    .params = params,
+    .size = size,
+    .accept = accept,
+    .ahead = ahead,
+    .kept = kept,
+    .forward = forward,
+    .counts = true,
+    .map = map,
+};
