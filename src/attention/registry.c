@@ -18,6 +18,7 @@
     add(agent) \
     add(sparsifiner) \
     add(tab) \
+    add(paro) \
 
 #define DECLARE(name) extern const fv_mechanism fv_mechanism_##name;
 #define LIST(name) &fv_mechanism_##name,

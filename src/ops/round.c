@@ -20,8 +20,10 @@ static void round_group(void *user, int64_t index, int thread)
     for (int64_t c = 0, channels = r->by_channel ? 1 : C; c < C; c += channels) {
         float most = 0, scale;
         for (int64_t i = 0; i < count; i++)
-            for (int64_t e = c; e < c + channels; e++)
-                most = fmaxf(most, fabsf(in[i * from[0] + e * from[1]]));
+            for (int64_t e = c; e < c + channels; e++) {
+                float size = fabsf(in[i * from[0] + e * from[1]]);
+                most = size > most ? size : most;
+            }
         scale = most > 0 ? most / (float)r->steps : 1;
         for (int64_t i = 0; i < count; i++)
             for (int64_t e = c; e < c + channels; e++)

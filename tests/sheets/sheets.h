@@ -9,7 +9,8 @@
 #include <stdint.h>
 
 /* An option as given: numbers, booleans as 0 or 1, a choice as its place in the registry table's order
- * (map=softmax|exp|relu|elu -> 0..3), tuples and lists as several values.  Options left out take their default. */
+ * (map=softmax|exp|relu|elu -> 0..3), tuples and lists as several values (a word in place of a list as -1, -2 ...).
+ * Options left out take their default. */
 typedef struct sheet_option {
     const char *name;
     int count;
@@ -46,6 +47,7 @@ typedef struct sheet_call {
      *   moba [B, H, N, top]            selected blocks, the own one included
      *   blocktopk [B, Hkv, N, top]     selected blocks behind the sinks
      *   sparsifiner [B, H, N, N]       keys
+     *   paro [B, H, 1 + blocks]        order, then the blocks of the mask (bits of a row of blocks)
      * With frozen set it is read instead, so that differences hold the choice fixed. */
     int64_t *selection;
     bool frozen;
@@ -59,7 +61,7 @@ typedef struct sheet {
 } sheet;
 
 extern const sheet sheet_dense, sheet_gna, sheet_sinkwin, sheet_power, sheet_moba, sheet_bra, sheet_lightning2,
-    sheet_hedgehog, sheet_agent, sheet_nsa, sheet_blocktopk, sheet_sparsifiner, sheet_tab;
+    sheet_hedgehog, sheet_agent, sheet_nsa, sheet_blocktopk, sheet_sparsifiner, sheet_tab, sheet_paro;
 extern const sheet *const sheets[];        /* all of them, NULL-ended */
 const sheet *sheet_find(const char *name); /* NULL: none */
 
