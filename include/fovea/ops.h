@@ -102,9 +102,11 @@ typedef struct fv_logits {
  * A row that sees no key gives o = 0, lse = -inf.  plan NULL shows everything.
  * sinks [H] f32 join the denominator only.  lse_in [B,H,N] (or lse_in_key [B,H,M]) normalises by the given
  * log-sum-exp instead: o = sum exp(s - lse_in) v; lse is then not written.
- * By-products, each optional: row_max [B,H,N] f32, arg_max [B,H,N] i32 (lowest key that reaches it, -1 if none),
- * weights [B,H,R,K] f32: the probabilities of queries weight_rows[R] (NULL: 0..R-1) over keys weight_from + 0..K-1.
- * Bound: 2 pairs (D + Dv) flops.  FV_E_SHAPE, FV_E_DTYPE, FV_E_MEMORY. */
+ * With steps > 0 (at most 256; not with lse_in) what multiplies v is trunc(steps exp(s - m)) / steps, m the largest
+ * logit of the row among the keys so far (in stretches of at least 64); the denominator, by-products and gradients are
+ * those without. By-products, each optional: row_max [B,H,N] f32, arg_max [B,H,N] i32 (lowest key that reaches it, -1
+ * if none), weights [B,H,R,K] f32: the probabilities of queries weight_rows[R] (NULL: 0..R-1) over keys weight_from +
+ * 0..K-1. Bound: 2 pairs (D + Dv) flops.  FV_E_SHAPE, FV_E_DTYPE, FV_E_MEMORY. */
 typedef struct fv_attend_args {
     fv_tensor q, k, v, o, lse;
     const fv_plan *plan;
@@ -115,6 +117,7 @@ typedef struct fv_attend_args {
     fv_tensor row_max, arg_max, weights;
     const int32_t *weight_rows;
     int64_t weight_from;
+    int steps;
 } fv_attend_args;
 FV_API fv_status fv_attend(fv_ctx *ctx, const fv_attend_args *args);
 

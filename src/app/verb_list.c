@@ -278,14 +278,12 @@ static void show_option(const fv_option *o)
 {
     printf("  %s=%s", o->name, o->initial ? o->initial : "(must be given)");
     printf("   %s: %s", fv_option_type_name(o->type), o->help);
-    if (o->choices) {
-        for (int i = 0; o->choices[i]; i++)
-            printf("%s%s", i ? " or " : " [", o->choices[i]);
-        printf("]");
-    } else if (o->type != FV_OPTION_BOOL && o->type != FV_OPTION_TEXT) {
-        printf(" [%.10g to %.10g]", o->min, o->max);
-    }
-    printf("\n");
+    bool numbers = o->type != FV_OPTION_ENUM && o->type != FV_OPTION_BOOL && o->type != FV_OPTION_TEXT;
+
+    for (int i = 0; o->choices && o->choices[i]; i++)
+        printf("%s%s", i ? " or " : " [", o->choices[i]);
+    if (numbers) printf("%s%.10g to %.10g", o->choices ? " or " : " [", o->min, o->max);
+    printf("%s\n", numbers || o->choices ? "]" : "");
 }
 
 static void show_text(const struct thing *thing)

@@ -29,6 +29,8 @@ fv_status fv_call_pairs(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_cal
 
 /* What row i of a set of pairs reads, for a head of `heads` query heads: row[key], not zero where the pair is there. */
 void fv_pairs_row(const fv_pairs *pairs, int64_t heads, int64_t b, int64_t h, int64_t i, int64_t keys, uint8_t *row);
+/* The query that row i stands for. */
+int64_t fv_pairs_query(const fv_pairs *pairs, int64_t b, int64_t h, int64_t i);
 
 /* Pairs that dense attention with the same causality has. */
 double fv_call_dense_pairs(const fv_call *call);

@@ -105,6 +105,7 @@ typedef struct fv_call {
 typedef struct fv_pairs {
     fv_plan plan;
     const int32_t *query_order, *key_order;
+    int64_t batch_stride, head_stride; /* between the orders of batches and of query heads; 0: they share */
 } fv_pairs;
 
 /* How many kept rows of a kind the first `keys` positions complete, and their width; 0 for a kind that is not there. Of

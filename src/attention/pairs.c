@@ -23,8 +23,15 @@ struct map_work {
 
 void fv_pairs_row(const fv_pairs *pairs, int64_t heads, int64_t b, int64_t h, int64_t i, int64_t keys, uint8_t *row)
 {
+    int64_t first = b * pairs->batch_stride + h * pairs->head_stride;
+
     for (int64_t j = 0; j < keys; j++)
-        row[pairs->key_order ? pairs->key_order[j] : j] = fv_plan_sees(&pairs->plan, heads, b, h, i, j);
+        row[pairs->key_order ? pairs->key_order[first + j] : j] = fv_plan_sees(&pairs->plan, heads, b, h, i, j);
+}
+
+int64_t fv_pairs_query(const fv_pairs *pairs, int64_t b, int64_t h, int64_t i)
+{
+    return pairs->query_order ? pairs->query_order[b * pairs->batch_stride + h * pairs->head_stride + i] : i;
 }
 
 static void map_row(void *user, int64_t index, int thread)
@@ -32,8 +39,8 @@ static void map_row(void *user, int64_t index, int thread)
     const struct map_work *work = user;
     const fv_pairs *pairs = work->pairs;
     int64_t i = index % work->rows, plane = index / work->rows;
-    int64_t query = pairs->query_order ? pairs->query_order[i] : i;
     int64_t h = plane % work->map_heads, b = plane / work->map_heads;
+    int64_t query = fv_pairs_query(pairs, b, h, i);
 
     (void)thread;
     fv_pairs_row(pairs, work->heads, b, h, i, work->columns, work->map + (plane * work->rows + query) * work->columns);
@@ -51,10 +58,11 @@ static fv_status make_map(fv_ctx *ctx, const fv_attention *attention, const fv_a
         return fv_fail(FV_E_SHAPE, "%s: map of pairs: expected at most %d, got %lld x %lld", attention->mechanism->name,
                        MAP_LIMIT, (long long)call.queries, (long long)call.keys);
     FV_TRY(fv_call_pairs(ctx, attention->mechanism, &call, &pairs));
-    dims[0] = pairs.plan.lists.row_start && pairs.plan.lists.batch_stride ? call.batch : 1;
-    dims[1] = (pairs.plan.lists.row_start && pairs.plan.lists.head_stride) || pairs.plan.window.heads > 1
-                  ? call.query_heads
-                  : 1;
+    dims[0] = (pairs.plan.lists.row_start && pairs.plan.lists.batch_stride) || pairs.batch_stride ? call.batch : 1;
+    dims[1] =
+        (pairs.plan.lists.row_start && pairs.plan.lists.head_stride) || pairs.plan.window.heads > 1 || pairs.head_stride
+            ? call.query_heads
+            : 1;
     dims[2] = call.queries;
     dims[3] = call.keys;
     plane = dims[2] * dims[3];

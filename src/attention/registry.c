@@ -28,6 +28,7 @@
     add(tab) \
     add(dhsa) \
     add(routing) \
+    add(paro) \
 
 #define DECLARE(name) extern const fv_mechanism fv_mechanism_##name;
 #define LIST(name) &fv_mechanism_##name,

@@ -131,6 +131,11 @@ fv_status fv_option_set(const fv_option *option, const char *owner, const char *
     }
     case FV_OPTION_LIST: {
         fv_list *list = field;
+        for (int i = 0; option->choices && option->choices[i]; i++)
+            if (strcmp(option->choices[i], value) == 0) {
+                *list = (fv_list){.count = 1, .items = {-1 - i}};
+                return FV_OK;
+            }
         return set_items(option, owner, value, '+', FV_LIST_MAX, list->items, &list->count);
     }
     case FV_OPTION_TEXT:
@@ -196,6 +201,10 @@ void fv_option_print(const fv_option *option, const void *values, fv_text *text)
     }
     case FV_OPTION_LIST: {
         const fv_list *list = field;
+        if (option->choices && list->items[0] < 0) {
+            fv_text_printf(text, "%s", option->choices[-1 - list->items[0]]);
+            break;
+        }
         print_items(list->items, list->count, '+', text);
         break;
     }

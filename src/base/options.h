@@ -34,9 +34,9 @@ typedef struct fv_option {
     const char *name;
     fv_option_type type;
     size_t offset;
-    const char *initial; /* the default, as it would be typed; NULL: must be given */
-    double min, max;     /* of a number, and of each item of a tuple or list */
-    const char *const *choices;
+    const char *initial;        /* the default, as it would be typed; NULL: must be given */
+    double min, max;            /* of a number, and of each item of a tuple or list */
+    const char *const *choices; /* of an enum; words in place of a list, or NULL */
     const char *help;
 } fv_option;
 
@@ -53,6 +53,9 @@ typedef struct fv_option {
 #define FV_ENUM(s, f, initial, choices, help) FV_OPTION_(s, f, FV_OPTION_ENUM, initial, 0, 0, choices, help)
 /* initial is a string, or NULL where the option must be given. */
 #define FV_TUPLE(s, f, initial, min, max, help) FV_OPTION_(s, f, FV_OPTION_TUPLE, initial, min, max, NULL, help)
+/* A list, or one of a NULL-ended array of words in its place: the single item -1 for the first, -2 for the next. */
+#define FV_LIST_OR(s, f, initial, words, min, max, help)                                                               \
+    FV_OPTION_(s, f, FV_OPTION_LIST, initial, min, max, words, help)
 #define FV_LIST(s, f, initial, min, max, help) FV_OPTION_(s, f, FV_OPTION_LIST, initial, min, max, NULL, help)
 /* initial is a string, or NULL where the option must be given. */
 #define FV_WORDS(s, f, initial, help) FV_OPTION_(s, f, FV_OPTION_TEXT, initial, 0, 0, NULL, help)

@@ -54,6 +54,10 @@ static fv_status prepare(const fv_attend_args *args, fv_attend_args *a)
     FV_TRY(fv_check_optional("attend", "sinks", &a->sinks, F32, FV_DIMS(H)));
     if (fv_present(&a->lse_in) && fv_present(&a->lse_in_key))
         return fv_fail(FV_E_ARGUMENT, "attend: lse_in and lse_in_key exclude each other");
+    if (a->steps < 0 || a->steps > 256)
+        return fv_fail(FV_E_ARGUMENT, "attend: steps: expected 0 to 256, got %d", a->steps);
+    if (a->steps > 0 && (fv_present(&a->lse_in) || fv_present(&a->lse_in_key)))
+        return fv_fail(FV_E_ARGUMENT, "attend: steps and lse_in exclude each other");
     FV_TRY(fv_check_optional("attend", "lse_in", &a->lse_in, F32, FV_DIMS(B, H, S)));
     FV_TRY(fv_check_optional("attend", "lse_in_key", &a->lse_in_key, F32, FV_DIMS(B, H, M)));
     if (fv_present(&a->lse_in) || fv_present(&a->lse_in_key)) a->lse = (fv_tensor){0}; /* not written */

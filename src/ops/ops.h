@@ -9,6 +9,9 @@
 #include "fovea/ops.h"
 #include "ops/packed.h"
 
+/* What a weight of attend in steps may lack to the next one: rounding does not cost a step. */
+#define FV_STEP_SLACK 1e-4f
+
 /* c = alpha * a b + beta * c + bias.  a [..,m,k], b [..,k,n], c [..,m,n] f32, bias [n]; up to four leading dims, which
  * broadcast in a and b by size 1 or stride 0.  a: f32, f16, bf16.  b: the same, or quantised blocks along k (a weight
  * [n,k] seen transposed).  Bound: 2 m n k flops, or the bytes of b when m is small. */
@@ -210,5 +213,16 @@ typedef struct fv_quantize_args {
     fv_tensor x, out;
 } fv_quantize_args;
 fv_status fv_quantize_rows(fv_ctx *ctx, const fv_quantize_args *args);
+
+/* out = x [..,N,C] to the nearest (ties to the even) of -steps .. steps times a scale, the largest magnitude of a group
+ * divided by steps: groups are `rows` rows (the last may have fewer) of all channels, or of each channel apart.  Steps
+ * 1 to 127.  The gradient passes straight through. */
+typedef struct fv_round_args {
+    fv_tensor x, out;
+    int64_t rows;
+    int steps;
+    bool by_channel;
+} fv_round_args;
+fv_status fv_round_rows(fv_ctx *ctx, const fv_round_args *args);
 
 #endif

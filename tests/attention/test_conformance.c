@@ -129,7 +129,13 @@ static void read_options(struct trial *t)
                 t->values[i][0]++;
             t->options[i].count = 1;
         }
-        for (const char *at = given.value; option->type != FV_OPTION_ENUM && *at; at += *at != 0)
+        bool word = false;
+        for (int w = 0; option->type == FV_OPTION_LIST && option->choices && option->choices[w]; w++) {
+            if (strcmp(option->choices[w], given.value) != 0) continue;
+            t->values[i][t->options[i].count++] = -1 - w;
+            word = true;
+        }
+        for (const char *at = given.value; option->type != FV_OPTION_ENUM && !word && *at; at += *at != 0)
             t->values[i][t->options[i].count++] = strtod(at, (char **)&at);
     }
     t->sheet.options = spec.count;

@@ -9,10 +9,11 @@ struct sample {
     bool wide;
     int kind;
     fv_tuple grid;
-    fv_list layers;
+    fv_list layers, order;
 };
 
 static const char *const kinds[] = {"mean", "linear", NULL};
+static const char *const words[] = {"auto", "none", NULL};
 static const fv_option table[] = {
     FV_INT(struct sample, block, 64, 1, 512, "tokens in a block"),
     FV_FLOAT(struct sample, rate, 0.5, 0, 1, "a share"),
@@ -20,6 +21,7 @@ static const fv_option table[] = {
     FV_ENUM(struct sample, kind, "mean", kinds, "how"),
     FV_TUPLE(struct sample, grid, NULL, 1, 1000, "rows and columns"),
     FV_LIST(struct sample, layers, "0+3", 0, 99, "some layers"),
+    FV_LIST_OR(struct sample, order, "none", words, 0, 5, "numbers or a word"),
     FV_OPTIONS_END,
 };
 
@@ -43,6 +45,26 @@ static void options_have_defaults_and_values(void **state)
     assert_int_equal(s.grid.items[2], 8);
     assert_int_equal(s.layers.count, 1);
     assert_int_equal(s.layers.items[0], 7);
+}
+
+static void a_word_may_stand_in_place_of_a_list(void **state)
+{
+    struct sample s;
+    fv_text text = {0};
+    (void)state;
+
+    assert_ok(parse("x:grid=2", &s));
+    assert_true(s.order.count == 1 && s.order.items[0] == -2);
+    assert_ok(parse("x:grid=2,order=auto", &s));
+    assert_true(s.order.count == 1 && s.order.items[0] == -1);
+    fv_option_print(&table[6], &s, &text);
+    assert_ok(parse("x:grid=2,order=4+0", &s));
+    assert_true(s.order.count == 2 && s.order.items[0] == 4);
+    fv_option_print(&table[6], &s, &text);
+    assert_string_equal(text.data, "auto4+0");
+    fv_text_free(&text);
+    assert_fails(parse("x:grid=2,order=automatic", &s), FV_E_USAGE, "joined by '+'");
+    assert_fails(parse("x:grid=2,order=-1", &s), FV_E_USAGE, "expected 0 to 5");
 }
 
 static void bad_options_say_what_was_expected(void **state)
@@ -89,6 +111,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(options_have_defaults_and_values),
+        cmocka_unit_test(a_word_may_stand_in_place_of_a_list),
         cmocka_unit_test(bad_options_say_what_was_expected),
         cmocka_unit_test(layer_plans_name_layers_once),
     };

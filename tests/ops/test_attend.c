@@ -243,6 +243,95 @@ static void a_given_log_sum_exp_normalises(void **state)
     }
 }
 
+/* Weights in steps are low by less than one of them, and the denominator is as it was. */
+static void steps_take_less_than_one_from_a_weight(void **state)
+{
+    fv_random random = fv_random_new(test_seed(), 18);
+    (void)state;
+
+    for (int device = 0; test_devices[device]; device++) {
+        fv_ctx *ctx = test_ctx(test_devices[device], 2);
+        for (int round = 0; round < 60; round++) {
+            fv_mark mark = fv_scratch_mark(ctx);
+            struct problem p;
+            struct naive naive;
+            double v;
+            test_problem(ctx, &random, test_plan_kinds(&random), &p);
+            if (round % 2) test_problem_logits(ctx, &random, &p);
+            p.args.steps = 127;
+            v = largest(&p.args.v);
+            test_problem_define(ctx, &p, &naive);
+            assert_ok(fv_attend(ctx, &p.args));
+            test_close("lse of steps", &p.args.lse, naive.lse, test_problem_tolerance(&p));
+            for (int64_t cell = 0; cell < p.B * p.H * p.S; cell++) {
+                double sum = 0, most = 0;
+                if (p.args.sinks.data) /* it is among the logits that weights are measured by */
+                    most = exp(test_at(&p.args.sinks, cell / p.S % p.H, 0, 0, 0) - naive.lse[cell]);
+                for (int64_t j = 0; j < p.M; j++) {
+                    sum += naive.probability[cell * p.M + j] > 0;
+                    most = fmax(most, naive.probability[cell * p.M + j]);
+                }
+                for (int64_t d = 0; d < p.Dv; d++) {
+                    double got = ((const float *)p.args.o.data)[cell * p.Dv + d], exact = naive.o[cell * p.Dv + d];
+                    double bound = sum * most / 127 * v + test_problem_tolerance(&p) * fmax(1, fabs(exact));
+                    if (!(fabs(got - exact) <= bound))
+                        fail_msg("%s: row %d, channel %d: expected %g within %g, got %g", test_devices[device],
+                                 (int)cell, (int)d, exact, bound, got);
+                }
+            }
+            fv_scratch_release(ctx, mark);
+        }
+        fv_ctx_free(ctx);
+    }
+}
+
+/* Logits whose weights lie well between steps, behind a first key whose own is 1: o is known to the rounding of sums.
+ */
+static void weights_are_whole_steps(void **state)
+{
+    static const int64_t rows[] = {1, 5, 70};
+    enum { M = 150, D = 16 };
+    fv_random random = fv_random_new(test_seed(), 19);
+    (void)state;
+
+    for (int device = 0; test_devices[device]; device++)
+        for (int n = 0; n < 6; n++) {
+            fv_ctx *ctx = test_ctx(test_devices[device], 2);
+            int64_t N = rows[n / 2];
+            fv_attend_args args = {.logits = {.scale = 1}, .steps = 127};
+            float *k, *v;
+            double total = 0, sum = 0;
+            assert_ok(fv_tensor_zeros(ctx, &args.q, FV_F32, FV_DIMS(1, 1, N, D)));
+            assert_ok(fv_tensor_zeros(ctx, &args.k, FV_F32, FV_DIMS(1, 1, M, D)));
+            assert_ok(fv_tensor_zeros(ctx, &args.v, FV_F32, FV_DIMS(1, 1, M, D)));
+            assert_ok(fv_tensor_new(ctx, &args.o, FV_F32, FV_DIMS(1, 1, N, D)));
+            k = args.k.data;
+            v = args.v.data;
+            for (int64_t i = 0; i < N; i++)
+                ((float *)args.q.data)[i * D] = 1;
+            for (int64_t j = 0; j < M; j++) {
+                double weight = 127; /* exact in bf16, as are values */
+                while (j > 0 && !(weight - floor(weight) > 0.1 && weight - floor(weight) < 0.9)) {
+                    k[j * D] = fv_bf16_to_f32(fv_f32_to_bf16((float)(-6 * fv_random_uniform(&random))));
+                    weight = 127 * exp((double)k[j * D]);
+                }
+                v[j * D + 3] = (float)fv_random_below(&random, 9) - 4;
+                total += weight / 127;
+                sum += floor(weight) / 127 * (double)v[j * D + 3];
+            }
+            if (n % 2) {
+                args.k = cast(ctx, &args.k, FV_BF16);
+                args.v = cast(ctx, &args.v, FV_BF16);
+            }
+            assert_ok(fv_attend(ctx, &args));
+            for (int64_t i = 0; i < N; i++)
+                if (!(fabs(*(float *)fv_at(&args.o, 0, 0, i, 3) - sum / total) <= 1e-5))
+                    fail_msg("%s, row %d of %d: expected %g, got %g", test_devices[device], (int)i, (int)N, sum / total,
+                             (double)*(float *)fv_at(&args.o, 0, 0, i, 3));
+            fv_ctx_free(ctx);
+        }
+}
+
 static void by_products_describe_the_rows(void **state)
 {
     fv_random random = fv_random_new(test_seed(), 13);
@@ -417,6 +506,12 @@ static void bad_calls_are_refused_in_words(void **state)
     a.logits.softcap = NAN;
     assert_fails(fv_attend(ctx, &a), FV_E_ARGUMENT, "soft-cap");
     a = good;
+    a.steps = 257;
+    assert_fails(fv_attend(ctx, &a), FV_E_ARGUMENT, "steps: expected 0 to 256, got 257");
+    a.steps = 127;
+    a.lse_in = test_random(ctx, 1, FV_DIMS(1, 4, 8));
+    assert_fails(fv_attend(ctx, &a), FV_E_ARGUMENT, "steps and lse_in");
+    a = good;
     a.weights = test_random(ctx, 1, FV_DIMS(1, 4, 1, 5));
     a.weight_rows = rows;
     assert_fails(fv_attend(ctx, &a), FV_E_ARGUMENT, "weight_rows[0]: expected 0 to 7, got 8");
@@ -501,6 +596,8 @@ int main(void)
         cmocka_unit_test(half_precision_keys_and_values_are_read_as_they_are),
         cmocka_unit_test(blocks_of_keys_and_values_are_read_as_they_are),
         cmocka_unit_test(a_given_log_sum_exp_normalises),
+        cmocka_unit_test(steps_take_less_than_one_from_a_weight),
+        cmocka_unit_test(weights_are_whole_steps),
         cmocka_unit_test(by_products_describe_the_rows),
         cmocka_unit_test(strides_may_be_any),
         cmocka_unit_test(threads_do_not_change_a_bit),

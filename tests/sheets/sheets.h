@@ -9,7 +9,8 @@
 #include <stdint.h>
 
 /* An option as given: numbers, booleans as 0 or 1, a choice as its place in the registry table's order
- * (map=softmax|exp|relu|elu -> 0..3), tuples and lists as several values.  Options left out take their default. */
+ * (map=softmax|exp|relu|elu -> 0..3), tuples and lists as several values (a word in place of a list as -1, -2 ...).
+ * Options left out take their default. */
 typedef struct sheet_option {
     const char *name;
     int count;
@@ -81,6 +82,7 @@ typedef struct sheet {
     add(tab) \
     add(dhsa) \
     add(routing) \
+    add(paro) \
 
 #define DECLARE_SHEET(name) extern const sheet sheet_##name;
 /* clang-format on */

@@ -227,5 +227,13 @@ const conformance_case conformance_cases[] = {
     {"routing:membership=prefix,norm=0,eps=0.5", 1, 2, 1, 25, 25, 16, 16, true, "centroids=2x4x16", false},
     {"routing:membership=prefix,share=0,per_cluster=5", 1, 4, 2, 30, 30, 16, 16, true, "centroids=4x3x16", false},
     {"routing:per_cluster=3", 1, 1, 1, 1, 1, 16, 16, true, "centroids=1x2x16", false},
+
+    {"paro:grid=2x3x4,block=4,order=0+1+2+3+4+5", 1, 6, 6, 24, 24, 16, 16, false, NULL, false},
+    {"paro:grid=3x2x4,text=3,block=5,order=2+4", 2, 4, 4, 27, 27, 16, 24, false, "mask=2x4x6x6<2", false},
+    {"paro:grid=2x4x3,block=4,order=5", 1, 2, 2, 24, 24, 16, 16, false, "mask=1x1x6x6<2", false},
+    {"paro:grid=4x3x2,text=1,block=3,order=3+2,density=0.3", 2, 2, 2, 25, 25, 16, 16, false, NULL, false},
+    {"paro:grid=3x4x2,block=4,order=auto,density=0.4,smooth_k=1", 1, 3, 3, 24, 24, 16, 16, false, NULL, false},
+    {"paro:grid=2x2x5,text=4,block=7,order=auto", 2, 2, 2, 24, 24, 16, 24, false, NULL, false},
+    {"paro:grid=1x1x1", 1, 1, 1, 1, 1, 16, 16, false, NULL, false},
     {NULL, 0, 0, 0, 0, 0, 0, 0, false, NULL, false},
 };

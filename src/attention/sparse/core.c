@@ -1,5 +1,7 @@
 #include "attention/sparse/core.h"
 
+#include <float.h>
+
 #include "attention/attention.h"
 
 /* Bytes of partial results held at once when the loops are turned round, and scores held at once. */
@@ -103,6 +105,52 @@ fv_status fv_score_blocks(fv_ctx *ctx, const fv_call *call, const fv_tensor *q, 
                           int64_t block, float scale, fv_use_scores_fn *use, void *user)
 {
     return score_stretches(ctx, call->causal ? call : NULL, q, k, first, block, scale, use, user);
+}
+
+/* Weights [count,M] of a stretch of rows, reduced to out [blocks of columns]. */
+static fv_status reduce_weights(fv_ctx *ctx, fv_pool_kind kind, const fv_tensor *weights, int64_t block,
+                                const fv_tensor *out)
+{
+    int64_t M = weights->dims[1];
+    fv_tensor row;
+
+    FV_TRY(fv_tensor_new(ctx, &row, FV_F32, FV_DIMS(1, M)));
+    FV_TRY(fv_pool_rows(ctx, &(fv_pool_args){.kind = kind, .x = *weights, .out = row, .block = weights->dims[0]}));
+    return fv_pool_rows(ctx, &(fv_pool_args){.kind = kind,
+                                             .x = fv_reshaped(&row, FV_DIMS(M, 1)),
+                                             .out = fv_reshaped(out, FV_DIMS(out->dims[1], 1)),
+                                             .block = block});
+}
+
+static fv_status weigh_row(fv_ctx *ctx, const fv_tensor *q, const fv_tensor *k, float scale, int64_t block,
+                           const fv_tensor *sum, const fv_tensor *largest)
+{
+    fv_tensor weights;
+
+    FV_TRY(fv_tensor_new(ctx, &weights, FV_F32, FV_DIMS(q->dims[0], k->dims[0])));
+    FV_TRY(fv_gemm(ctx, &(fv_gemm_args){.a = *q,
+                                        .b = fv_transposed(k),
+                                        .c = weights,
+                                        .alpha = scale != 0 ? scale : FLT_MIN})); /* 0 would mean 1 */
+    FV_TRY(fv_softmax(ctx, &(fv_softmax_args){.x = weights, .out = weights}));
+    FV_TRY(reduce_weights(ctx, FV_POOL_SUM, &weights, block, sum));
+    return reduce_weights(ctx, FV_POOL_MAX, &weights, block, largest);
+}
+
+fv_status fv_block_weights(fv_ctx *ctx, const fv_tensor *q, const fv_tensor *k, float scale, int64_t block,
+                           const fv_tensor *sum, const fv_tensor *largest)
+{
+    fv_status status = FV_OK;
+
+    for (int64_t r = 0; r < sum->dims[0] && status == FV_OK; r++) {
+        fv_tensor rows = fv_slice(q, 0, r * block, fv_min(block, q->dims[0] - r * block));
+        fv_tensor sums = fv_slice(sum, 0, r, 1), most = fv_slice(largest, 0, r, 1);
+        fv_mark mark = fv_scratch_mark(ctx);
+        status = weigh_row(ctx, &rows, k, scale, block, &sums, &most);
+        fv_scratch_release(ctx, mark);
+        if (status == FV_OK) status = fv_ctx_check(ctx);
+    }
+    return status;
 }
 
 /* ---- select ----------------------------------------------------------------------------------------------------- */

@@ -35,6 +35,11 @@ fv_status fv_score_rows(fv_ctx *ctx, const fv_tensor *q, const fv_tensor *k, flo
 fv_status fv_score_blocks(fv_ctx *ctx, const fv_call *call, const fv_tensor *q, const fv_tensor *k, int64_t first,
                           int64_t block, float scale, fv_use_scores_fn *use, void *user);
 
+/* What softmax(scale q k^T) of q [N,D] and k [M,D] holds in blocks of `block` rows and columns: sums and largest
+ * weights [blocks of rows, blocks of columns] f32, contiguous. */
+fv_status fv_block_weights(fv_ctx *ctx, const fv_tensor *q, const fv_tensor *k, float scale, int64_t block,
+                           const fv_tensor *sum, const fv_tensor *largest);
+
 /* ---- select, lists, attend, merge -------------------------------------------------------------------------------- */
 
 /* The blocks of keys that each query reads: of a causal call the first `init` ones, the tail, from the block of the

@@ -95,6 +95,7 @@ static void weigh(const struct attend *a, const fv_tiles *t, int n, const struct
 
     step.pairs = t->own.pairs;
     step.o_row = a->width;
+    step.steps = (float)a->args->steps;
     if (!(seen & UINT32_MAX)) step.from = FV_KEY_TILE / 2;
     if (!(seen >> 32)) step.to = FV_KEY_TILE / 2;
     for (int r = first; r < end; r += step.rows) {
@@ -153,6 +154,7 @@ static void write_rows(const struct attend *a, const fv_plan_tile *tile, const s
     for (int64_t r = 0, token = 0, h = tile->h; r < tile->rows * a->view->share; r++) {
         int64_t row = tile->row[token];
         float total = a->given ? 1 : total_of(a, part, r), scale = total > 0 ? 1 / total : 0;
+        if (a->args->steps > 0) scale /= (float)a->args->steps;
         a->source.kernels->map(FV_MAP_COPY, o->dims[3], part->o + r * a->width, NULL, 0, scale, 0,
                                fv_at(o, tile->b, h, row, 0));
         if (fv_present(lse))

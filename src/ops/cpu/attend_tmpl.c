@@ -180,10 +180,24 @@ INLINE vf shift_of(float maximum)
     return splat(maximum == -INFINITY ? 0 : maximum * -LOG2E);
 }
 
+/* The exponent of a logit x / unit + same, exactly 0 for the maximum itself. */
+INLINE vf exponent_of(vf x, float unit, float same, float maximum)
+{
+    return (x / splat(unit) + splat(same) - splat(maximum == -INFINITY ? 0 : maximum)) * splat(LOG2E);
+}
+
+/* steps x, whole numbers of them; NaN stays. */
+INLINE vf in_steps(vf x, float steps)
+{
+    vf scaled = x * splat(steps) + splat(FV_STEP_SLACK);
+
+    return choose(scaled >= splat(0), to_float(__builtin_convertvector(scaled, vi)), x);
+}
+
 /* Keys [first, end) of the tile.  A row's maximum is raised only when it would be passed by more than SLACK: weights of
  * up to e^SLACK lose nothing in floating point, and o is hardly ever rescaled.  Sums stay in lanes until the end. */
 INLINE void softmax_keys(const struct fv_softmax_step *step, const int first, const int end, const bool pairs,
-                         const struct fv_cap *cap, const bool terms)
+                         const struct fv_cap *cap, const bool terms, const bool stepped)
 {
     const int from = first / W, to = end / W;
     const float gain = terms ? step->gain : 0, *const biases = terms ? step->bias : NULL;
@@ -192,7 +206,8 @@ INLINE void softmax_keys(const struct fv_softmax_step *step, const int first, co
 
     for (int r = 0, token = step->token; r < step->rows; r++, s += FV_KEY_TILE, o += step->o_row, total += W) {
         uint64_t seen = step->bits[token];
-        float same = biases && step->shift ? step->shift[r * step->shift_row] : 0, room = step->maximum[r] + SLACK;
+        float same = biases && step->shift ? step->shift[r * step->shift_row] : 0,
+              room = step->maximum[r] + (stepped ? 0 : SLACK);
         vf x[FV_KEY_TILE / W], sum = load(total);
         bool unsure = true;
 
@@ -212,7 +227,7 @@ INLINE void softmax_keys(const struct fv_softmax_step *step, const int first, co
         if (cap) {
             vf most = largest_square(x, from, to, seen), add = splat(0);
             /* a cap only makes logits smaller, so mostly their squares say that none passes the maximum */
-            unsure = biases || !(room > 0) || any_above(most, splat(room * room));
+            unsure = stepped || biases || !(room > 0) || any_above(most, splat(room * room));
             if (!unsure) add = shift_of(step->maximum[r]);
             cap_row(x, from, to, most, add, cap, pairs);
         }
@@ -233,12 +248,13 @@ INLINE void softmax_keys(const struct fv_softmax_step *step, const int first, co
             if (biases) add += splat(same * LOG2E);
             UNROLL
             for (int n = from; n < to; n++)
-                x[n] = x[n] * splat(LOG2E / unit) + add;
+                x[n] = stepped ? exponent_of(x[n], unit, same, step->maximum[r]) : x[n] * splat(LOG2E / unit) + add;
         }
         UNROLL
         for (int n = from; n < to; n++) {
-            x[n] = exp2_of(x[n], pairs);
+            x[n] = exp2_of(x[n], pairs && !stepped);
             sum += x[n];
+            if (stepped) x[n] = in_steps(x[n], step->steps);
         }
         store(total, sum);
         UNROLL
@@ -256,13 +272,19 @@ INLINE void softmax_of(const struct fv_softmax_step *step, const bool pairs, con
     enum { HALF = FV_KEY_TILE / 2 };
 
     if (step->from > 0)
-        softmax_keys(step, HALF, FV_KEY_TILE, pairs, cap, true);
+        softmax_keys(step, HALF, FV_KEY_TILE, pairs, cap, true, false);
     else if (step->to <= HALF)
-        softmax_keys(step, 0, HALF, pairs, cap, true);
+        softmax_keys(step, 0, HALF, pairs, cap, true, false);
     else if (step->bias || step->gain != 0)
-        softmax_keys(step, 0, FV_KEY_TILE, pairs, cap, true);
+        softmax_keys(step, 0, FV_KEY_TILE, pairs, cap, true, false);
     else
-        softmax_keys(step, 0, FV_KEY_TILE, pairs, cap, false);
+        softmax_keys(step, 0, FV_KEY_TILE, pairs, cap, false, false);
+}
+
+/* Rare, so one for all: whole tiles, of which parts that nobody sees become 0. */
+static __attribute__((noinline, cold)) void softmax_in_steps(const struct fv_softmax_step *step)
+{
+    softmax_keys(step, 0, FV_KEY_TILE, step->pairs, step->cap, true, true);
 }
 
 /* Bound: 11 vector operations for W logits (13 for f32), a sixth of the dot instructions of both products at D = 64 in
@@ -270,7 +292,9 @@ INLINE void softmax_of(const struct fv_softmax_step *step, const bool pairs, con
  * (11) and one: 13 to 16 % and 7 to 8 %, less at D = 128.  A bias of every pair adds 1 and its bytes: 6 to 8 %. */
 static void softmax(const struct fv_softmax_step *step)
 {
-    if (step->cap)
+    if (step->steps > 0)
+        softmax_in_steps(step);
+    else if (step->cap)
         step->pairs ? softmax_of(step, true, step->cap) : softmax_of(step, false, step->cap);
     else
         step->pairs ? softmax_of(step, true, NULL) : softmax_of(step, false, NULL);

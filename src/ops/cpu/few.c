@@ -110,6 +110,10 @@ static void weigh(struct few *w, int r)
         part->maximum[r] = top;
     }
     *total += kernels->exp(w->count, s, 1, part->maximum[r] == -INFINITY ? 0 : part->maximum[r], s);
+    for (int n = 0; w->attend->args->steps > 0 && n < w->count; n++) {
+        float scaled = s[n] * (float)w->attend->args->steps + FV_STEP_SLACK;
+        if (scaled >= 0) s[n] = (float)(int)scaled;
+    }
 }
 
 /* Values of a piece of which not all rows see the same: a weight of 0 must not meet NaN or infinite values. */

@@ -61,7 +61,8 @@ struct fv_cap {
 /* The softmax of a key tile: logits s [rows, FV_KEY_TILE] of keys [from, to) (multiples of half a tile) become weights
  * exp(s - maximum), 0 where bits[(token + r) % tokens] hides a key; with `pairs` pairs of bf16, a row's in its first
  * half. maximum [rows], total [rows, width] and o [rows, o_row] (o_row a multiple of width) are brought up to date.
- * Before that s += gain |s|; s is capped; s += bias[r * bias_row + n] + shift[r * shift_row]. */
+ * Before that s += gain |s|; s is capped; s += bias[r * bias_row + n] + shift[r * shift_row].  With `steps` weights end
+ * as whole numbers of them, and maxima are those of the logits so far (else they may be a little lower). */
 struct fv_softmax_step {
     int rows, token, tokens, from, to;
     const uint64_t *bits;
@@ -73,6 +74,7 @@ struct fv_softmax_step {
     const float *bias, *shift; /* NULL: none */
     int64_t bias_row, shift_row;
     int64_t ask; /* floats from a row's bias to what will be needed soon; 0: nothing */
+    float steps; /* 0: none */
 };
 
 /* Attention of up to 8 rows with rows of k and v as they are stored:

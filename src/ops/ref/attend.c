@@ -67,6 +67,7 @@ static void add_piece(void *user, fv_ref_piece *piece)
             double lse = given ? given_lse(args, piece, r, piece->key + n) : rows->max[r];
             double weight = lse == -INFINITY ? 0 : exp(logit[n] - lse);
             rows->sum[r] += weight;
+            if (args->steps > 0) weight = trunc(args->steps * weight + FV_STEP_SLACK) / args->steps;
             for (int64_t d = 0; d < Dv; d++)
                 o[d] += weight * rows->v[n * Dv + d];
         }

@@ -1,0 +1,379 @@
+/* PAROAttention: each head of a video reads its tokens in the order of axes that gathers its pattern into blocks; a
+ * static mask of blocks, and products of few bits.  arXiv 2506.16054. */
+#include "attention/sparse/core.h"
+
+#include <math.h>
+
+struct paro {
+    fv_tuple grid;
+    int64_t text, block, q_group, k_group;
+    fv_list order;
+    double density;
+    int qk_bits, pv_bits;
+    bool smooth_k;
+};
+
+enum { ORDERS = 6, AUTO = -1 };
+static const char *const automatic[] = {"auto", NULL};
+static const char *const qk_bits[] = {"16", "8", "4", NULL};
+static const char *const pv_bits[] = {"16", "8", NULL};
+
+static const fv_option options[] = {
+    FV_TUPLE(struct paro, grid, NULL, 1, INT32_MAX, "frames x rows x columns of the tokens"),
+    FV_INT(struct paro, text, 0, 0, INT32_MAX, "tokens before them, which stay first and are read by all"),
+    FV_LIST_OR(
+        struct paro, order, "0", automatic, 0, ORDERS - 1,
+        "of reading, outermost axis first: 0 FHW, 1 FWH, 2 HWF, 3 HFW, 4 WHF, 5 WFH; one for each head, repeated; "
+        "auto: the best for this input"),
+    FV_INT(struct paro, block, 64, 1, INT32_MAX, "tokens of a block, in the order of reading"),
+    FV_FLOAT(struct paro, density, 1, 1e-9, 1, "part of the blocks, without a mask: those of largest weight"),
+    FV_ENUM(struct paro, qk_bits, "16", qk_bits, "of queries and keys"),
+    FV_ENUM(struct paro, pv_bits, "16", pv_bits, "of weights and values"),
+    FV_INT(struct paro, q_group, 32, 1, INT32_MAX, "queries that share a scale"),
+    FV_INT(struct paro, k_group, 64, 1, INT32_MAX, "keys that share a scale, and values of each channel"),
+    FV_BOOL(struct paro, smooth_k, 0, "the mean key is taken from all keys first"),
+    FV_OPTIONS_END,
+};
+
+enum { MASK };
+
+static const fv_param params[] = {
+    FV_PARAM_OF(FV_U8, "mask", "[1|B, 1|H, blocks, blocks]", "blocks that are read, in the order of reading (all)"),
+    {0},
+};
+
+static int64_t size(const void *values, const fv_call *call, const char *name)
+{
+    (void)name;
+    return fv_ceil_div(call->queries, ((const struct paro *)values)->block);
+}
+
+static fv_status check(const void *values)
+{
+    const struct paro *o = values;
+
+    if (o->grid.count == 3) return FV_OK;
+    return fv_fail(FV_E_USAGE, "paro: option 'grid': expected frames x rows x columns, got %d items", o->grid.count);
+}
+
+static fv_status accept(fv_call *call)
+{
+    const struct paro *o = call->options;
+    const int64_t *grid = o->grid.items;
+    int64_t cells, tokens;
+
+    if (call->query_heads != call->key_heads)
+        return fv_fail(FV_E_SHAPE, "paro: expected as many key-value heads as query heads, got %lld and %lld",
+                       (long long)call->key_heads, (long long)call->query_heads);
+    if (fv_mul_i64(grid[0] * grid[1], grid[2], &cells) && fv_add_i64(cells, o->text, &tokens) &&
+        tokens == call->queries)
+        return FV_OK;
+    return fv_fail(FV_E_SHAPE, "paro: option 'grid': %lldx%lldx%lld cells and %lld tokens before them are not %lld",
+                   (long long)grid[0], (long long)grid[1], (long long)grid[2], (long long)o->text,
+                   (long long)call->queries);
+}
+
+/* ---- orders ----------------------------------------------------------------------------------------------------- */
+
+struct layout {
+    int64_t blocks;
+    int32_t *token[ORDERS]; /* [N] at each place of an order */
+    int *chosen;            /* [B,H] orders */
+    uint8_t *selected;      /* [B,H,blocks,blocks] by weight; NULL: not asked for */
+    fv_tensor k;            /* f32, to choose by */
+    fv_tensor order, place; /* [B,H,N] i32: the token at a place, the place of a token */
+    fv_tensor mask;         /* u8 [1|B,1|H,blocks,blocks]; absent: all are read */
+};
+
+static void read_tokens(const struct paro *o, int order, int32_t *token)
+{
+    static const int axes[ORDERS][3] = {{0, 1, 2}, {0, 2, 1}, {1, 2, 0}, {1, 0, 2}, {2, 1, 0}, {2, 0, 1}};
+    const int64_t *dims = o->grid.items, step[] = {dims[1] * dims[2], dims[2], 1};
+    const int *a = axes[order];
+    int64_t n = 0;
+
+    for (; n < o->text; n++)
+        token[n] = (int32_t)n;
+    for (int64_t x = 0; x < dims[a[0]]; x++)
+        for (int64_t y = 0; y < dims[a[1]]; y++)
+            for (int64_t z = 0; z < dims[a[2]]; z++)
+                token[n++] = (int32_t)(o->text + x * step[a[0]] + y * step[a[1]] + z * step[a[2]]);
+}
+
+static int given_order(const struct paro *o, int64_t h)
+{
+    return (int)o->order.items[h % o->order.count];
+}
+
+/* ---- choosing by this input ------------------------------------------------------------------------------------- */
+
+struct choosing {
+    const fv_call *call;
+    struct layout *layout;
+};
+
+/* How many blocks hold next to nothing of their rows, and how uneven weights are within blocks, on average. */
+static void judge(const struct choosing *c, const fv_tensor *sum, const fv_tensor *largest, double *empty,
+                  double *uneven)
+{
+    const struct paro *o = c->call->options;
+    int64_t N = c->call->queries, n = c->layout->blocks;
+
+    *empty = *uneven = 0;
+    for (int64_t r = 0; r < n; r++)
+        for (int64_t s = 0; s < n; s++) {
+            double rows = (double)fv_min(o->block, N - r * o->block),
+                   columns = (double)fv_min(o->block, N - s * o->block);
+            double mass = *(float *)fv_at(sum, r, s, 0, 0), most = *(float *)fv_at(largest, r, s, 0, 0);
+            *empty += mass < 0.1 / (double)n * rows;
+            *uneven += (mass > 0 ? most / (mass / (rows * columns)) : 1) / (double)(n * n);
+        }
+}
+
+/* The order of lowest rank by both; differences that rounding may make are none. */
+static int best_of(const double *empty, const double *uneven)
+{
+    int best = 0, least = INT32_MAX;
+
+    for (int a = 0; a < ORDERS; a++) {
+        int rank = 0;
+        for (int b = 0; b < ORDERS; b++)
+            rank += (empty[b] > empty[a]) + (uneven[b] < uneven[a] * (1 - 1e-6));
+        if (rank < least) least = rank, best = a;
+    }
+    return best;
+}
+
+/* Rows of a head of x in an order of tokens. */
+static fv_status read_head(fv_ctx *ctx, const fv_tensor *x, int64_t b, int64_t h, int32_t *token, fv_tensor *out)
+{
+    fv_tensor head = fv_view(x, 2, x->dims + 2, x->strides + 2, b * x->strides[0] + h * x->strides[1]), index;
+
+    FV_TRY(fv_tensor_wrap(&index, token, FV_I32, 1, x->dims + 2));
+    FV_TRY(fv_tensor_new(ctx, out, FV_F32, 2, head.dims));
+    return fv_gather(ctx, &(fv_gather_args){.x = head, .index = index, .out = *out});
+}
+
+static fv_status select_blocks(fv_ctx *ctx, const struct choosing *c, int64_t head, const fv_tensor *sum)
+{
+    const struct paro *o = c->call->options;
+    int64_t count = c->layout->blocks * c->layout->blocks;
+    fv_tensor index;
+
+    FV_TRY(fv_tensor_new(ctx, &index, FV_I32, FV_DIMS((int64_t)ceil(o->density * (double)count))));
+    FV_TRY(fv_select(ctx, &(fv_select_args){.scores = fv_reshaped(sum, FV_DIMS(count)), .index = index}));
+    for (int64_t n = 0; n < index.dims[0] && ((int32_t *)index.data)[n] >= 0; n++)
+        c->layout->selected[head * count + ((int32_t *)index.data)[n]] = 1;
+    return FV_OK;
+}
+
+static fv_status choose_head(fv_ctx *ctx, void *user, int64_t head)
+{
+    const struct choosing *c = user;
+    const fv_call *call = c->call;
+    const struct paro *o = call->options;
+    struct layout *l = c->layout;
+    int64_t b = head / call->query_heads, h = head % call->query_heads;
+    double empty[ORDERS], uneven[ORDERS];
+    fv_tensor q, k, sum[ORDERS], largest;
+
+    l->chosen[head] = given_order(o, h);
+    for (int n = 0; n < ORDERS; n++) {
+        if (l->chosen[head] != AUTO && l->chosen[head] != n) continue;
+        FV_TRY(fv_tensor_new(ctx, &sum[n], FV_F32, FV_DIMS(l->blocks, l->blocks)));
+        FV_TRY(fv_tensor_new(ctx, &largest, FV_F32, FV_DIMS(l->blocks, l->blocks)));
+        FV_TRY(read_head(ctx, &call->q, b, h, l->token[n], &q));
+        FV_TRY(read_head(ctx, &l->k, b, h, l->token[n], &k));
+        FV_TRY(fv_block_weights(ctx, &q, &k, call->scale, o->block, &sum[n], &largest));
+        judge(c, &sum[n], &largest, &empty[n], &uneven[n]);
+    }
+    if (l->chosen[head] == AUTO) l->chosen[head] = best_of(empty, uneven);
+    return l->selected ? select_blocks(ctx, c, head, &sum[l->chosen[head]]) : FV_OK;
+}
+
+static fv_status lay_out(fv_ctx *ctx, const fv_call *call, struct layout *l)
+{
+    const struct paro *o = call->options;
+    int64_t B = call->batch, H = call->query_heads, N = call->queries, blocks = fv_ceil_div(N, o->block);
+    bool by_weight = o->density < 1 && !fv_present(&call->param[MASK]);
+
+    *l = (struct layout){.blocks = blocks, .mask = call->param[MASK]};
+    FV_TRY(FV_SCRATCH(ctx, l->chosen, B * H));
+    for (int n = 0; n < ORDERS; n++) {
+        FV_TRY(FV_SCRATCH(ctx, l->token[n], N));
+        read_tokens(o, n, l->token[n]);
+    }
+    if (by_weight) {
+        FV_TRY(fv_tensor_zeros(ctx, &l->mask, FV_U8, FV_DIMS(B, H, blocks, blocks)));
+        l->selected = l->mask.data;
+    }
+    for (int64_t head = 0; head < B * H; head++)
+        l->chosen[head] = given_order(o, head % H);
+    if (by_weight || o->order.items[0] == AUTO) {
+        FV_TRY(fv_as_f32(ctx, &call->k, &l->k));
+        FV_TRY(fv_run_apart(ctx, B * H, choose_head, &(struct choosing){call, l}));
+    }
+    FV_TRY(fv_tensor_new(ctx, &l->order, FV_I32, FV_DIMS(B, H, N)));
+    FV_TRY(fv_tensor_new(ctx, &l->place, FV_I32, FV_DIMS(B, H, N)));
+    for (int64_t head = 0; head < B * H; head++) {
+        const int32_t *token = l->token[l->chosen[head]];
+        int32_t *order = (int32_t *)l->order.data + head * N, *place = (int32_t *)l->place.data + head * N;
+        for (int64_t t = 0; t < N; t++) {
+            order[t] = token[t];
+            place[token[t]] = (int32_t)t;
+        }
+    }
+    return FV_OK;
+}
+
+/* Lists of what the mask shows, and of text and the last blocks, which are always read. */
+static fv_status list_blocks(fv_ctx *ctx, const fv_call *call, const struct layout *l, fv_plan *plan)
+{
+    const struct paro *o = call->options;
+    const fv_tensor *mask = &l->mask;
+    int64_t text = fv_ceil_div(o->text, o->block), last = l->blocks - 1;
+    fv_list_builder lists;
+
+    if (!fv_present(mask)) return FV_OK;
+    FV_TRY(fv_lists_begin(ctx, &lists,
+                          &(fv_list_shape){.query_block = o->block,
+                                           .key_block = o->block,
+                                           .batches = mask->dims[0],
+                                           .heads = mask->dims[1],
+                                           .queries = call->queries,
+                                           .keys = call->keys}));
+    for (int64_t row = 0; row < mask->dims[0] * mask->dims[1] * l->blocks; row++) {
+        int64_t plane = row / l->blocks, r = row % l->blocks;
+        fv_lists_row(&lists);
+        for (int64_t c = 0; c < l->blocks; c++)
+            if (r < text || c < text || r == last || c == last ||
+                *(uint8_t *)fv_at(mask, plane / mask->dims[1], plane % mask->dims[1], r, c))
+                fv_lists_add(&lists, c);
+    }
+    return fv_lists_end(&lists, plan);
+}
+
+static fv_status plan_aside(fv_ctx *ctx, const fv_call *call, struct layout *l, fv_plan *plan)
+{
+    fv_choosing before = fv_choosing_begin(ctx);
+    fv_status status = lay_out(ctx, call, l);
+
+    if (status == FV_OK) status = list_blocks(ctx, call, l, plan);
+    fv_choosing_end(ctx, before);
+    return status;
+}
+
+/* ---- the whole -------------------------------------------------------------------------------------------------- */
+
+/* Rows of x [B,H,N,C] as read, in steps of so many bits (16: as they are). */
+static fv_status arrange(fv_ctx *ctx, const fv_tensor *x, const fv_tensor *order, fv_tensor *out)
+{
+    fv_tensor plain;
+
+    FV_TRY(fv_plain(ctx, x, &plain));
+    FV_TRY(fv_tensor_new(ctx, out, FV_F32, 4, x->dims));
+    return fv_gather(ctx, &(fv_gather_args){.x = plain, .index = *order, .out = *out});
+}
+
+static fv_status in_steps(fv_ctx *ctx, fv_tensor *x, int steps, int64_t rows, bool by_channel)
+{
+    fv_round_args round = {.x = *x, .rows = rows, .steps = steps, .by_channel = by_channel};
+
+    if (steps == 0) return FV_OK;
+    FV_TRY(fv_tensor_new(ctx, &round.out, FV_F32, 4, x->dims));
+    *x = round.out;
+    return fv_round_rows(ctx, &round);
+}
+
+/* k -= its mean over tokens; what that takes from every logit of a query, [B,H,N,1], is to be added to its lse. */
+static fv_status smooth(fv_ctx *ctx, const fv_call *call, const fv_tensor *q, fv_tensor *k, fv_tensor *taken)
+{
+    int64_t B = call->batch, H = call->query_heads, N = call->queries;
+    fv_tensor mean, rest;
+
+    FV_TRY(fv_tensor_new(ctx, &mean, FV_F32, FV_DIMS(B, H, 1, call->head_dim)));
+    FV_TRY(fv_tensor_new(ctx, &rest, FV_F32, 4, k->dims));
+    FV_TRY(fv_tensor_new(ctx, taken, FV_F32, FV_DIMS(B, H, N, 1)));
+    FV_TRY(fv_pool_rows(ctx, &(fv_pool_args){.x = *k, .out = mean, .block = N}));
+    FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_SUB, .x = *k, .y = mean, .out = rest}));
+    *k = rest;
+    FV_TRY(fv_gemm(ctx, &(fv_gemm_args){.a = *q, .b = fv_transposed(&mean), .c = *taken}));
+    return FV_OK;
+}
+
+/* The log-sum-exp of rows as read, in the order of tokens. */
+static fv_status write_lse(fv_ctx *ctx, const fv_call *call, const struct layout *l, const fv_tensor *lse,
+                           const fv_tensor *taken)
+{
+    const int64_t *s = call->lse.strides;
+    fv_tensor from = fv_reshaped(lse, FV_DIMS(call->batch, call->query_heads, call->queries, 1)), whole = from;
+
+    if (fv_present(taken) && call->scale != 0) { /* a factor of 0 would mean 1 */
+        FV_TRY(fv_tensor_new(ctx, &whole, FV_F32, 4, from.dims));
+        FV_TRY(fv_map_apply(
+            ctx, &(fv_map_args){.op = FV_MAP_ADD, .x = from, .y = *taken, .out = whole, .alpha = call->scale}));
+    }
+    return fv_gather(
+        ctx, &(fv_gather_args){.x = whole,
+                               .index = l->place,
+                               .out = fv_view(&call->lse, 4, from.dims, (const int64_t[]){s[0], s[1], s[2], 1}, 0)});
+}
+
+static fv_status forward(fv_ctx *ctx, const fv_call *call)
+{
+    static const int steps_of[] = {0, 127, 7};
+    const struct paro *o = call->options;
+    int steps = steps_of[o->qk_bits], value_steps = steps_of[o->pv_bits];
+    struct layout l;
+    fv_plan plan = {0};
+    fv_attend_args attend = {.plan = &plan, .logits = fv_call_logits(call), .steps = value_steps};
+    fv_tensor taken = {0};
+
+    FV_TRY(plan_aside(ctx, call, &l, &plan));
+    FV_TRY(arrange(ctx, &call->q, &l.order, &attend.q));
+    FV_TRY(arrange(ctx, &call->k, &l.order, &attend.k));
+    FV_TRY(arrange(ctx, &call->v, &l.order, &attend.v));
+    if (o->smooth_k) FV_TRY(smooth(ctx, call, &attend.q, &attend.k, &taken));
+    FV_TRY(in_steps(ctx, &attend.q, steps, o->q_group, false));
+    FV_TRY(in_steps(ctx, &attend.k, steps, o->k_group, false));
+    FV_TRY(in_steps(ctx, &attend.v, value_steps, o->k_group, true));
+    FV_TRY(fv_tensor_new(ctx, &attend.o, FV_F32, 4, call->o.dims));
+    FV_TRY(fv_tensor_new(ctx, &attend.lse, FV_F32, 3, call->o.dims));
+    FV_TRY(fv_count_pairs(ctx, call, &plan, call->keys));
+    FV_TRY(fv_attend(ctx, &attend));
+    if (fv_present(&call->lse)) FV_TRY(write_lse(ctx, call, &l, &attend.lse, &taken));
+    return fv_gather(ctx, &(fv_gather_args){.x = attend.o, .index = l.place, .out = call->o});
+}
+
+static fv_status map(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs)
+{
+    struct layout l;
+
+    FV_TRY(plan_aside(ctx, call, &l, &pairs->plan));
+    pairs->query_order = pairs->key_order = l.order.data;
+    pairs->batch_stride = call->query_heads * call->queries;
+    pairs->head_stride = call->queries;
+    return FV_OK;
+}
+
+const fv_mechanism fv_mechanism_paro = {
+    .name = "paro",
+    .title = "PAROAttention",
+    .paper = "arXiv 2506.16054",
+    .sheet = 60,
+    .family = FV_CONTENT_SPARSE,
+    .traits = FV_NEVER_CAUSAL | FV_SELF_ONLY | FV_DIFFERENTIABLE,
+    .formula =
+        "tokens in an order of axes for each head; softmax over the blocks of the mask, text and the last ones; q, "
+        "k and v in steps of max|x| / (2^(bits-1) - 1), weights trunc(127 exp(s - max)) / 127",
+    .cost = "each query reads its blocks; choosing by the input costs dense weights, six times with order=auto",
+    .options = options,
+    .options_size = sizeof(struct paro),
+    .params = params,
+    .check = check,
+    .size = size,
+    .accept = accept,
+    .forward = forward,
+    .counts = true,
+    .map = map,
+};
