@@ -40,11 +40,16 @@ typedef struct compare_task {
     int64_t score;   /* tokens at the document's end that are fed one at a time and scored */
     int64_t tokens;  /* most of each answer */
     fv_precision precision;
-    bool reads; /* which keys each head read is wanted */
+    bool reads;   /* which keys each head read is wanted */
+    bool lenient; /* a run that fails is left out */
+    /* Asked before each run but dense, with the `done` first of the list measured: whether it is worth its time; NULL:
+     * they all are. */
+    bool (*wanted)(void *user, const compare_run *run, int done);
+    void *user;
 } compare_task;
 
 /* Fills in the runs, whose specs, attentions and caches are set, and the counts of tokens.  FV_E_USAGE for a bad set-up
- * before any long work. */
+ * before any long work.  Runs that are left out or not wanted are taken out of the list. */
 fv_status compare_all(struct app *app, const compare_task *task, comparison *result);
 void comparison_free(comparison *comparison);
 

@@ -237,21 +237,72 @@ static fv_status measure(struct job *job, compare_run *run)
     return FV_OK;
 }
 
+static fv_status check_run(struct job *job, compare_run *run)
+{
+    fv_status status = open_session(job, run);
+
+    if (status == FV_OK && !job->task->wanted) app_warn(job->app, job->session);
+    close_session(job);
+    return status;
+}
+
+static fv_status measure_run(struct job *job, compare_run *run)
+{
+    fv_status status = open_session(job, run);
+
+    if (status == FV_OK && job->task->wanted) app_warn(job->app, job->session); /* of those that are measured only */
+    if (status == FV_OK) status = measure(job, run);
+    close_session(job);
+    return status;
+}
+
+static void forget(compare_run *run)
+{
+    fv_generation_free(&run->answer);
+    app_reads_free(&run->reads);
+    app_picture_free(&run->picture);
+    fv_free(run->spent);
+    fv_free(run->replaced);
+    *run = (compare_run){0};
+}
+
+/* Whether a run that failed so can be left out. */
+static bool forgives(const struct job *job, const compare_run *run, fv_status status)
+{
+    if (!job->task->lenient || status == FV_E_INTERRUPTED || status == FV_E_IO) return false;
+    app_say(job->app, "%s is left out: %s", run->spec, fv_error());
+    return true;
+}
+
+/* Runs but dense, one after the other; those that stay move up. */
+static fv_status run_others(struct job *job, fv_status (*work)(struct job *, compare_run *))
+{
+    const compare_task *task = job->task;
+    comparison *c = job->result;
+    int done = 1;
+
+    for (int r = 1; r < c->runs; r++) {
+        compare_run *run = &c->run[r];
+        bool wanted = work == check_run || !task->wanted || task->wanted(task->user, run, done);
+        fv_status status = wanted ? work(job, run) : FV_OK;
+        if (status != FV_OK && !forgives(job, run, status)) return status;
+        if (status != FV_OK || !wanted) {
+            forget(run);
+        } else if (done++ != r) {
+            c->run[done - 1] = *run;
+            *run = (compare_run){0};
+        }
+    }
+    c->runs = done;
+    return FV_OK;
+}
+
+/* Every set-up is checked before the first long run. */
 static fv_status run_all(struct job *job)
 {
-    fv_status status = FV_OK;
-
-    for (int r = 1; r < job->result->runs; r++) { /* every set-up is checked before the first long run */
-        FV_TRY(open_session(job, &job->result->run[r]));
-        app_warn(job->app, job->session);
-        close_session(job);
-    }
-    for (int r = 0; status == FV_OK && r < job->result->runs; r++) {
-        status = open_session(job, &job->result->run[r]);
-        if (status == FV_OK) status = measure(job, &job->result->run[r]);
-        close_session(job);
-    }
-    return status;
+    FV_TRY(run_others(job, check_run));
+    FV_TRY(measure_run(job, &job->result->run[0]));
+    return run_others(job, measure_run);
 }
 
 /* ---- attention by itself ----------------------------------------------------------------------------------------- */
@@ -322,13 +373,8 @@ fv_status compare_all(struct app *app, const compare_task *task, comparison *res
 
 void comparison_free(comparison *c)
 {
-    for (int r = 0; c->run && r < c->runs; r++) {
-        fv_generation_free(&c->run[r].answer);
-        app_reads_free(&c->run[r].reads);
-        app_picture_free(&c->run[r].picture);
-        fv_free(c->run[r].spent);
-        fv_free(c->run[r].replaced);
-    }
+    for (int r = 0; c->run && r < c->runs; r++)
+        forget(&c->run[r]);
     fv_free(c->run);
     *c = (comparison){0};
 }

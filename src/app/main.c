@@ -9,17 +9,29 @@
 #include "app/verbs.h"
 #include "base/memory.h"
 
+/* clang-format off */
 const cli_verb *const cli_verbs[] = {
-    &verb_run,         &verb_compare,
-    &verb_eval_ppl,    &verb_eval_needle,
-    &verb_eval_cache,  &verb_eval_recall,
-    &verb_inspect_srh, &verb_inspect_hylra,
-    &verb_inspect_moa, &verb_inspect_influence,
-    &verb_inspect,     &verb_attend,
-    &verb_list,        &verb_show,
-    &verb_tokenize,    &verb_bench,
-    &verb_serve,       NULL,
+    &verb_run,
+    &verb_compare,
+    &verb_recommend,
+    &verb_eval_ppl,
+    &verb_eval_needle,
+    &verb_eval_cache,
+    &verb_eval_recall,
+    &verb_inspect_srh,
+    &verb_inspect_hylra,
+    &verb_inspect_moa,
+    &verb_inspect_influence,
+    &verb_inspect,
+    &verb_attend,
+    &verb_list,
+    &verb_show,
+    &verb_tokenize,
+    &verb_bench,
+    &verb_serve,
+    NULL,
 };
+/* clang-format on */
 
 /* ---- interruption ---------------------------------------------------------------------------------------------- */
 

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "app/budgets.h"
 #include "app/flags.h"
 #include "app/frontier.h"
 #include "app/needle.h"
@@ -106,40 +107,6 @@ static fv_status add_spec(struct job *job, const char *spec)
     return FV_OK;
 }
 
-/* "budget=ROWS" for a share of `rows`. */
-static fv_status add_sweep(struct job *job, const fv_policy *policy, int64_t percent, int64_t rows)
-{
-    double share = (double)percent / 100;
-    const char *option = policy->sweep;
-    size_t name = strcspn(option, "=") + 1;
-    char spec[200];
-
-    if (strcmp(option + name, "ROWS") == 0)
-        snprintf(spec, sizeof spec, "%s:%.*s%.0f", policy->name, (int)name, option, share * (double)rows);
-    else if (strcmp(option + name, "PERCENT") == 0)
-        snprintf(spec, sizeof spec, "%s:%.*s%lld", policy->name, (int)name, option, (long long)percent);
-    else if (strcmp(option + name, "SHARE") == 0)
-        snprintf(spec, sizeof spec, "%s:%.*s%g", policy->name, (int)name, option, share);
-    else if (strcmp(option + name, "BLOCKS") == 0)
-        snprintf(spec, sizeof spec, "%s:%.*s%.0f", policy->name, (int)name, option, share * (double)rows / 16 + 0.5);
-    else
-        snprintf(spec, sizeof spec, "%s:%.*s%.0f", policy->name, (int)name, option, 1 / share);
-    return add_spec(job, spec);
-}
-
-/* Whether a name stands in a list "a,b". */
-static bool named(const char *list, const char *name)
-{
-    size_t length = strlen(name);
-
-    for (const char *at = list; at; at = strchr(at, ',')) {
-        at += *at == ',';
-        if (strncmp(at, name, length) == 0 && (at[length] == ',' || !at[length])) return true;
-        if (!strchr(at, ',')) break;
-    }
-    return false;
-}
-
 static fv_status check_names(const char *list)
 {
     char name[64];
@@ -165,12 +132,15 @@ static fv_status make_setups(struct job *job, int64_t rows)
     FV_TRY(FV_ZALLOC(c->run, job->room));
     FV_TRY(FV_ZALLOC(job->specs, job->room));
     c->run[c->runs++].spec = "full";
-    for (int t = 0; t < TYPED && (!values->only || named(values->only, "full")); t++)
+    for (int t = 0; t < TYPED && (!values->only || budget_named(values->only, "full")); t++)
         if (c->info.head_dim % 32 == 0) FV_TRY(add_spec(job, typed[t]));
     for (int p = 0; fv_policies[p]; p++) {
-        if (!fv_policies[p]->sweep || (values->only && !named(values->only, fv_policies[p]->name))) continue;
-        for (int i = 0; i < values->percents.count; i++)
-            FV_TRY(add_sweep(job, fv_policies[p], values->percents.items[i], rows));
+        if (!fv_policies[p]->sweep || (values->only && !budget_named(values->only, fv_policies[p]->name))) continue;
+        for (int i = 0; i < values->percents.count; i++) {
+            char spec[BUDGET_SPEC];
+            budget_policy_spec(fv_policies[p], values->percents.items[i], rows, spec);
+            FV_TRY(add_spec(job, spec));
+        }
     }
     for (int w = 0; w < values->with.count; w++)
         FV_TRY(add_spec(job, values->with.items[w]));

@@ -63,7 +63,7 @@ expect full_disk 1 'cannot be written' sh -c "exec $fovea list > /dev/full"
 sh -c "$fovea help --man; echo \$? > status" | head -c 1 > /dev/null
 echo ok closed_pipe_is_no_signal
 
-for verb in run compare "eval ppl" "eval needle" "eval cache" "eval recall" "inspect srh" "inspect hylra" "inspect moa" "inspect attn_influence" inspect attend list show tokenize bench serve; do
+for verb in run compare recommend "eval ppl" "eval needle" "eval cache" "eval recall" "inspect srh" "inspect hylra" "inspect moa" "inspect attn_influence" inspect attend list show tokenize bench serve; do
     expect "help ${verb}" 0 '' "$fovea" help $verb
     cp out first
     expect "${verb} --help" 0 '' "$fovea" $verb --help
