@@ -322,7 +322,9 @@ static void chunks_of_whole_blocks_are_the_whole(void **state)
     assert_ok(fv_tensor_new(s.ctx, &o, FV_F32, 4, s.args.q.dims));
     for (int with_state = 0; with_state < 2; with_state++) {
         fv_attention_state kept = {0};
-        int64_t width, rows = fv_attention_kept(attention, 16, 16, 0, 500, &width);
+        int64_t width, rows = fv_attention_kept(
+                           attention, &(fv_call){.query_heads = 1, .key_heads = 1, .head_dim = 16, .value_dim = 16}, 0,
+                           500, &width);
         assert_int_equal(rows, 500 / 12);
         assert_ok(fv_tensor_new(s.ctx, &kept.kept[0].rows, FV_F32, FV_DIMS(2, 2, rows, width)));
         memset(o.data, 0, (size_t)fv_tensor_count(&o) * sizeof(float));
