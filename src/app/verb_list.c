@@ -357,12 +357,13 @@ static fv_status check_flags(const struct show_values *values)
 static fv_status show(struct app *app, const void *values)
 {
     const char *name = app->common->operand[0];
-    json_t *object = NULL, *also = json_array();
+    json_t *object = NULL, *also;
     struct thing thing;
     int found = 0;
 
     FV_TRY(check_flags(values));
     if (((const struct show_values *)values)->plan) return show_plan(app, values);
+    also = json_array();
     for (int i = 0; thing_at(i, &thing); i++) {
         if (strcmp(thing.name, name) != 0) continue;
         if (app->common->json) {
