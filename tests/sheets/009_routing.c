@@ -8,10 +8,10 @@
 
 struct plan {
     bool shared, prefix;
-    int64_t k, w;               /* clusters, members */
-    double *q, *keys;           /* as compared, [B,H,N,D] and [B,H,M,D] */
-    const int64_t *queries_of;  /* [B,H,k,w] members of each cluster, or [B,H,N] the cluster of each */
-    const int64_t *keys_of;     /* the same of the keys */
+    int64_t k, w;              /* clusters, members */
+    double *q, *keys;          /* as compared, [B,H,N,D] and [B,H,M,D] */
+    const int64_t *queries_of; /* [B,H,k,w] members of each cluster, or [B,H,N] the cluster of each */
+    const int64_t *keys_of;    /* the same of the keys */
 };
 
 static void compared(const sheet_call *call, const double *x, double *out)
