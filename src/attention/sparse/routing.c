@@ -17,7 +17,7 @@ enum { TOP, PREFIX };
 enum { CENTROIDS, RANK_BIAS };
 
 #define EPSILON 1e-6f   /* of the norm */
-#define SELF_BIAS -5e4f /* of the own key with mask_self: it counts where it is alone */
+#define SELF_BIAS -5e4f /* of a masked own key beside others */
 #define STREAM 9        /* of random numbers */
 
 static const char *const shares[] = {"auto", "0", "1", NULL};
@@ -54,6 +54,13 @@ static int64_t size(const void *values, const fv_call *call, const char *name)
 static bool is_shared(const struct routing *o, bool causal)
 {
     return o->share == SHARE_AUTO ? causal : o->share == SHARE_YES;
+}
+
+static bool masks_own(const fv_call *call)
+{
+    const struct routing *o = call->options;
+
+    return o->mask_self && is_shared(o, call->causal);
 }
 
 static fv_status accept(fv_call *call)
@@ -149,11 +156,12 @@ static fv_status place_centroids(fv_ctx *ctx, const fv_call *call, fv_tensor *ce
     return norm(ctx, o, &drawn, centroids);
 }
 
-/* rank_bias as a bias by relative offset, [H, 2R]: place x holds difference R - x. */
-static fv_status spread_bias(fv_ctx *ctx, const fv_call *call, fv_tensor *bias)
+/* rank_bias as a bias by relative offset, [H, 2R]: place x holds difference R - x.  It masks own keys as well, unless
+ * they are the last of their lists. */
+static fv_status spread_bias(fv_ctx *ctx, const fv_call *call, int64_t members, fv_tensor *bias)
 {
     const fv_tensor *given = &call->param[RANK_BIAS];
-    bool masked = ((const struct routing *)call->options)->mask_self && is_shared(call->options, call->causal);
+    bool masked = masks_own(call) && !call->causal && members > 1;
     int64_t H = call->query_heads, ranks = fv_present(given) ? given->dims[1] : 0, R = fv_max(ranks, 2);
     fv_tensor index, spread, self;
 
@@ -183,7 +191,6 @@ static fv_status prepare(fv_ctx *ctx, const fv_call *call, struct operands *p)
     fv_tensor q, k;
 
     FV_TRY(place_centroids(ctx, call, &p->centroids));
-    FV_TRY(spread_bias(ctx, call, &p->bias));
     FV_TRY(fv_tensor_new(ctx, &q, FV_F32, 4, call->q.dims));
     FV_TRY(norm(ctx, o, &call->q, &q));
     p->q = fv_grouped(&q, Hkv);
@@ -204,6 +211,7 @@ static fv_status prepare(fv_ctx *ctx, const fv_call *call, struct operands *p)
     p->v = fv_grouped(&p->v, Hkv);
     p->clusters = p->centroids.dims[1];
     p->members = fv_min(o->per_cluster > 0 ? o->per_cluster : fv_ceil_div(whole, p->clusters), call->keys);
+    FV_TRY(spread_bias(ctx, call, p->members, &p->bias));
     if (p->clusters > INT32_MAX / fv_max(p->members, 1))
         return fv_fail(FV_E_SHAPE, "routing: %lld clusters of %lld members are more than %d", (long long)p->clusters,
                        (long long)p->members, INT32_MAX);
@@ -269,10 +277,12 @@ struct slots {
     struct members query;
     fv_tensor key; /* [..] i32 */
     int32_t *from, *to;
+    int64_t rank;     /* of the last query, less its slot: ranks are places in `key` */
     fv_tensor factor; /* [N,1]: 1 / the clusters of each query */
 };
 
-/* With `few`, the keys that somebody reads are listed anew. */
+/* With `few`, the keys that somebody reads are listed anew.  The last key that a query of a causal call reads where
+ * queries are the keys is its own. */
 static void fill_slots(const fv_call *call, const struct operands *p, const struct members *key, bool few,
                        struct slots *s)
 {
@@ -280,6 +290,7 @@ static void fill_slots(const fv_call *call, const struct operands *p, const stru
     const int32_t *i = s->query.index.data, *j = key->index.data;
     float *factor = s->factor.data;
     int64_t used = 0;
+    bool trim = masks_own(call) && call->causal;
 
     for (int64_t c = 0; c < p->clusters; c++) {
         int64_t end = key->start[c], shift = 0, lowest = end;
@@ -289,7 +300,8 @@ static void fill_slots(const fv_call *call, const struct operands *p, const stru
             int64_t first = o->membership == TOP ? key->start[c] : fv_max(end - p->members, key->start[c]);
             if (few && r == s->query.start[c]) lowest = first, shift = used - first;
             s->from[r] = (int32_t)(first + shift);
-            s->to[r] = (int32_t)(end + shift);
+            s->to[r] = (int32_t)(end + shift - (trim && end - first > 1));
+            s->rank = end + shift - 1 - r;
             factor[i[r]]++;
         }
         for (int64_t n = lowest; few && n < end; n++)
@@ -323,6 +335,7 @@ static fv_status choose(fv_ctx *ctx, const fv_call *call, const struct operands 
     FV_TRY(FV_SCRATCH(ctx, s->from, slots));
     FV_TRY(FV_SCRATCH(ctx, s->to, slots));
     FV_TRY(fv_tensor_zeros(ctx, &s->factor, FV_F32, FV_DIMS(call->queries, 1)));
+    s->rank = 0;
     memset(s->from, 0, (size_t)slots * sizeof *s->from);
     memset(s->to, 0, (size_t)slots * sizeof *s->to);
     fill_slots(call, p, &key, few, s);
@@ -362,7 +375,7 @@ static fv_status attend_head(fv_ctx *ctx, const fv_call *call, const struct oper
     FV_TRY(choose_aside(ctx, call, p, b, h, &s));
     plan.key_from = s.from;
     plan.key_to = s.to;
-    if (N == 1 && s.to[0] > 0) plan.offset = s.to[0] - 1; /* ranks are those of the keys listed */
+    if (N == 1) plan.offset = s.rank;
     if (fv_present(&p->bias)) attend.logits.offset_bias = fv_slice(&p->bias, 0, h, 1);
     FV_TRY(pick(ctx, &q, &s.query.index, &attend.q));
     FV_TRY(pick(ctx, &k, &s.key, &attend.k));
@@ -410,6 +423,7 @@ static fv_status list_head(fv_ctx *ctx, const fv_call *call, const struct operan
         for (int64_t n = start[i]; n < start[i + 1]; n++)
             for (int64_t r = s.from[order[n]]; r < s.to[order[n]]; r++)
                 fv_lists_add(lists, ((int32_t *)s.key.data)[r]);
+        if (masks_own(call) && start[i] < start[i + 1]) fv_lists_add(lists, i); /* it is in the same clusters */
     }
     return FV_OK;
 }
