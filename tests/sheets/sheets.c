@@ -8,10 +8,6 @@
 #define LIST(name) &sheet_##name,
 
 const sheet *const sheets[] = {SHEETS(LIST) NULL};
-const sheet *const sheets[] = {
-    &sheet_dense, &sheet_sinkwin, &sheet_gna,   &sheet_power, &sheet_lightning2, &sheet_hedgehog,
-    &sheet_bra,   &sheet_nsa,     &sheet_agent, &sheet_moba,  &sheet_blocktopk,  &sheet_blocktopk_gated,
-    &sheet_hcam,  &sheet_routing, NULL};
 
 const sheet *sheet_find(const char *name)
 {
