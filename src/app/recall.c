@@ -113,6 +113,7 @@ static fv_status read_plan(struct heads *h, int64_t s)
     FV_TRY(fv_call_pairs(ctx_of(h), mechanism, &call, &pairs));
     if (pairs.query_order || pairs.key_order || !pairs.plan.causal)
         return fv_fail(FV_E_UNSUPPORTED, "%s: has no causal set of pairs in the order of the text", mechanism->name);
+    pairs.plan.lists.entry_bias = NULL; /* a term of the mechanism's own weights */
     FV_TRY(fv_tensor_new(ctx_of(h), &mass, FV_F32, FV_DIMS(1, H, N, 1)));
     FV_TRY(fv_tensor_new(ctx_of(h), &count, FV_F32, FV_DIMS(1, H, N, 1)));
     FV_TRY(fv_tensor_zeros(ctx_of(h), &zero, FV_F32, FV_DIMS(1, H, N)));
