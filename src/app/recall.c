@@ -29,17 +29,56 @@ static fv_ctx *ctx_of(const struct heads *h)
 
 /* ---- plans ------------------------------------------------------------------------------------------------------ */
 
-/* out [1,H,N,1] = sum of exp(logits - lse) over the pairs of a plan. */
+/* out [1,H,N,1] = sum of value exp(logits - lse) over the pairs of a plan with the keys. */
 static fv_status add_up(const struct heads *h, const fv_plan *plan, const fv_logits *logits, const fv_tensor *lse,
-                        const fv_tensor *out)
+                        const fv_tensor *k, const fv_tensor *value, const fv_tensor *out)
 {
-    return fv_attend(ctx_of(h), &(fv_attend_args){.q = h->open->q,
-                                                  .k = h->open->k,
-                                                  .v = h->ones,
-                                                  .o = *out,
-                                                  .plan = plan,
-                                                  .logits = *logits,
-                                                  .lse_in = *lse});
+    return fv_attend(
+        ctx_of(h),
+        &(fv_attend_args){
+            .q = h->open->q, .k = *k, .v = *value, .o = *out, .plan = plan, .logits = *logits, .lse_in = *lse});
+}
+
+/* One number for each column, for all key-value heads. */
+static fv_tensor column_values(const struct heads *h, const float *value, int64_t columns)
+{
+    const fv_tensor row = {.data = (void *)(uintptr_t)value, .rank = 2, .dims = {columns, 1}, .strides = {1, 1}};
+
+    return fv_broadcast(&row, FV_DIMS(1, h->open->k.dims[1], columns, 1));
+}
+
+/* The same where columns of the plan stand for several keys each: their first keys, their second ones, ... */
+static fv_status add_up_columns(const struct heads *h, const fv_pairs *pairs, const fv_tensor *mass,
+                                const fv_tensor *count, const fv_tensor *zero)
+{
+    const fv_logits flat = {.zero_scale = true};
+    int64_t columns = pairs->columns, rows = fv_tensor_count(mass);
+    fv_ctx *ctx = ctx_of(h);
+    fv_tensor index, k, part, values;
+    int32_t most = 1;
+    float *value;
+
+    FV_TRY(fv_tensor_new(ctx, &index, FV_I32, FV_DIMS(1, 1, columns)));
+    FV_TRY(fv_tensor_new(ctx, &k, FV_F32, FV_DIMS(1, h->open->k.dims[1], columns, h->open->k.dims[3])));
+    FV_TRY(fv_tensor_new(ctx, &part, FV_F32, 4, mass->dims));
+    FV_TRY(FV_SCRATCH(ctx, value, columns));
+    values = column_values(h, value, columns);
+    memset(mass->data, 0, (size_t)rows * sizeof(float));
+    for (int32_t n = 0; n < most; n++) {
+        for (int64_t j = 0; j < columns; j++) {
+            bool has = n < pairs->column_keys[j];
+            most = pairs->column_keys[j] > most ? pairs->column_keys[j] : most;
+            ((int32_t *)index.data)[j] = pairs->column_key[j] + (has ? n : 0);
+            value[j] = has;
+        }
+        FV_TRY(fv_gather(ctx, &(fv_gather_args){.x = h->open->k, .index = index, .out = k}));
+        FV_TRY(add_up(h, &pairs->plan, &h->logits, &h->lse, &k, &values, &part));
+        for (int64_t i = 0; i < rows; i++)
+            ((float *)mass->data)[i] += ((const float *)part.data)[i];
+    }
+    for (int64_t j = 0; j < columns; j++)
+        value[j] = (float)pairs->column_keys[j];
+    return add_up(h, &pairs->plan, &flat, zero, &k, &values, count);
 }
 
 static fv_status call_of(const struct heads *h, const fv_attention *attention, fv_call *call)
@@ -74,11 +113,16 @@ static fv_status read_plan(struct heads *h, int64_t s)
     FV_TRY(fv_call_pairs(ctx_of(h), mechanism, &call, &pairs));
     if (pairs.query_order || pairs.key_order || !pairs.plan.causal)
         return fv_fail(FV_E_UNSUPPORTED, "%s: has no causal set of pairs in the order of the text", mechanism->name);
+    pairs.plan.lists.entry_bias = NULL; /* a term of the mechanism's own weights */
     FV_TRY(fv_tensor_new(ctx_of(h), &mass, FV_F32, FV_DIMS(1, H, N, 1)));
     FV_TRY(fv_tensor_new(ctx_of(h), &count, FV_F32, FV_DIMS(1, H, N, 1)));
     FV_TRY(fv_tensor_zeros(ctx_of(h), &zero, FV_F32, FV_DIMS(1, H, N)));
-    FV_TRY(add_up(h, &pairs.plan, &h->logits, &h->lse, &mass));
-    FV_TRY(add_up(h, &pairs.plan, &flat, &zero, &count));
+    if (pairs.columns) {
+        FV_TRY(add_up_columns(h, &pairs, &mass, &count, &zero));
+    } else {
+        FV_TRY(add_up(h, &pairs.plan, &h->logits, &h->lse, &h->open->k, &h->ones, &mass));
+        FV_TRY(add_up(h, &pairs.plan, &flat, &zero, &h->open->k, &h->ones, &count));
+    }
     for (int64_t n = 0; n < H * N; n++) {
         h->counts[s][n] = (int32_t)lrintf(((const float *)count.data)[n]);
         h->sum[s] += (double)(n % N + 1) * (double)((const float *)mass.data)[n];

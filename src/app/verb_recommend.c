@@ -449,7 +449,7 @@ static fv_status print_table(const struct job *job, const compare_run *best, con
         app_table_cell(&table, "%s", heads[i]);
     for (int r = 0; r < c->runs; r++) {
         const compare_run *run = &c->run[r];
-        app_table_cell(&table, "%.70s", run->spec);
+        app_table_cell(&table, "%.90s", run->spec);
         app_table_cell(&table, "%.0f (%.2fx)", run->prefill_rate, run->prefill_rate / c->run->prefill_rate);
         app_table_cell(&table, "%.1f (%.2fx)", run->decode_rate, run->decode_rate / c->run->decode_rate);
         app_table_cell(&table, "%.1f%s", seconds_of(job, run), run == best ? "*" : " ");
