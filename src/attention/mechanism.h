@@ -98,10 +98,15 @@ typedef struct fv_call {
 } fv_call;
 
 /* A set of pairs: a plan over rows i and columns j that stand for query query_order[i] and key key_order[j] (NULL: for
- * themselves). */
+ * themselves).  With `columns` there are so many, and column j stands for column_keys[j] keys from column_key[j] on,
+ * numbered before key_order is asked, and is column_mark[j] in the map. */
 typedef struct fv_pairs {
     fv_plan plan;
     const int32_t *query_order, *key_order;
+    int64_t batch_stride, head_stride; /* from the orders of a batch, or a head, to the next one's; 0: shared */
+    int64_t columns;                   /* 0: the keys */
+    const int32_t *column_key, *column_keys;
+    const uint8_t *column_mark;
 } fv_pairs;
 
 /* How many kept rows of a kind the first `keys` positions complete, and their width; 0 for a kind that is not there. Of

@@ -8,6 +8,7 @@ fv_status fv_call_pairs(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_cal
     fv_attend_args attend;
 
     *pairs = (fv_pairs){.plan = {.causal = call->causal, .offset = call->offset}};
+    if (fv_call_reads_all(mechanism, call)) return FV_OK;
     if (mechanism->plan) return fv_call_plan(ctx, mechanism, call, &pairs->plan, &attend);
     if (mechanism->map) return mechanism->map(ctx, call, pairs);
     return fv_fail(FV_E_USAGE, "%s: has no set of query-key pairs", mechanism->name);
@@ -21,18 +22,31 @@ struct map_work {
     uint8_t *map;
 };
 
+/* Row i of the plan. */
+static void put_row(const fv_pairs *pairs, int64_t heads, int64_t b, int64_t h, int64_t i, int64_t keys, uint8_t *row)
+{
+    int64_t list = b * pairs->batch_stride + h * pairs->head_stride, columns = pairs->columns ? pairs->columns : keys;
+
+    for (int64_t j = 0; j < columns; j++) {
+        bool seen = fv_plan_sees(&pairs->plan, heads, b, h, i, j);
+        int64_t key = pairs->columns ? pairs->column_key[j] : j,
+                end = key + (pairs->columns ? pairs->column_keys[j] : 1);
+        for (; seen && key < end; key++)
+            row[pairs->key_order ? pairs->key_order[list + key] : key] = pairs->columns ? pairs->column_mark[j] : 1;
+    }
+}
+
 static void map_row(void *user, int64_t index, int thread)
 {
     const struct map_work *work = user;
     const fv_pairs *pairs = work->pairs;
-    int64_t i = index % work->rows, plane = index / work->rows;
-    int64_t query = pairs->query_order ? pairs->query_order[i] : i;
-    int64_t h = plane % work->map_heads, b = plane / work->map_heads;
-    uint8_t *row = work->map + (plane * work->rows + query) * work->columns;
+    int64_t i = index % work->rows, plane = index / work->rows, h = plane % work->map_heads,
+            b = plane / work->map_heads;
+    int64_t list = b * pairs->batch_stride + h * pairs->head_stride;
+    int64_t query = pairs->query_order ? pairs->query_order[list + i] : i;
 
     (void)thread;
-    for (int64_t j = 0; j < work->columns; j++)
-        row[pairs->key_order ? pairs->key_order[j] : j] = fv_plan_sees(&pairs->plan, work->heads, b, h, i, j);
+    put_row(pairs, work->heads, b, h, i, work->columns, work->map + (plane * work->rows + query) * work->columns);
 }
 
 static fv_status make_map(fv_ctx *ctx, const fv_attention *attention, const fv_attention_args *args, fv_tensor *map,
@@ -47,10 +61,11 @@ static fv_status make_map(fv_ctx *ctx, const fv_attention *attention, const fv_a
         return fv_fail(FV_E_SHAPE, "%s: map of pairs: expected at most %d, got %lld x %lld", attention->mechanism->name,
                        MAP_LIMIT, (long long)call.queries, (long long)call.keys);
     FV_TRY(fv_call_pairs(ctx, attention->mechanism, &call, &pairs));
-    dims[0] = pairs.plan.lists.row_start && pairs.plan.lists.batch_stride ? call.batch : 1;
-    dims[1] = (pairs.plan.lists.row_start && pairs.plan.lists.head_stride) || pairs.plan.window.heads > 1
-                  ? call.query_heads
-                  : 1;
+    dims[0] = (pairs.plan.lists.row_start && pairs.plan.lists.batch_stride) || pairs.batch_stride ? call.batch : 1;
+    dims[1] =
+        (pairs.plan.lists.row_start && pairs.plan.lists.head_stride) || pairs.plan.window.heads > 1 || pairs.head_stride
+            ? call.query_heads
+            : 1;
     dims[2] = call.queries;
     dims[3] = call.keys;
     plane = dims[2] * dims[3];
@@ -129,8 +144,8 @@ fv_status fv_call_measure(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_c
                       (double)width * (double)call->value_dim;
     } else {
         FV_TRY(fv_call_pairs(ctx, mechanism, call, &pairs));
-        FV_TRY(
-            fv_plan_pairs(ctx, &pairs.plan, call->batch, call->query_heads, call->queries, call->keys, &work->pairs));
+        FV_TRY(fv_plan_pairs(ctx, &pairs.plan, call->batch, call->query_heads, call->queries,
+                             pairs.columns ? pairs.columns : call->keys, &work->pairs));
         work->flops = 2.0 * (double)work->pairs * (double)(call->head_dim + call->value_dim);
     }
     dense = fv_call_dense_pairs(call);

@@ -17,6 +17,7 @@
     add(hedgehog) \
     add(agent) \
     add(hip) \
+    add(psa) \
 
 #define DECLARE(name) extern const fv_mechanism fv_mechanism_##name;
 #define LIST(name) &fv_mechanism_##name,

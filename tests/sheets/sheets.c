@@ -7,7 +7,7 @@
 
 const sheet *const sheets[] = {&sheet_dense,     &sheet_sinkwin, &sheet_gna, &sheet_power, &sheet_lightning2,
                                &sheet_hedgehog,  &sheet_bra,     &sheet_nsa, &sheet_agent, &sheet_moba,
-                               &sheet_blocktopk, &sheet_hip,     NULL};
+                               &sheet_blocktopk, &sheet_hip,     &sheet_psa, NULL};
 
 const sheet *sheet_find(const char *name)
 {

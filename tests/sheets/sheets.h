@@ -46,6 +46,7 @@ typedef struct sheet_call {
      *   nsa  [B, Hkv, N, top]          selected blocks
      *   moba [B, H, N, top]            selected blocks, the own one included
      *   blocktopk [B, Hkv, N, top]     selected blocks behind the sinks
+     *   psa [B, H, query blocks, key blocks] levels; and [B, N] the tokens in their order, if there is one
      *   hip [B, H, N, k / block_k]     blocks behind the sinks of a query block, in the row of its first query
      * With frozen set it is read instead, so that differences hold the choice fixed. */
     int64_t *selection;
@@ -60,7 +61,7 @@ typedef struct sheet {
 } sheet;
 
 extern const sheet sheet_dense, sheet_gna, sheet_sinkwin, sheet_power, sheet_moba, sheet_bra, sheet_lightning2,
-    sheet_hedgehog, sheet_agent, sheet_nsa, sheet_blocktopk, sheet_hip;
+    sheet_hedgehog, sheet_agent, sheet_nsa, sheet_blocktopk, sheet_hip, sheet_psa;
 extern const sheet *const sheets[];        /* all of them, NULL-ended */
 const sheet *sheet_find(const char *name); /* NULL: none */
 
