@@ -161,7 +161,8 @@ static json_t *thing_json(const struct thing *thing)
 static json_t *bound(const fv_option *option, double value)
 {
     if (option->type == FV_OPTION_ENUM || option->type == FV_OPTION_TEXT || !isfinite(value)) return json_null();
-    return option->type == FV_OPTION_FLOAT ? app_number(value) : json_integer((json_int_t)value);
+    return option->type == FV_OPTION_FLOAT || option->type == FV_OPTION_FLOATS ? app_number(value)
+                                                                               : json_integer((json_int_t)value);
 }
 
 /* A default as a number where it is one, a single item of a tuple or list too. */
@@ -172,7 +173,8 @@ static json_t *initial(const fv_option *option)
     if (!option->initial) return json_null();
     if (option->type == FV_OPTION_INT || option->type == FV_OPTION_BOOL || (several && !strpbrk(option->initial, "x+")))
         return json_integer(strtoll(option->initial, NULL, 10));
-    if (option->type == FV_OPTION_FLOAT) return app_number(strtod(option->initial, NULL));
+    if (option->type == FV_OPTION_FLOAT || (option->type == FV_OPTION_FLOATS && !strchr(option->initial, '+')))
+        return app_number(strtod(option->initial, NULL));
     return json_string(option->initial);
 }
 

@@ -12,32 +12,46 @@ struct work {
     float *row; /* [heads, head_dim] */
 };
 
+static float product(const struct work *w, int64_t head, int64_t key)
+{
+    const fv_call *call = w->look->call;
+    int64_t dim = call->head_dim, group = call->query_heads / call->key_heads;
+    const float *q = fv_at(&call->q, 0, head, 0, 0);
+    fv_tensor at = fv_slice(&call->k, 1, head / group, 1);
+    float *row = w->row + head * dim, dot = 0;
+
+    at = fv_slice(&at, 2, key, 1);
+    fv_blocks_load(at.dtype, at.data, 0, dim / fv_dtype_block(at.dtype), row);
+    for (int64_t d = 0; d < dim; d++)
+        dot += q[d * call->q.strides[3]] * row[d];
+    return dot;
+}
+
+/* Keys that are read as one weigh alike, by their mean. */
 static void head_item(void *user, int64_t head, int thread)
 {
     const struct work *w = user;
     const fv_call *call = w->look->call;
-    const fv_tensor *k = &call->k;
-    int64_t keys = call->keys, dim = call->head_dim, group = call->query_heads / call->key_heads;
-    const float *q = fv_at(&call->q, 0, head, 0, 0);
-    float *weight = w->out->weight + head * keys, *row = w->row + head * dim, top = -INFINITY;
-    float softcap = w->look->extra->softcap;
+    const fv_pairs *pairs = w->pairs;
+    const int32_t *order = pairs->key_order ? pairs->key_order + head * pairs->head_stride : NULL;
+    int64_t keys = call->keys, columns = pairs->columns ? pairs->columns : keys;
+    float *weight = w->out->weight + head * keys, top = -INFINITY, softcap = w->look->extra->softcap;
     double sum = 0;
 
     (void)thread;
     for (int64_t j = 0; j < keys; j++)
         weight[j] = -INFINITY;
-    for (int64_t j = 0; j < keys; j++) {
-        int64_t key = w->pairs->key_order ? w->pairs->key_order[j] : j;
+    for (int64_t j = 0; j < columns; j++) {
+        int64_t first = pairs->columns ? pairs->column_key[j] : j, count = pairs->columns ? pairs->column_keys[j] : 1;
         float dot = 0;
-        if (!fv_plan_sees(&w->pairs->plan, call->query_heads, 0, head, 0, j)) continue;
-        fv_tensor at = fv_slice(k, 1, head / group, 1);
-        at = fv_slice(&at, 2, key, 1);
-        fv_blocks_load(k->dtype, at.data, 0, dim / fv_dtype_block(k->dtype), row);
-        for (int64_t d = 0; d < dim; d++)
-            dot += q[d * call->q.strides[3]] * row[d];
+        if (!fv_plan_sees(&pairs->plan, call->query_heads, 0, head, 0, j)) continue;
+        for (int64_t n = first; n < first + count; n++)
+            dot += product(w, head, order ? order[n] : n) / (float)count;
         dot *= call->scale;
-        weight[key] = softcap > 0 ? softcap * tanhf(dot / softcap) : dot;
-        top = fmaxf(top, weight[key]);
+        if (softcap > 0) dot = softcap * tanhf(dot / softcap);
+        for (int64_t n = first; n < first + count; n++)
+            weight[order ? order[n] : n] = dot;
+        top = fmaxf(top, dot);
     }
     for (int64_t j = 0; j < keys; j++)
         sum += weight[j] = weight[j] > -INFINITY ? expf(weight[j] - top) : 0;

@@ -239,8 +239,7 @@ static fv_status run_plan(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_c
     return fv_attend(ctx, &attend);
 }
 
-/* Whether a token of a model is decoded over all keys. */
-static bool decodes_densely(const fv_mechanism *mechanism, const fv_call *call)
+bool fv_call_reads_all(const fv_mechanism *mechanism, const fv_call *call)
 {
     return mechanism->traits & FV_BLOCK_CAUSAL && !(mechanism->traits & FV_OWN_DECODE) &&
            mechanism->ahead(call->options) != 1 && call->decoding && call->queries == 1;
@@ -287,7 +286,7 @@ static fv_status run(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *
     }
     call.kept = state ? state->kept : NULL;
     call.choice = choice_of(state, &call);
-    if (decodes_densely(mechanism, &call)) return run_dense(ctx, &call, extra ? &extra->sinks : NULL);
+    if (fv_call_reads_all(mechanism, &call)) return run_dense(ctx, &call, extra ? &extra->sinks : NULL);
     if (mechanism->plan) return run_plan(ctx, mechanism, &call, extra ? &extra->sinks : NULL);
     if (mechanism->scan) return run_scan(ctx, mechanism, &call, state, false);
     if (call.pairs && !mechanism->counts) {

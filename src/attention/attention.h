@@ -24,6 +24,9 @@ int64_t fv_call_state_width(const fv_mechanism *mechanism, const fv_call *call);
 fv_status fv_call_plan(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *call, fv_plan *plan,
                        fv_attend_args *attend);
 
+/* Whether it is a token of a model that is decoded over all keys. */
+bool fv_call_reads_all(const fv_mechanism *mechanism, const fv_call *call);
+
 /* The pairs of a call, from scratch memory.  FV_E_USAGE where the mechanism has no such set. */
 fv_status fv_call_pairs(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *call, fv_pairs *pairs);
 

@@ -8,6 +8,7 @@ fv_status fv_call_pairs(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_cal
     fv_attend_args attend;
 
     *pairs = (fv_pairs){.plan = {.causal = call->causal, .offset = call->offset}};
+    if (fv_call_reads_all(mechanism, call)) return FV_OK;
     if (mechanism->plan) return fv_call_plan(ctx, mechanism, call, &pairs->plan, &attend);
     if (mechanism->map) return mechanism->map(ctx, call, pairs);
     return fv_fail(FV_E_USAGE, "%s: has no set of query-key pairs", mechanism->name);
@@ -23,10 +24,16 @@ struct map_work {
 
 void fv_pairs_row(const fv_pairs *pairs, int64_t heads, int64_t b, int64_t h, int64_t i, int64_t keys, uint8_t *row)
 {
-    int64_t first = b * pairs->batch_stride + h * pairs->head_stride;
+    int64_t list = b * pairs->batch_stride + h * pairs->head_stride, columns = pairs->columns ? pairs->columns : keys;
 
-    for (int64_t j = 0; j < keys; j++)
-        row[pairs->key_order ? pairs->key_order[first + j] : j] = fv_plan_sees(&pairs->plan, heads, b, h, i, j);
+    for (int64_t j = 0; j < columns; j++) {
+        bool seen = fv_plan_sees(&pairs->plan, heads, b, h, i, j);
+        int64_t key = pairs->columns ? pairs->column_key[j] : j;
+        int64_t end = key + (pairs->columns ? pairs->column_keys[j] : 1);
+        for (; (seen || !pairs->columns) && key < end; key++)
+            row[pairs->key_order ? pairs->key_order[list + key] : key] =
+                seen && pairs->columns ? pairs->column_mark[j] : seen;
+    }
 }
 
 int64_t fv_pairs_query(const fv_pairs *pairs, int64_t b, int64_t h, int64_t i)
@@ -162,8 +169,8 @@ fv_status fv_call_measure(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_c
         work->flops = 2.0 * (double)work->pairs * (double)(call->head_dim + call->value_dim);
     } else {
         FV_TRY(fv_call_pairs(ctx, mechanism, call, &pairs));
-        FV_TRY(
-            fv_plan_pairs(ctx, &pairs.plan, call->batch, call->query_heads, call->queries, call->keys, &work->pairs));
+        FV_TRY(fv_plan_pairs(ctx, &pairs.plan, call->batch, call->query_heads, call->queries,
+                             pairs.columns ? pairs.columns : call->keys, &work->pairs));
         work->flops = 2.0 * (double)work->pairs * (double)(call->head_dim + call->value_dim);
     }
     dense = fv_call_dense_pairs(call);

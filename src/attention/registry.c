@@ -29,6 +29,7 @@
     add(dhsa) \
     add(routing) \
     add(paro) \
+    add(psa) \
 
 #define DECLARE(name) extern const fv_mechanism fv_mechanism_##name;
 #define LIST(name) &fv_mechanism_##name,

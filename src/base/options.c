@@ -31,7 +31,7 @@ const char *fv_nearest(const char *word, int count, const char *(*name_at)(const
 
 const char *fv_option_type_name(fv_option_type type)
 {
-    static const char *const names[] = {"int", "float", "bool", "enum", "tuple", "list", "text"};
+    static const char *const names[] = {"int", "float", "bool", "enum", "tuple", "list", "floats", "text"};
 
     return names[type];
 }
@@ -78,6 +78,24 @@ static fv_status set_items(const fv_option *option, const char *owner, const cha
         if (!*at) return FV_OK;
         if (*at++ != separator)
             return bad(option, owner, separator == 'x' ? "integers joined by 'x'" : "integers joined by '+'", value);
+    }
+}
+
+static fv_status set_floats(const fv_option *option, const char *owner, const char *value, fv_floats *floats)
+{
+    const char *at = value;
+    char *end;
+
+    for (floats->count = 0;; at = end + 1) {
+        double item = strtod(at, &end);
+        if (end == at || !isfinite(item) || (*end && *end != '+'))
+            return bad(option, owner, "finite numbers joined by '+'", value);
+        if (item < option->min || item > option->max) return out_of_range(option, owner, value);
+        if (floats->count == FV_FLOATS_MAX)
+            return fv_fail(FV_E_USAGE, "%s: option '%s': expected at most %d items, got '%s'", owner, option->name,
+                           FV_FLOATS_MAX, value);
+        floats->items[floats->count++] = item;
+        if (!*end) return FV_OK;
     }
 }
 
@@ -138,6 +156,7 @@ fv_status fv_option_set(const fv_option *option, const char *owner, const char *
             }
         return set_items(option, owner, value, '+', FV_LIST_MAX, list->items, &list->count);
     }
+    case FV_OPTION_FLOATS: return set_floats(option, owner, value, field);
     case FV_OPTION_TEXT:
         if (strlen(value) >= FV_TEXT_MAX) return bad(option, owner, "fewer than 1024 bytes", "a longer text");
         strcpy(field, value);
@@ -206,6 +225,12 @@ void fv_option_print(const fv_option *option, const void *values, fv_text *text)
             break;
         }
         print_items(list->items, list->count, '+', text);
+        break;
+    }
+    case FV_OPTION_FLOATS: {
+        const fv_floats *floats = field;
+        for (int i = 0; i < floats->count; i++)
+            fv_text_printf(text, "%s%.9g", i ? "+" : "", floats->items[i]);
         break;
     }
     case FV_OPTION_TEXT: fv_text_printf(text, "%s", (const char *)field); break;

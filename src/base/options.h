@@ -9,16 +9,17 @@
 #include "base/text.h"
 
 typedef enum fv_option_type {
-    FV_OPTION_INT,   /* int64_t */
-    FV_OPTION_FLOAT, /* double */
-    FV_OPTION_BOOL,  /* bool, written 0 or 1 */
-    FV_OPTION_ENUM,  /* int, an index into choices */
-    FV_OPTION_TUPLE, /* fv_tuple, written 4x8x8 */
-    FV_OPTION_LIST,  /* fv_list, written 0+3+7 */
-    FV_OPTION_TEXT,  /* char[FV_TEXT_MAX]: a file's name, say */
+    FV_OPTION_INT,    /* int64_t */
+    FV_OPTION_FLOAT,  /* double */
+    FV_OPTION_BOOL,   /* bool, written 0 or 1 */
+    FV_OPTION_ENUM,   /* int, an index into choices */
+    FV_OPTION_TUPLE,  /* fv_tuple, written 4x8x8 */
+    FV_OPTION_LIST,   /* fv_list, written 0+3+7 */
+    FV_OPTION_FLOATS, /* fv_floats, written 0.5+0.25 */
+    FV_OPTION_TEXT,   /* char[FV_TEXT_MAX]: a file's name, say */
 } fv_option_type;
 
-enum { FV_TUPLE_MAX = 4, FV_LIST_MAX = 256, FV_TEXT_MAX = 1024 };
+enum { FV_TUPLE_MAX = 4, FV_LIST_MAX = 256, FV_FLOATS_MAX = 16, FV_TEXT_MAX = 1024 };
 
 typedef struct fv_tuple {
     int count;
@@ -29,6 +30,11 @@ typedef struct fv_list {
     int count;
     int64_t items[FV_LIST_MAX];
 } fv_list;
+
+typedef struct fv_floats {
+    int count;
+    double items[FV_FLOATS_MAX];
+} fv_floats;
 
 typedef struct fv_option {
     const char *name;
@@ -57,6 +63,7 @@ typedef struct fv_option {
 #define FV_LIST_OR(s, f, initial, words, min, max, help)                                                               \
     FV_OPTION_(s, f, FV_OPTION_LIST, initial, min, max, words, help)
 #define FV_LIST(s, f, initial, min, max, help) FV_OPTION_(s, f, FV_OPTION_LIST, initial, min, max, NULL, help)
+#define FV_FLOATS(s, f, initial, min, max, help) FV_OPTION_(s, f, FV_OPTION_FLOATS, initial, min, max, NULL, help)
 /* initial is a string, or NULL where the option must be given. */
 #define FV_WORDS(s, f, initial, help) FV_OPTION_(s, f, FV_OPTION_TEXT, initial, 0, 0, NULL, help)
 #define FV_OPTIONS_END                                                                                                 \
@@ -74,7 +81,8 @@ fv_status fv_option_set(const fv_option *option, const char *owner, const char *
 /* The value as it would be typed. */
 void fv_option_print(const fv_option *option, const void *values, fv_text *text);
 
-const char *fv_option_type_name(fv_option_type type); /* "int", "float", "bool", "enum", "tuple", "list", "text" */
+const char *
+fv_option_type_name(fv_option_type type); /* "int", "float", "bool", "enum", "tuple", "list", "floats", "text" */
 
 /* The nearest of `count` names (by name_at) to `word`, or NULL when none is near. */
 const char *fv_nearest(const char *word, int count, const char *(*name_at)(const void *user, int index),

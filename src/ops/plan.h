@@ -67,7 +67,8 @@ typedef struct fv_plan_view {
     int32_t *strip_keys;   /* [strip_first[strips]] how many */
     bool positions_ascend; /* key positions ascend, so intervals of them are intervals of keys */
     bool segments_ascend;  /* the same for key segments */
-    bool by_pair;          /* some part can only be asked key by key */
+    bool by_pair;          /* some part can only be asked key by key, */
+    bool by_position;      /* and that is nothing but whether its position has come */
     int64_t grid_keys;     /* keys on the grid */
 } fv_plan_view;
 
@@ -140,7 +141,7 @@ typedef struct fv_plan_runs {
     uint64_t live; /* rows that may see something */
     /* per row: position, and keys [sink_from, sink_to) and [from, to) that intervals show */
     int64_t position[FV_TILE], sink_from[FV_TILE], sink_to[FV_TILE], from[FV_TILE], to[FV_TILE];
-    int64_t sink, window;
+    int64_t sink, window, earliest;     /* earliest position of a live row */
     const int32_t *slot_from, *slot_to; /* of the tile's batch and head; NULL */
     fv_plan_span span[2 * FV_TILE + 4]; /* their union over the rows, cut where all rows see everything */
     int spans, at_span;

@@ -78,6 +78,9 @@ fv_status fv_plan_open(fv_ctx *ctx, const fv_plan *plan, int64_t batch, int64_t 
     view->segments_ascend = ascends(plan->key_segment, keys);
     view->by_pair = plan->born || plan->gone || !view->segments_ascend || !view->positions_ascend ||
                     (plan->key_position && plan->grid.rank > 0);
+    view->by_position = !view->positions_ascend && plan->causal && !plan->born && !plan->gone &&
+                        view->segments_ascend && plan->grid.rank == 0 && plan->window.window <= 0 &&
+                        plan->window.heads <= 0;
     view->grid_keys = plan->grid.rank > 0 ? 1 : 0;
     for (int a = 0; a < plan->grid.rank; a++)
         view->grid_keys *= plan->grid.dims[a];

@@ -540,6 +540,9 @@ void fv_plan_runs_begin(fv_plan_runs *runs, const fv_plan_view *view, const fv_p
     for (int r = 0; r < tile->rows; r++)
         row_intervals(runs, r, tile->query[r]);
     make_spans(runs);
+    runs->earliest = INT64_MAX;
+    for (int r = 0; r < tile->rows; r++)
+        if (runs->live >> r & 1) runs->earliest = fv_min(runs->earliest, runs->position[r]);
     if (view->plan->grid.rank > 0 && !view->plan->key_position) grid_begin(runs);
     runs->single = runs->stored = false;
     if (view->plan->lists.row_start) {
@@ -552,6 +555,18 @@ void fv_plan_runs_begin(fv_plan_runs *runs, const fv_plan_view *view, const fv_p
         propose(runs);
 }
 
+/* Whether the positions of keys from..to-1, in any order, have come for every row. */
+static bool have_come(const fv_plan_runs *runs, int64_t from, int64_t to)
+{
+    const int32_t *position = runs->view->plan->key_position;
+    int32_t last = 0;
+
+    if (!runs->view->by_position) return false;
+    for (int64_t j = from; j < to; j++)
+        last = position[j] > last ? position[j] : last;
+    return last <= runs->earliest;
+}
+
 bool fv_plan_runs_next(fv_plan_runs *runs, fv_plan_run *run)
 {
     while (runs->more) {
@@ -561,7 +576,7 @@ bool fv_plan_runs_next(fv_plan_runs *runs, fv_plan_run *run)
         if (from < to && run->rows) {
             run->key = from;
             run->count = to - from;
-            run->whole = runs->whole && span->whole && !runs->view->by_pair;
+            run->whole = runs->whole && span->whole && (!runs->view->by_pair || have_come(runs, from, to));
             run->bias = runs->view->plan->lists.entry_bias && runs->view->plan->lists.row_start ? runs->bias : NULL;
             runs->key = to; /* the rest of the proposal, if any, comes next time */
             return true;

@@ -10,6 +10,7 @@ struct sample {
     int kind;
     fv_tuple grid;
     fv_list layers, order;
+    fv_floats shares;
 };
 
 static const char *const kinds[] = {"mean", "linear", NULL};
@@ -22,6 +23,7 @@ static const fv_option table[] = {
     FV_TUPLE(struct sample, grid, NULL, 1, 1000, "rows and columns"),
     FV_LIST(struct sample, layers, "0+3", 0, 99, "some layers"),
     FV_LIST_OR(struct sample, order, "none", words, 0, 5, "numbers or a word"),
+    FV_FLOATS(struct sample, shares, "0.5", 0, 2, "some shares"),
     FV_OPTIONS_END,
 };
 
@@ -45,6 +47,13 @@ static void options_have_defaults_and_values(void **state)
     assert_int_equal(s.grid.items[2], 8);
     assert_int_equal(s.layers.count, 1);
     assert_int_equal(s.layers.items[0], 7);
+    assert_true(s.shares.count == 1 && s.shares.items[0] == 0.5);
+    assert_ok(parse("x:grid=2,shares=.25+1e-1+2", &s));
+    assert_true(s.shares.count == 3 && s.shares.items[0] == 0.25 && s.shares.items[1] == 0.1 && s.shares.items[2] == 2);
+    fv_text text = {0};
+    fv_option_print(&table[7], &s, &text);
+    assert_string_equal(fv_text_get(&text), "0.25+0.1+2");
+    fv_text_free(&text);
 }
 
 static void a_word_may_stand_in_place_of_a_list(void **state)
@@ -80,6 +89,11 @@ static void bad_options_say_what_was_expected(void **state)
     assert_fails(parse("x:grid=2,kind=max", &s), FV_E_USAGE, "mean or linear");
     assert_fails(parse("x:grid=2x", &s), FV_E_USAGE, "joined by 'x'");
     assert_fails(parse("x", &s), FV_E_USAGE, "must be given");
+    assert_fails(parse("x:grid=2,shares=1+", &s), FV_E_USAGE, "numbers joined by '+', got '1+'");
+    assert_fails(parse("x:grid=2,shares=1x2", &s), FV_E_USAGE, "numbers joined by '+'");
+    assert_fails(parse("x:grid=2,shares=1+inf", &s), FV_E_USAGE, "finite numbers");
+    assert_fails(parse("x:grid=2,shares=1+3", &s), FV_E_USAGE, "expected 0 to 2, got '1+3'");
+    assert_fails(parse("x:grid=2,shares=1+1+1+1+1+1+1+1+1+1+1+1+1+1+1+1+1", &s), FV_E_USAGE, "at most 16");
     assert_fails(parse("x:grid", &s), FV_E_USAGE, "no value");
     assert_fails(parse("x:grid=2,grid=3", &s), FV_E_USAGE, "twice");
     assert_fails(parse("", &s), FV_E_USAGE, "empty");

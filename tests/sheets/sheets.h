@@ -83,6 +83,7 @@ typedef struct sheet {
     add(dhsa) \
     add(routing) \
     add(paro) \
+    add(psa) \
 
 #define DECLARE_SHEET(name) extern const sheet sheet_##name;
 /* clang-format on */

@@ -1,0 +1,338 @@
+/* Pyramid sparse attention: each pair of a query block and a key block has a level, at which keys are read by
+ * themselves, as means of 2, 4 or 8 with the logarithm of their number added, or not at all.  arXiv 2512.04025. */
+#include "attention/sparse/psa.h"
+
+#include <math.h>
+
+#include "attention/sparse/order.h"
+
+enum { ORDER_NONE, ORDER_GILBERT, ORDER_TILE, ORDER_KMEANS };
+static const char *const modes[] = {"auto", "topk", "bound", "energy", NULL};
+static const char *const estimates[] = {"sample", "antidiagonal", NULL};
+static const char *const orders[] = {"none", "gilbert", "tile", "kmeans", NULL};
+
+static const fv_option options[] = {
+    FV_INT(struct psa, block_q, 128, 1, INT32_MAX, "queries of a block"),
+    FV_INT(struct psa, block_k, 128, 8, 1 << 24, "keys of a block, a multiple of 8"),
+    FV_INT(struct psa, tile, 32, 1, 1 << 20, "keys of a kernel's tile, which intervals of ranks fill"),
+    FV_ENUM(struct psa, mode, "auto", modes,
+            "ranks get levels by their number, by their share of the importance and one more, or within shares; auto: "
+            "bound, or causal topk"),
+    FV_FLOATS(struct psa, bounds, "0.4+0.5+0.6+0.8", 0, 1, "shares of levels 1, 2, 4, 8 and those before"),
+    FV_FLOATS(struct psa, widths, "0", 0, 1, "shares of ranks (0: 0.1+0.05+0+0.2, causal 0.05+0.1+0.1+0.25)"),
+    FV_FLOAT(struct psa, min_full, 0.06, 0, 1, "least share of level 1 by bound, unless causal"),
+    FV_BOOL(struct psa, round, 1, "intervals of ranks fill tiles, unless causal"),
+    FV_INT(struct psa, sample, 0, 0, 1 << 24, "rows of a block that are compared (0: block_k / 4)"),
+    FV_ENUM(struct psa, estimate, "sample", estimates, "of importance"),
+    FV_FLOATS(struct psa, sim_cap, "0", -1, 1, "least mean cosines of keys for levels 2, 4, 8 (0: none)"),
+    FV_BOOL(struct psa, log_bias, 1, "a mean weighs as much as its keys"),
+    FV_INT(struct psa, text, 0, 0, INT32_MAX, "last tokens, at level 1"),
+    FV_TUPLE(struct psa, grid, "0", 0, INT32_MAX, "tokens before the text along 1 to 3 axes, row-major"),
+    FV_ENUM(struct psa, order, "none", orders, "tokens are laid out along a curve, in tiles of 2 x 8 x 8, by cluster"),
+    FV_OPTIONS_END,
+};
+
+static const fv_param params[] = {
+    FV_PARAM_FIXED("importance", "[1|B, 1|H, nq, nk]", "of key blocks for query blocks (estimated)"),
+    FV_PARAM_OF(FV_I32, "levels", "[1|B, 1|H, nq, nk]", "0, 1, 2, 4 or 8, in place of all choice"),
+    {0},
+};
+
+static int64_t size(const void *values, const fv_call *call, const char *name)
+{
+    struct psa_blocks blocks;
+
+    (void)values;
+    psa_blocks_of(call, &blocks);
+    return strcmp(name, "nq") == 0 ? blocks.queries : strcmp(name, "nk") == 0 ? blocks.keys : -1;
+}
+
+static int64_t ahead(const void *values)
+{
+    return ((const struct psa *)values)->block_q;
+}
+
+static fv_status check(const void *values)
+{
+    const struct psa *o = values;
+    double sum = 0;
+
+    if (o->block_k % 8 != 0)
+        return fv_fail(FV_E_USAGE, "psa: option 'block_k': expected a multiple of 8, got %lld", (long long)o->block_k);
+    if (o->estimate == PSA_ANTIDIAGONAL && (o->block_q % PSA_STRIDE != 0 || o->block_k % PSA_STRIDE != 0))
+        return fv_fail(FV_E_USAGE,
+                       "psa: options 'block_q' and 'block_k': estimate=antidiagonal expects multiples of %d, "
+                       "got %lld and %lld",
+                       PSA_STRIDE, (long long)o->block_q, (long long)o->block_k);
+    if (o->bounds.count > PSA_LEVELS || o->widths.count > PSA_LEVELS)
+        return fv_fail(FV_E_USAGE, "psa: options 'bounds' and 'widths': expected at most %d numbers, got %d and %d",
+                       PSA_LEVELS, o->bounds.count, o->widths.count);
+    for (int n = 1; n < o->bounds.count; n++)
+        if (o->bounds.items[n] < o->bounds.items[n - 1])
+            return fv_fail(FV_E_USAGE, "psa: option 'bounds': expected rising numbers, got %g after %g",
+                           o->bounds.items[n], o->bounds.items[n - 1]);
+    for (int n = 0; n < o->widths.count; n++)
+        sum += o->widths.items[n];
+    if (sum > 1 + 1e-9) return fv_fail(FV_E_USAGE, "psa: option 'widths': expected a sum of at most 1, got %g", sum);
+    if (o->sim_cap.count != 3 && (o->sim_cap.count != 1 || o->sim_cap.items[0] != 0))
+        return fv_fail(FV_E_USAGE, "psa: option 'sim_cap': expected 0 or three cosines, got %d numbers",
+                       o->sim_cap.count);
+    if (o->grid.count > 3)
+        return fv_fail(FV_E_USAGE, "psa: option 'grid': expected 1 to 3 axes, got %d", o->grid.count);
+    if ((o->order == ORDER_GILBERT || o->order == ORDER_TILE) && o->grid.items[0] == 0)
+        return fv_fail(FV_E_USAGE, "psa: option 'grid' must be given for order=%s", orders[o->order]);
+    return FV_OK;
+}
+
+static fv_status accept_levels(const fv_tensor *t)
+{
+    for (int64_t n = 0; fv_present(t) && n < fv_tensor_count(t); n++) {
+        int64_t last = t->dims[3], row = n / last;
+        int32_t level = *(int32_t *)fv_at(t, row / t->dims[2] / t->dims[1], row / t->dims[2] % t->dims[1],
+                                          row % t->dims[2], n % last);
+        if (level != 0 && level != 1 && level != 2 && level != 4 && level != 8)
+            return fv_fail(FV_E_SHAPE, "psa: param 'levels': expected 0, 1, 2, 4 or 8, got %d", level);
+    }
+    return FV_OK;
+}
+
+static fv_status accept(fv_call *call)
+{
+    const struct psa *o = call->options;
+    int64_t cells = 1, tokens = fv_max(call->queries - o->text, 0);
+
+    FV_TRY(accept_levels(&call->param[PSA_GIVEN]));
+    if (o->order == ORDER_NONE) return FV_OK;
+    if (call->causal) return fv_fail(FV_E_USAGE, "psa: order=%s cannot be causal", orders[o->order]);
+    if (call->queries != call->keys)
+        return fv_fail(FV_E_SHAPE, "psa: order=%s: expected as many queries as keys, got %lld and %lld",
+                       orders[o->order], (long long)call->queries, (long long)call->keys);
+    for (int a = 0; a < o->grid.count; a++)
+        if (!fv_mul_i64(cells, o->grid.items[a], &cells)) cells = INT64_MAX;
+    if (o->order == ORDER_KMEANS || cells == tokens) return FV_OK;
+    return fv_fail(FV_E_SHAPE, "psa: option 'grid': it has %lld cells, but there are %lld tokens before the text",
+                   (long long)cells, (long long)tokens);
+}
+
+/* ---- the pyramid --------------------------------------------------------------------------------------------------
+ */
+
+/* What is attended to.  Columns are keys, then the means of each level that is used; blocks of columns are those of
+ * each such level, and the last mean where it has fewer keys than the others. */
+struct pyramid {
+    fv_call call; /* with q, k and v in their order, f32 */
+    struct psa_blocks blocks;
+    fv_order order; /* absent: their own */
+    uint8_t *level; /* [B,H,query blocks,key blocks] */
+    bool used[PSA_LEVELS];
+    int64_t columns, base[PSA_LEVELS + 1]; /* first column of a level */
+    int64_t *start;                        /* [PSA_LEVELS * (key blocks + 1) + 1]: first columns of blocks */
+    int32_t *first, *count, *last;         /* [columns]: first key, keys, last key */
+    uint8_t *mark;                         /* [columns]: the level */
+};
+
+static fv_status choose_order(fv_ctx *ctx, const fv_call *call, fv_order *order)
+{
+    static const int64_t tile[3] = {2, 8, 8};
+    const struct psa *o = call->options;
+    int64_t N = call->queries, before = fv_max(N - o->text, 0);
+    fv_tensor k, joined;
+
+    if (o->order == ORDER_GILBERT) return fv_order_curve(ctx, &o->grid, N, order);
+    if (o->order == ORDER_TILE) return fv_order_tiles(ctx, &o->grid, tile, N, order);
+    FV_TRY(fv_plain(ctx, &call->k, &k));
+    FV_TRY(fv_tensor_new(ctx, &joined, FV_F32, FV_DIMS(call->batch, N, call->key_heads, call->head_dim)));
+    FV_TRY(fv_map_apply(ctx, &(fv_map_args){.x = fv_permuted(&k, (const int[]){0, 2, 1, 3}), .out = joined}));
+    joined = fv_reshaped(&joined, FV_DIMS(call->batch, 1, N, call->key_heads * call->head_dim));
+    joined = fv_slice(&joined, 2, 0, before);
+    return fv_order_clusters(ctx, &joined, fv_ceil_div(before, o->block_k), N, order);
+}
+
+static fv_status lay_out(fv_ctx *ctx, const fv_call *call, struct pyramid *p)
+{
+    const struct psa *o = call->options;
+
+    p->call = *call;
+    if (o->order == ORDER_NONE) {
+        FV_TRY(fv_as_f32(ctx, &call->k, &p->call.k));
+        return fv_as_f32(ctx, &call->v, &p->call.v);
+    }
+    fv_choosing before = fv_choosing_begin(ctx);
+    fv_status status = choose_order(ctx, call, &p->order);
+    fv_choosing_end(ctx, before);
+    FV_TRY(status);
+    FV_TRY(fv_order_rows(ctx, &p->order, &call->q, &p->call.q));
+    FV_TRY(fv_order_rows(ctx, &p->order, &call->k, &p->call.k));
+    return fv_order_rows(ctx, &p->order, &call->v, &p->call.v);
+}
+
+/* Block j of the columns of a level; j = key blocks: its last mean, if that is of fewer keys. */
+static int64_t column_block(const struct pyramid *p, int n, int64_t j)
+{
+    return n * (p->blocks.keys + 1) + j;
+}
+
+static fv_status number_columns(fv_ctx *ctx, struct pyramid *p)
+{
+    const struct psa *o = p->call.options;
+    int64_t M = p->call.keys, pairs = p->call.batch * p->call.query_heads * p->blocks.queries * p->blocks.keys;
+
+    for (int64_t n = 0; n < pairs; n++)
+        if (p->level[n] > 1) p->used[__builtin_ctz(p->level[n])] = true;
+    p->used[0] = true;
+    for (int n = 0; n < PSA_LEVELS; n++)
+        p->base[n + 1] = p->base[n] + (p->used[n] ? fv_ceil_div(M, (int64_t)1 << n) : 0);
+    p->columns = p->base[PSA_LEVELS];
+    FV_TRY(FV_SCRATCH(ctx, p->start, column_block(p, PSA_LEVELS, 0) + 1));
+    FV_TRY(FV_SCRATCH(ctx, p->first, p->columns));
+    FV_TRY(FV_SCRATCH(ctx, p->count, p->columns));
+    FV_TRY(FV_SCRATCH(ctx, p->last, p->columns));
+    FV_TRY(FV_SCRATCH(ctx, p->mark, p->columns));
+    for (int n = 0; n < PSA_LEVELS; n++) {
+        int64_t keys = (int64_t)1 << n, whole = p->used[n] ? M / keys : 0;
+        for (int64_t j = 0; j <= p->blocks.keys; j++)
+            p->start[column_block(p, n, j)] = p->base[n] + fv_min(j * o->block_k / keys, whole);
+        for (int64_t c = p->base[n]; c < p->base[n + 1]; c++) {
+            p->first[c] = (int32_t)((c - p->base[n]) * keys);
+            p->count[c] = (int32_t)fv_min(keys, M - p->first[c]);
+            p->last[c] = p->first[c] + p->count[c] - 1;
+            p->mark[c] = (uint8_t)keys;
+        }
+    }
+    p->start[column_block(p, PSA_LEVELS, 0)] = p->columns;
+    return FV_OK;
+}
+
+/* Entries by level, then by block. */
+static fv_status make_lists(fv_ctx *ctx, const struct pyramid *p, fv_plan *plan)
+{
+    const fv_call *call = &p->call;
+    const struct psa *o = call->options;
+    fv_list_builder lists;
+    float *bias;
+
+    FV_TRY(fv_lists_begin(ctx, &lists,
+                          &(fv_list_shape){.query_block = o->block_q,
+                                           .key_block = o->block_k,
+                                           .key_start = p->start,
+                                           .key_blocks = column_block(p, PSA_LEVELS, 0),
+                                           .batches = call->batch,
+                                           .heads = call->query_heads,
+                                           .queries = call->queries,
+                                           .keys = p->columns,
+                                           .offset = p->blocks.offset}));
+    for (int64_t row = 0; row < lists.rows; row++) {
+        const uint8_t *level = p->level + row * p->blocks.keys;
+        fv_lists_row(&lists);
+        for (int n = 0; n < PSA_LEVELS; n++)
+            for (int64_t j = 0; j < p->blocks.keys; j++) {
+                if (level[j] != 1 << n) continue;
+                fv_lists_add(&lists, column_block(p, n, j));
+                if (j + 1 == p->blocks.keys) fv_lists_add(&lists, column_block(p, n, j + 1));
+            }
+    }
+    FV_TRY(fv_lists_end(&lists, plan));
+    if (p->columns == call->keys) return FV_OK; /* nothing is pooled */
+    if (call->causal) plan->key_position = p->last;
+    if (!o->log_bias) return FV_OK;
+    FV_TRY(FV_SCRATCH(ctx, bias, lists.row_start[lists.rows]));
+    for (int64_t e = 0; e < lists.row_start[lists.rows]; e++)
+        bias[e] = logf((float)p->count[fv_min(p->start[plan->lists.entry[e]], p->columns - 1)]);
+    plan->lists.entry_bias = bias;
+    return FV_OK;
+}
+
+static fv_status choose(fv_ctx *ctx, struct pyramid *p, fv_plan *plan)
+{
+    const fv_call *call = &p->call;
+
+    psa_blocks_of(call, &p->blocks);
+    FV_TRY(FV_SCRATCH(ctx, p->level, call->batch * call->query_heads * p->blocks.queries * p->blocks.keys));
+    FV_TRY(psa_levels(ctx, call, &p->blocks, p->level));
+    FV_TRY(number_columns(ctx, p));
+    return make_lists(ctx, p, plan);
+}
+
+static fv_status prepare(fv_ctx *ctx, const fv_call *call, struct pyramid *p, fv_plan *plan)
+{
+    *p = (struct pyramid){0};
+    FV_TRY(lay_out(ctx, call, p));
+    fv_choosing before = fv_choosing_begin(ctx);
+    fv_status status = choose(ctx, p, plan);
+    fv_choosing_end(ctx, before);
+    return status;
+}
+
+/* Rows of x, and behind them their means. */
+static fv_status pool(fv_ctx *ctx, const struct pyramid *p, const fv_tensor *x, fv_tensor *out)
+{
+    *out = *x;
+    if (p->columns == p->call.keys) return FV_OK;
+    FV_TRY(fv_tensor_new(ctx, out, FV_F32, FV_DIMS(x->dims[0], x->dims[1], p->columns, x->dims[3])));
+    for (int n = 0; n < PSA_LEVELS; n++) {
+        fv_tensor to = fv_slice(out, 2, p->base[n], p->base[n + 1] - p->base[n]);
+        if (n == 0)
+            FV_TRY(fv_map_apply(ctx, &(fv_map_args){.x = *x, .out = to}));
+        else if (p->used[n])
+            FV_TRY(fv_pool_rows(ctx, &(fv_pool_args){.x = *x, .out = to, .block = (int64_t)1 << n}));
+    }
+    return FV_OK;
+}
+
+static fv_status forward(fv_ctx *ctx, const fv_call *call)
+{
+    struct pyramid p;
+    fv_plan plan = {.causal = call->causal, .offset = call->offset};
+    fv_attend_args attend = {.o = call->o, .lse = call->lse, .plan = &plan, .logits = fv_call_logits(call)};
+
+    FV_TRY(prepare(ctx, call, &p, &plan));
+    attend.q = p.call.q;
+    FV_TRY(pool(ctx, &p, &p.call.k, &attend.k));
+    FV_TRY(pool(ctx, &p, &p.call.v, &attend.v));
+    FV_TRY(fv_count_pairs(ctx, call, &plan, p.columns));
+    if (!fv_present(&p.order.order)) return fv_attend(ctx, &attend);
+    FV_TRY(fv_tensor_new(ctx, &attend.o, FV_F32, 4, call->o.dims));
+    if (fv_present(&call->lse)) FV_TRY(fv_tensor_new(ctx, &attend.lse, FV_F32, 3, call->lse.dims));
+    FV_TRY(fv_attend(ctx, &attend));
+    if (fv_present(&call->lse)) FV_TRY(fv_order_back(ctx, &p.order, &attend.lse, &call->lse));
+    return fv_order_back(ctx, &p.order, &attend.o, &call->o);
+}
+
+static fv_status map(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs)
+{
+    struct pyramid p;
+
+    FV_TRY(prepare(ctx, call, &p, &pairs->plan));
+    pairs->columns = p.columns;
+    pairs->column_key = p.first;
+    pairs->column_keys = p.count;
+    pairs->column_mark = p.mark;
+    if (!fv_present(&p.order.order)) return FV_OK;
+    pairs->query_order = pairs->key_order = p.order.order.data;
+    pairs->batch_stride = p.order.order.dims[0] > 1 ? call->queries : 0;
+    return FV_OK;
+}
+
+const fv_mechanism fv_mechanism_psa = {
+    .name = "psa",
+    .title = "Pyramid sparse attention",
+    .paper = "arXiv 2512.04025",
+    .sheet = 40,
+    .family = FV_CONTENT_SPARSE,
+    .traits = FV_BLOCK_CAUSAL | FV_ROWS_SUM_TO_ONE | FV_LINEAR_IN_V | FV_DIFFERENTIABLE,
+    .formula =
+        "softmax over the keys of blocks at level 1 and, at levels l of 2, 4 and 8, over means of l keys and values "
+        "with log l added; key blocks are ranked for each query block by max over queries of exp(max over keys of "
+        "q.k - max over all keys), of samples, and ranks get levels in turn; a mean is seen when its last key is",
+    .cost = "each query reads sum over blocks of block_k / level keys; samples cost N M D / 8 flops a head",
+    .options = options,
+    .options_size = sizeof(struct psa),
+    .params = params,
+    .check = check,
+    .size = size,
+    .accept = accept,
+    .ahead = ahead,
+    .forward = forward,
+    .counts = true,
+    .map = map,
+};
