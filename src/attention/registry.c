@@ -18,6 +18,7 @@
     add(agent) \
     add(corecontext) \
     add(dma) \
+    add(landmark) \
 
 #define DECLARE(name) extern const fv_mechanism fv_mechanism_##name;
 #define LIST(name) &fv_mechanism_##name,

@@ -5,9 +5,9 @@
 
 #include "sheets.h"
 
-const sheet *const sheets[] = {&sheet_dense,     &sheet_sinkwin,     &sheet_gna, &sheet_power, &sheet_lightning2,
-                               &sheet_hedgehog,  &sheet_bra,         &sheet_nsa, &sheet_agent, &sheet_moba,
-                               &sheet_blocktopk, &sheet_corecontext, &sheet_dma, NULL};
+const sheet *const sheets[] = {&sheet_dense,     &sheet_sinkwin,     &sheet_gna, &sheet_power,    &sheet_lightning2,
+                               &sheet_hedgehog,  &sheet_bra,         &sheet_nsa, &sheet_agent,    &sheet_moba,
+                               &sheet_blocktopk, &sheet_corecontext, &sheet_dma, &sheet_landmark, NULL};
 
 const sheet *sheet_find(const char *name)
 {

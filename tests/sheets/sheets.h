@@ -59,7 +59,7 @@ typedef struct sheet {
 } sheet;
 
 extern const sheet sheet_dense, sheet_gna, sheet_sinkwin, sheet_power, sheet_moba, sheet_bra, sheet_lightning2,
-    sheet_hedgehog, sheet_agent, sheet_nsa, sheet_blocktopk, sheet_corecontext, sheet_dma;
+    sheet_hedgehog, sheet_agent, sheet_nsa, sheet_blocktopk, sheet_corecontext, sheet_dma, sheet_landmark;
 extern const sheet *const sheets[];        /* all of them, NULL-ended */
 const sheet *sheet_find(const char *name); /* NULL: none */
 
