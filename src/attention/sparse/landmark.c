@@ -152,9 +152,14 @@ static fv_status choose(fv_ctx *ctx, const fv_call *call, const struct sections 
 static fv_status attend(fv_ctx *ctx, const fv_call *call, const struct sections *s, const fv_tensor *keys)
 {
     fv_plan own = {.causal = true, .offset = call->offset};
-    fv_attend_args attend = {
-        .q = call->q, .k = call->k, .v = call->v, .o = call->o, .plan = &own, .logits = fv_call_logits(call)};
-    fv_merge_args merge = {.parts = 2, .o = call->o};
+    fv_attend_args attend = {.q = call->q,
+                             .k = call->k,
+                             .v = call->v,
+                             .o = call->o,
+                             .lse = call->lse,
+                             .plan = &own,
+                             .logits = fv_call_logits(call)};
+    fv_merge_args merge = {.parts = 2, .o = call->o, .lse = call->lse};
     fv_choice choice;
     struct view view;
 
@@ -175,7 +180,8 @@ static fv_status attend(fv_ctx *ctx, const fv_call *call, const struct sections 
     return fv_merge(ctx, &merge);
 }
 
-/* A stretch of queries at a time, the last one, which takes most memory, first. */
+/* A stretch of queries at a time, the last one, which takes most memory, first.  lse, for callers inside the library,
+ * is that of own tokens and gates. */
 static fv_status forward(fv_ctx *ctx, const fv_call *call)
 {
     int64_t N = call->queries, step;
@@ -195,6 +201,7 @@ static fv_status forward(fv_ctx *ctx, const fv_call *call)
         part.offset = call->offset + from;
         part.q = fv_slice(&call->q, 2, from, count);
         part.o = fv_slice(&call->o, 2, from, count);
+        if (fv_present(&call->lse)) part.lse = fv_slice(&call->lse, 2, from, count);
         status = attend(ctx, &part, &s, &keys);
         fv_scratch_release(ctx, mark);
     }
