@@ -504,7 +504,6 @@ const fv_policy fv_policy_landmark_cache = {
         "likes best, each by a softmax of its own that its landmark gates, and all rows behind the last complete "
         "block before its chunk",
     .cost = "a step reads top period rows, less than period newer ones, and a landmark for each block",
-    .sweep = "top=BLOCKS",
     .options = options,
     .options_size = sizeof(struct landmark_cache),
     .layer_bytes = sizeof(struct layer),
