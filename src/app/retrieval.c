@@ -235,7 +235,7 @@ static fv_status decode(struct reader *r, fv_text *answer)
     FV_TRY(fv_sampler_new(&(fv_sampler_options){0}, vocabulary, &sampler));
     FV_TRY_DONE(FV_ALLOC(logits, vocabulary));
     r->looking = true;
-    for (int n = 0; n < MOST_ANSWER && r->session->length < r->session->context; n++) {
+    for (int n = 0; n < MOST_ANSWER && fv_session_held(r->session) < r->session->context; n++) {
         const char *bytes;
         size_t length;
         FV_TRY_DONE(fv_session_feed(r->session, &id, 1, logits, 1));

@@ -53,6 +53,7 @@ static const struct trait policy_traits[] = {
     {FV_POLICY_SELECTS, "selects", "keeps every row and reads some"},
     {FV_POLICY_BOUNDED, "bounded", "a prompt of any length never holds many more rows than its bound"},
     {FV_POLICY_CHUNKS, "chunks", "a prompt in any pieces gives the same rows"},
+    {FV_POLICY_INSERTS, "inserts", "puts a token of its own between those of the text"},
     {FV_POLICY_FILTERS, "filters", "chooses tokens of the prompt before it is read"},
     {0},
 };

@@ -30,6 +30,7 @@
     add(routing) \
     add(paro) \
     add(psa) \
+    add(landmark) \
 
 #define DECLARE(name) extern const fv_mechanism fv_mechanism_##name;
 #define LIST(name) &fv_mechanism_##name,

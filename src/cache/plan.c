@@ -103,7 +103,7 @@ static fv_status make_use(fv_cache_plan *plan, int part)
         if (!fv_policy_acts(use->policy) && !use->policy->pool) continue; /* rows are what they are without it */
         layer[use->layers++] = l;
     }
-    if (use->policy->traits & FV_POLICY_FILTERS && !plan->layers.bare)
+    if (use->policy->traits & (FV_POLICY_FILTERS | FV_POLICY_INSERTS) && !plan->layers.bare)
         return fv_fail(FV_E_USAGE, "%s: chooses the tokens of the whole model, so it cannot be for some layers",
                        use->policy->name);
     if (use->policy->open) FV_TRY(use->policy->open(use));
@@ -176,4 +176,12 @@ unsigned fv_cache_plan_traits(const fv_cache_plan *plan)
 const fv_policy_use *fv_cache_plan_filter(const fv_cache_plan *plan)
 {
     return plan->uses > 0 && plan->use[0].policy->traits & FV_POLICY_FILTERS ? &plan->use[0] : NULL;
+}
+
+fv_policy_insert fv_cache_plan_insert(const fv_cache_plan *plan)
+{
+    fv_policy_insert insert = {0};
+
+    if (plan->uses > 0 && plan->use[0].policy->inserts) plan->use[0].policy->inserts(&plan->use[0], &insert);
+    return insert;
 }

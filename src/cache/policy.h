@@ -19,15 +19,17 @@
 
 /* Promises; the conformance suite checks each for each policy that makes it. */
 enum {
-    FV_POLICY_POSITION = 1 << 0, /* what is kept and read depends on positions only */
-    FV_POLICY_SCORES = 1 << 1,   /* on scores that the model's own attention gives */
-    FV_POLICY_PER_HEAD = 1 << 2, /* key-value heads may hold different rows, and plan is asked for each */
-    FV_POLICY_ONCE = 1 << 3,     /* acts at the end of a prompt, from full attention */
-    FV_POLICY_SELECTS = 1 << 4,  /* keeps every row and reads some */
-    FV_POLICY_BOUNDED = 1 << 5,  /* never holds more than its bound + FV_POLICY_CHUNK rows */
-    FV_POLICY_CHUNKS = 1 << 6,   /* a prompt in any chunks, down to single steps, gives the same rows */
-    FV_POLICY_LSE = 1 << 7,      /* `after` needs call->lse */
-    FV_POLICY_FILTERS = 1 << 8,  /* chooses tokens of the prompt before it is read (filter_layer, filter) */
+    FV_POLICY_POSITION = 1 << 0,    /* what is kept and read depends on positions only */
+    FV_POLICY_SCORES = 1 << 1,      /* on scores that the model's own attention gives */
+    FV_POLICY_PER_HEAD = 1 << 2,    /* key-value heads may hold different rows, and plan is asked for each */
+    FV_POLICY_ONCE = 1 << 3,        /* acts at the end of a prompt, from full attention */
+    FV_POLICY_SELECTS = 1 << 4,     /* keeps every row and reads some */
+    FV_POLICY_BOUNDED = 1 << 5,     /* never holds more than its bound + FV_POLICY_CHUNK rows */
+    FV_POLICY_CHUNKS = 1 << 6,      /* a prompt in any chunks, down to single steps, gives the same rows */
+    FV_POLICY_LSE = 1 << 7,         /* `after` needs call->lse */
+    FV_POLICY_FILTERS = 1 << 8,     /* chooses tokens of the prompt before it is read (filter_layer, filter) */
+    FV_POLICY_INSERTS = 1 << 9,     /* puts a token of its own between those of the text (inserts) */
+    FV_POLICY_PLAIN_KEYS = 1 << 10, /* keys are stored as they are before they are rotated; `read` rotates them */
 };
 enum { FV_POLICY_CHUNK = 512 };
 
@@ -36,7 +38,17 @@ typedef struct fv_cache_model {
     int64_t layers, query_heads, key_heads, key_dim, value_dim;
     int64_t context;       /* tokens a stream may hold */
     const int64_t *window; /* [layers] of its own, 0: none */
+    int64_t vocabulary;
+    const void *model; /* of find_token: the id of a piece, -1: there is none */
+    int32_t (*find_token)(const void *model, const char *piece);
 } fv_cache_model;
+
+/* FV_POLICY_INSERTS: token `id` stands behind every `every` tokens of the text; and a prompt is read in pieces that end
+ * at multiples of `chunk` tokens of the text. */
+typedef struct fv_policy_insert {
+    int32_t id;
+    int64_t every, chunk; /* every 0: nothing is inserted */
+} fv_policy_insert;
 
 typedef struct fv_policy fv_policy;
 
@@ -124,6 +136,8 @@ struct fv_policy {
     int64_t (*filter_layer)(const fv_policy_use *use, int64_t tokens);
     fv_status (*filter)(fv_ctx *ctx, const fv_policy_use *use, const fv_logits *logits, const fv_tensor *q,
                         const fv_tensor *k, int32_t *keep, int64_t *count);
+    /* FV_POLICY_INSERTS: what is inserted. */
+    void (*inserts)(const fv_policy_use *use, fv_policy_insert *insert);
     /* Rows lie in tensors of a page pool: its knobs, and whether all layers acted on share one.  NULL: they do not. */
     void (*pool)(const fv_policy_use *use, fv_pages_options *pool, bool *one);
     /* Rows a layer of the stream may hold: the capacity that is reserved for it.  NULL: the context. */
@@ -163,5 +177,6 @@ void fv_cache_plan_free(fv_cache_plan *plan);
 const fv_policy_common *fv_cache_plan_types(const fv_cache_plan *plan, int64_t layer);
 unsigned fv_cache_plan_traits(const fv_cache_plan *plan);             /* of all policies together */
 const fv_policy_use *fv_cache_plan_filter(const fv_cache_plan *plan); /* NULL: none */
+fv_policy_insert fv_cache_plan_insert(const fv_cache_plan *plan);     /* of the policy that inserts, if there is one */
 
 #endif

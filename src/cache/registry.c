@@ -6,12 +6,26 @@ extern const fv_policy fv_policy_full, fv_policy_sinkring, fv_policy_snapkv, fv_
 extern const fv_policy fv_policy_shard, fv_policy_layer_plan, fv_policy_moa, fv_policy_gemfilter;
 extern const fv_policy fv_policy_h2o, fv_policy_alisa, fv_policy_blocktopk, fv_policy_hylra;
 extern const fv_policy fv_policy_vattn;
+extern const fv_policy fv_policy_landmark_cache;
 
 const fv_policy *const fv_policies[] = {
-    &fv_policy_full,       &fv_policy_sinkring,  &fv_policy_snapkv, &fv_policy_pyramidkv,
-    &fv_policy_compresskv, &fv_policy_guikv,     &fv_policy_shard,  &fv_policy_layer_plan,
-    &fv_policy_moa,        &fv_policy_gemfilter, &fv_policy_h2o,    &fv_policy_alisa,
-    &fv_policy_blocktopk,  &fv_policy_hylra,     &fv_policy_vattn,  NULL,
+    &fv_policy_full,
+    &fv_policy_sinkring,
+    &fv_policy_snapkv,
+    &fv_policy_pyramidkv,
+    &fv_policy_compresskv,
+    &fv_policy_guikv,
+    &fv_policy_shard,
+    &fv_policy_layer_plan,
+    &fv_policy_moa,
+    &fv_policy_gemfilter,
+    &fv_policy_h2o,
+    &fv_policy_alisa,
+    &fv_policy_blocktopk,
+    &fv_policy_hylra,
+    &fv_policy_vattn,
+    &fv_policy_landmark_cache,
+    NULL,
 };
 
 const fv_policy *fv_policy_find(const char *name)

@@ -63,7 +63,7 @@ static fv_status loop(struct run *run, float *logits, fv_stop *stop)
         FV_TRY(take(run, id, &over, stop));
         if (over) return FV_OK;
         *stop = FV_STOP_CONTEXT;
-        if (run->session->length >= run->session->context) return FV_OK;
+        if (fv_session_held(run->session) >= run->session->context) return FV_OK;
         *stop = FV_STOP_LIMIT;
         if (run->answer.count >= run->options->limit) return FV_OK; /* its logits are of no use */
         FV_TRY(fv_session_feed(run->session, &id, 1, logits, 1));

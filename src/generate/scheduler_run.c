@@ -65,10 +65,16 @@ static fv_status begin_request(fv_scheduler *s, fv_request *request)
     return FV_OK;
 }
 
-/* Chunks end at multiples of FV_STEP_TOKENS, wherever others end. */
+/* Chunks end at multiples of FV_STEP_TOKENS, wherever others end, or of the pieces that a policy reads. */
 static int64_t next_chunk(const fv_request *request, const struct choice *choice)
 {
-    return fv_min(request->options.count - choice->read, FV_STEP_TOKENS - choice->read % FV_STEP_TOKENS);
+    int64_t step = FV_STEP_TOKENS, piece, left = request->options.count - choice->read;
+
+    if (fv_session_reads_alone(choice->session, &piece)) {
+        if (piece == 0) return left;
+        step = fv_max(FV_STEP_TOKENS / piece, 1) * piece;
+    }
+    return fv_min(left, step - choice->read % step);
 }
 
 static fv_status add_hidden(fv_scheduler *s, fv_request *request, const fv_tensor *rows)
@@ -343,15 +349,43 @@ static fv_status finish_reading(fv_scheduler *s, const struct member *m)
     return begin_writing(s, m->request, m->i);
 }
 
-/* A policy that chooses among the tokens of the whole prompt reads it at once. */
-static fv_status read_filtered(fv_scheduler *s, const struct member *m)
+struct telling {
+    fv_request *request;
+    struct choice *choice;
+    int64_t first, count, vocabulary;
+};
+
+/* Logits of a prompt's rows go to the caller, and the last ones to the choice. */
+static fv_status tell_rows(void *user, int64_t row, int64_t rows, const float *logits)
+{
+    const struct telling *t = user;
+    const fv_request_options *o = &t->request->options;
+
+    for (int64_t i = 0; i < rows; i++)
+        o->prompt(o->user, t->first + row + i, logits + i * t->vocabulary);
+    if (row + rows == t->count)
+        memcpy(t->choice->logits, logits + (rows - 1) * t->vocabulary, (size_t)t->vocabulary * sizeof *logits);
+    t->request->told = t->first + row + rows;
+    return FV_OK;
+}
+
+/* A policy that chooses among the tokens of the whole prompt reads it at once; one that puts tokens between them in its
+ * own pieces. */
+static fv_status read_alone(fv_scheduler *s, const struct member *m)
 {
     const fv_request_options *o = &m->request->options;
     struct choice *choice = choice_of(m);
+    int64_t count = next_chunk(m->request, choice);
+    struct telling telling = {m->request, choice, choice->read, count, vocabulary_of(s)};
+    bool tell = choice->session->insert.every && m->i == 0 && choice->count == 0 && o->all_logits && o->prompt &&
+                choice->read >= m->request->told;
 
     s->ctx->batching = FV_BATCH_PROMPT;
-    FV_TRY(fv_session_prompt(choice->session, o->ids, o->count, choice->logits, 1));
-    choice->read = o->count;
+    if (tell)
+        FV_TRY(fv_session_stream(choice->session, o->ids + choice->read, count, tell_rows, &telling));
+    else
+        FV_TRY(fv_session_prompt(choice->session, o->ids + choice->read, count, choice->logits, 1));
+    choice->read += count;
     return finish_reading(s, m);
 }
 
@@ -362,6 +396,7 @@ static fv_status take_step(fv_scheduler *s, const struct member *m, const float 
 
     memcpy(c->logits, logits, (size_t)vocabulary_of(s) * sizeof *logits);
     c->session->length++;
+    FV_TRY(fv_session_insert_due(c->session));
     fv_session_recount(c->session);
     return ++c->fed == c->count ? draw(s, m->request, m->i) : FV_OK;
 }
@@ -415,11 +450,12 @@ static fv_status forward(fv_scheduler *s, const struct member *members, int64_t 
 static fv_status run_members(fv_scheduler *s, const struct member *members, int64_t count, bool prompt)
 {
     fv_mark mark = fv_scratch_mark(s->ctx);
+    int64_t piece;
     fv_status status;
 
     s->ctx->precision = s->options.precision;
-    if (prompt && fv_cache_plan_filter(&choice_of(members)->session->cache))
-        status = read_filtered(s, members);
+    if (prompt && fv_session_reads_alone(choice_of(members)->session, &piece))
+        status = read_alone(s, members);
     else
         status = forward(s, members, count, prompt);
     s->ctx->batching = FV_BATCH_FREE;
@@ -474,9 +510,10 @@ static int64_t gather(const fv_scheduler *s, enum stage stage, struct member *me
             const struct choice *c = &r->choice[i];
             if (c->stage != stage) continue;
             if (stage == READING) {
-                bool filtered = fv_cache_plan_filter(&c->session->cache) != NULL;
-                if (count > 0 && (filtered || tokens + next_chunk(r, c) > FV_STEP_TOKENS)) return count;
-                tokens += filtered ? FV_STEP_TOKENS : next_chunk(r, c);
+                int64_t piece;
+                bool alone = fv_session_reads_alone(c->session, &piece);
+                if (count > 0 && (alone || tokens + next_chunk(r, c) > FV_STEP_TOKENS)) return count;
+                tokens += alone ? FV_STEP_TOKENS : next_chunk(r, c);
             }
             members[count++] = (struct member){r, i};
         }

@@ -59,9 +59,9 @@ static fv_status add_part(struct fv_pass *p, const fv_tensor *a, const fv_weight
     return fv_map_apply(p->ctx, &(fv_map_args){.op = FV_MAP_ADD, .x = p->x, .y = p->h, .out = p->x});
 }
 
-/* Norms and turns the heads of q or k. */
+/* Norms and turns the heads of q or k; `plain`, if it is present, receives them as they are before they are turned. */
 static fv_status turn(const struct fv_pass *p, const fv_layer *layer, const fv_tensor *norm, fv_tensor *t,
-                      int64_t heads)
+                      int64_t heads, const fv_tensor *plain)
 {
     fv_rope_args rope = fv_pass_rope(p, layer);
 
@@ -71,6 +71,7 @@ static fv_status turn(const struct fv_pass *p, const fv_layer *layer, const fv_t
         normed = fv_reshaped(t, FV_DIMS(p->tokens * heads, p->sizes->key_dim));
         FV_TRY(rms_norm(p, &rows, norm, &normed));
     }
+    if (fv_present(plain)) FV_TRY(fv_map_apply(p->ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = *t, .out = *plain}));
     rope.x = fv_pass_heads(t, heads, p->sizes->key_dim);
     FV_TRY(renew(p, t));
     rope.out = fv_pass_heads(t, heads, p->sizes->key_dim);
@@ -88,8 +89,8 @@ static fv_status project(struct fv_pass *p, const fv_layer *layer)
     FV_TRY(renew(p, &p->v));
     const fv_linear_args products = fv_pass_products(p, layer);
     FV_TRY(fv_linear(p->ctx, &products));
-    FV_TRY(turn(p, layer, &layer->q_norm, &p->q, p->sizes->query_heads));
-    return turn(p, layer, &layer->k_norm, &p->k, p->sizes->key_heads);
+    FV_TRY(turn(p, layer, &layer->q_norm, &p->q, p->sizes->query_heads, &(fv_tensor){0}));
+    return turn(p, layer, &layer->k_norm, &p->k, p->sizes->key_heads, &p->plain);
 }
 
 /* h holds the normed x, and holds it for the next layer afterwards, if `next` is its norm. */
@@ -129,6 +130,9 @@ static fv_status make_buffers(struct fv_pass *p)
     for (size_t b = 0; b < sizeof buffers / sizeof *buffers; b++)
         if (!fv_present(buffers[b].tensor))
             FV_TRY(fv_tensor_new(p->ctx, buffers[b].tensor, FV_F32, FV_DIMS(p->tokens, buffers[b].columns)));
+    for (int64_t i = 0; p->parts && i < p->count; i++)
+        if (fv_cache_plan_traits(&p->parts[i].session->cache) & FV_POLICY_PLAIN_KEYS && !fv_present(&p->plain))
+            FV_TRY(fv_tensor_new(p->ctx, &p->plain, FV_F32, FV_DIMS(p->tokens, s->key_heads * s->key_dim)));
     return FV_OK;
 }
 
@@ -318,7 +322,7 @@ static fv_status project_again(struct fv_pass *p, const fv_layer *layer)
         if (!packed) products.part[n].packed = NULL;
     }
     FV_TRY(fv_linear(p->ctx, &products));
-    return turn(p, layer, &layer->k_norm, &p->k, p->sizes->key_heads);
+    return turn(p, layer, &layer->k_norm, &p->k, p->sizes->key_heads, &(fv_tensor){0});
 }
 
 fv_status fv_forward_project(fv_ctx *ctx, void *session, int64_t l, const fv_tensor *input, const int32_t *position,

@@ -47,6 +47,7 @@ struct reading {
 /* Where tokens stand in the text, if that is not where they stand in the cache. */
 static const int32_t *text_positions(const fv_session *session)
 {
+    if (session->insert.every) return session->text;
     return session->left_out > 0 ? session->history.position : NULL;
 }
 
@@ -80,6 +81,18 @@ static fv_status look_at(fv_ctx *ctx, const struct reading *r, int64_t head, con
                                    .position = text_positions(session)});
 }
 
+/* Keys that are stored as they were before they were rotated, for those who look. */
+static fv_status turn_forth(fv_ctx *ctx, const struct reading *r, fv_tensor *k)
+{
+    fv_rope_args turn = *r->call.rope;
+
+    FV_TRY(fv_plain(ctx, k, &turn.x));
+    FV_TRY(fv_tensor_new(ctx, &turn.out, FV_F32, 4, k->dims));
+    turn.position = fv_rows_positions(&r->own->rows, 0);
+    *k = turn.out;
+    return fv_rope(ctx, &turn);
+}
+
 /* Attends to the rows of `heads` key-value heads, the index-th of those there are. */
 static fv_status read_heads(fv_ctx *ctx, void *user, int64_t index)
 {
@@ -106,7 +119,11 @@ static fv_status read_heads(fv_ctx *ctx, void *user, int64_t index)
     r->pairs[index] = (double)pairs;
     if (!cold || !plan.lists.row_start || r->part->session->watch)
         FV_TRY(fv_rows_view_all(ctx, rows, g, r->heads, &args.k, &args.v));
-    if (r->part->session->watch) FV_TRY(look_at(ctx, r, h, &args));
+    if (r->part->session->watch) {
+        fv_attend_args seen = args;
+        if (acts && acts->traits & FV_POLICY_PLAIN_KEYS) FV_TRY(turn_forth(ctx, r, &seen.k));
+        FV_TRY(look_at(ctx, r, h, &seen));
+    }
     return acts && acts->read ? acts->read(ctx, policy, &r->call, &args) : fv_attend(ctx, &args);
 }
 
@@ -238,7 +255,8 @@ static fv_status attend_part(fv_ctx *ctx, void *user, int64_t index)
     fv_session_layer *own = &session->layers[work->layer];
     fv_tensor q = fv_slice(&p->q, 0, p->first[index], part->count),
               o = fv_slice(&p->o, 0, p->first[index], part->count);
-    fv_tensor k = fv_slice(&p->k, 0, p->first[index], part->count),
+    bool plain = own->policy && own->policy->use->policy->traits & FV_POLICY_PLAIN_KEYS;
+    fv_tensor k = fv_slice(plain ? &p->plain : &p->k, 0, p->first[index], part->count),
               v = fv_slice(&p->v, 0, p->first[index], part->count);
     const fv_layer *layer = &p->session->model->layers[work->layer];
     fv_rope_args rope = fv_pass_rope(p, layer);

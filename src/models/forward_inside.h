@@ -17,6 +17,7 @@ struct fv_pass {
     const int32_t *position; /* [tokens]; NULL: those of the only part */
     fv_tensor x, h;          /* [tokens, width]: the residual stream, and what goes into a part */
     fv_tensor q, k, v, o;    /* [tokens, heads * dim] */
+    fv_tensor plain;         /* k before it was rotated, where some policy stores it so */
     fv_tensor hidden;        /* [tokens, hidden] */
     bool open; /* attention is to the tokens themselves, as they were before they became rows of a cache */
 };

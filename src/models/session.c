@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "models/tokenizer.h"
+
 enum { CHUNK = 512 };
 
 /* ---- the layers' attention -------------------------------------------------------------------------------------- */
@@ -84,6 +86,12 @@ static fv_status make_attention(fv_session *session, int64_t l, const fv_layer_p
     return check_mechanism(own->attention);
 }
 
+/* Rows of a text as long as the context. */
+static int64_t most_rows(const fv_session *session)
+{
+    return session->context + (session->insert.every ? session->context / session->insert.every + 1 : 0);
+}
+
 /* Most rows that a layer may have to hold. */
 static int64_t capacity(const fv_session *session, int64_t l)
 {
@@ -93,7 +101,7 @@ static int64_t capacity(const fv_session *session, int64_t l)
 
     if (own->window > 0 && !session->keep_windows) bound = own->window;
     if (use && use->policy->bound) bound = use->policy->bound(use, own->policy->place);
-    return bound >= session->context ? session->context : fv_min(bound + session->chunk, session->context);
+    return bound >= most_rows(session) ? most_rows(session) : fv_min(bound + session->chunk, most_rows(session));
 }
 
 /* Rows in tensors of a page pool that all sessions of the context use. */
@@ -173,6 +181,33 @@ static fv_status make_policies(fv_session *session)
     return FV_OK;
 }
 
+static int32_t find_token(const void *model_, const char *piece)
+{
+    const fv_model *model = model_;
+    size_t length;
+    const char *bytes;
+
+    for (int64_t id = 0; model->tokenizer && id < fv_tokenizer_count(model->tokenizer); id++)
+        if (fv_tokenizer_piece(model->tokenizer, (int32_t)id, &bytes, &length) == FV_OK && length == strlen(piece) &&
+            memcmp(bytes, piece, length) == 0)
+            return (int32_t)id;
+    return -1;
+}
+
+/* Where rows stand in a text between whose tokens others were inserted; those stand with the token before. */
+static fv_status make_text(fv_session *session)
+{
+    int64_t period = session->insert.every + 1, rows = most_rows(session);
+
+    if (!session->insert.every) return FV_OK;
+    FV_TRY(FV_ALLOC(session->text, rows));
+    FV_TRY(FV_ALLOC(session->shown, rows));
+    for (int64_t r = 0; r < rows; r++)
+        session->text[r] = (int32_t)(r - (r + 1) / period);
+    session->chunk = fv_max(session->chunk, session->insert.chunk + session->insert.chunk / session->insert.every + 1);
+    return FV_OK;
+}
+
 static fv_status make_cache(fv_session *session, const char *spec)
 {
     const fv_sizes *s = &session->model->sizes;
@@ -181,7 +216,10 @@ static fv_status make_cache(fv_session *session, const char *spec)
                             .key_heads = s->key_heads,
                             .key_dim = s->key_dim,
                             .value_dim = s->value_dim,
-                            .context = session->context};
+                            .context = session->context,
+                            .vocabulary = s->vocabulary,
+                            .model = session->model,
+                            .find_token = find_token};
     fv_mark mark = fv_scratch_mark(session->ctx);
     int64_t *window;
     fv_status status;
@@ -194,8 +232,10 @@ static fv_status make_cache(fv_session *session, const char *spec)
     fv_scratch_release(session->ctx, mark);
     FV_TRY(status);
     session->filter = fv_cache_plan_filter(&session->cache);
+    session->insert = fv_cache_plan_insert(&session->cache);
     if (fv_cache_plan_traits(&session->cache) & FV_POLICY_BOUNDED)
         session->chunk = fv_min(session->chunk, FV_POLICY_CHUNK);
+    FV_TRY(make_text(session));
     return make_policies(session);
 }
 
@@ -277,6 +317,8 @@ void fv_session_free(fv_session *session)
     fv_free(session->policy_state);
     fv_cache_plan_free(&session->cache);
     fv_history_free(&session->history);
+    fv_free(session->text);
+    fv_free(session->shown);
     fv_lender_drop(session->lender);
     fv_free(session);
 }
@@ -327,7 +369,7 @@ int64_t fv_session_length(const fv_session *session)
 
 int64_t fv_session_tokens(const fv_session *session)
 {
-    return session->length + session->left_out;
+    return fv_session_held(session) + session->left_out;
 }
 
 /* Of recurrent states, and of rows and choices that mechanisms keep. */
@@ -369,6 +411,18 @@ void fv_session_measure(const fv_session *session, fv_session_stats *stats)
     }
 }
 
+/* Rows by where their tokens stand in the text, without those that were inserted. */
+static const int32_t *in_text(const fv_session *session, const int32_t *position, int64_t *count)
+{
+    int64_t kept = 0;
+
+    if (!session->insert.every || !position) return position;
+    for (int64_t i = 0; i < *count; i++)
+        if ((position[i] + 1) % (session->insert.every + 1) != 0) session->shown[kept++] = session->text[position[i]];
+    *count = kept;
+    return session->shown;
+}
+
 const int32_t *fv_session_positions(const fv_session *session, int64_t layer, int64_t head, int64_t *count)
 {
     const fv_rows *rows = &session->layers[layer].rows;
@@ -376,7 +430,7 @@ const int32_t *fv_session_positions(const fv_session *session, int64_t layer, in
     *count = rows->head ? fv_rows_all(rows, head) : 0;
     if (session->filter && *count > 0) /* one after the other among the tokens held */
         return session->history.position + fv_rows_positions(rows, head)[0];
-    return rows->head ? fv_rows_all_positions(rows, head) : NULL;
+    return rows->head ? in_text(session, fv_rows_all_positions(rows, head), count) : NULL;
 }
 
 const int32_t *fv_session_selected(const fv_session *session, int64_t layer, int64_t head, int64_t *count)
@@ -384,7 +438,9 @@ const int32_t *fv_session_selected(const fv_session *session, int64_t layer, int
     const fv_policy_layer *policy = session->layers[layer].policy;
 
     *count = 0;
-    return policy && policy->use->policy->selected ? policy->use->policy->selected(policy, head, count) : NULL;
+    if (!policy || !policy->use->policy->selected) return NULL;
+    const int32_t *position = policy->use->policy->selected(policy, head, count);
+    return in_text(session, position, count);
 }
 
 bool fv_session_renumbers(const fv_session *session)

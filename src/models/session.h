@@ -51,6 +51,8 @@ struct fv_session {
     size_t row_bytes, state_bytes, peak_bytes; /* of rows now held, of states; of both, at most so far */
     fv_cache_plan cache;
     const fv_policy_use *filter; /* of prompts; NULL: none */
+    fv_policy_insert insert;     /* a token that stands between those of the text */
+    int32_t *text, *shown;       /* [rows] with `insert`: where a row's token stands in the text; room for positions */
     fv_history history;          /* with a filter */
     fv_lender *lender;           /* of the file its rows lie in where they can be shared; NULL: they cannot */
     fv_policy_layer *policies;   /* [layers of all uses together] */
@@ -59,6 +61,17 @@ struct fv_session {
     fv_watch_fn *watch; /* NULL: nobody looks */
     void *watch_user;
 };
+
+/* Rows of the text's tokens: all, but for those that were inserted. */
+static inline int64_t fv_session_held(const fv_session *session)
+{
+    return session->length - (session->insert.every ? session->length / (session->insert.every + 1) : 0);
+}
+/* Whether its prompts are read by fv_session_prompt alone, as the rows of a chunk are not those of its tokens; and in
+ * how many tokens at most at a time, which ends at a multiple of that (0: the whole prompt). */
+bool fv_session_reads_alone(const fv_session *session, int64_t *tokens);
+/* Behind a token that was fed by fv_forward: the token that stands behind it, if one does. */
+fv_status fv_session_insert_due(fv_session *session);
 
 /* FV_E_ARGUMENT for ids that the model does not have, FV_E_SHAPE if they do not fit behind what was fed. */
 fv_status fv_session_check_ids(const fv_session *session, const int32_t *ids, int64_t count);

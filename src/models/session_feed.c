@@ -8,7 +8,7 @@ enum { LOGITS_AT_ONCE = 1 << 23 /* floats of a piece of fv_session_stream: 32 MB
 
 fv_status fv_session_check_ids(const fv_session *session, const int32_t *ids, int64_t count)
 {
-    int64_t room = session->context - session->length;
+    int64_t room = session->context - fv_session_held(session);
 
     if (count < 0) return fv_fail(FV_E_ARGUMENT, "feed: expected a count of tokens, got %lld", (long long)count);
     if (session->broken)
@@ -95,15 +95,76 @@ void fv_session_undo(fv_session *session)
     fv_session_recount(session);
 }
 
+/* ---- tokens between those of the text --------------------------------------------------------------------------- */
+
+/* Of `count` tokens that come next, as many as a forward takes: those of a piece of a prompt, or one. */
+static int64_t piece_of(const fv_session *session, int64_t count, bool prompt)
+{
+    int64_t chunk = session->insert.chunk;
+
+    return prompt ? fv_min(count, chunk - fv_session_held(session) % chunk) : fv_min(count, 1);
+}
+
+/* Tokens of a prompt with those that stand between them. */
+static fv_status insert(fv_session *session, const int32_t *ids, int64_t count, fv_forward_part *part)
+{
+    int64_t period = session->insert.every + 1;
+    int32_t *id;
+
+    if (!session->insert.every || !part->prompt) return FV_OK;
+    FV_TRY(FV_SCRATCH(session->ctx, id, count + count / session->insert.every + 1));
+    part->ids = id;
+    part->count = 0;
+    for (int64_t i = 0; i < count; i++) {
+        id[part->count++] = ids[i];
+        if ((session->length + part->count + 1) % period == 0) id[part->count++] = session->insert.id;
+    }
+    return FV_OK;
+}
+
+/* Drops the hidden rows of inserted tokens, the first of which stands at `position`. */
+static void drop_inserted(const fv_session *session, int64_t position, fv_tensor *x)
+{
+    int64_t period = session->insert.every + 1, width = x->dims[1], kept = 0;
+    float *rows = x->data;
+
+    if (!session->insert.every) return;
+    for (int64_t r = 0; r < x->dims[0]; r++)
+        if ((position + r + 1) % period != 0)
+            memmove(rows + kept++ * width, rows + r * width, (size_t)width * sizeof *rows);
+    x->dims[0] = kept;
+}
+
+bool fv_session_reads_alone(const fv_session *session, int64_t *tokens)
+{
+    *tokens = session->insert.chunk;
+    return session->filter || session->insert.every;
+}
+
+fv_status fv_session_insert_due(fv_session *session)
+{
+    const fv_forward_part part = {session, &session->insert.id, 1, false};
+    fv_tensor x;
+
+    if (!session->insert.every || (session->length + 1) % (session->insert.every + 1) != 0) return FV_OK;
+    FV_TRY(fv_forward(session->ctx, &part, 1, &x));
+    session->length++;
+    return FV_OK;
+}
+
+/* ---- chunks ----------------------------------------------------------------------------------------------------- */
+
 /* Tokens at .. at+count-1 of `total`; with `layers` one layer after the other. */
 static fv_status feed_chunk(fv_session *session, const int32_t *ids, int64_t at, int64_t count, int64_t total,
                             bool prompt, bool layers, const struct wanted *wanted)
 {
     double pairs = session->pairs, dense_pairs = session->dense_pairs;
-    const fv_forward_part part = {session, ids + at, count, prompt};
+    fv_forward_part part = {session, ids + at, count, prompt};
     fv_status status;
     fv_tensor x;
 
+    FV_TRY(fv_session_insert_due(session)); /* where it failed before */
+    FV_TRY(insert(session, ids + at, count, &part));
     status = layers ? fv_forward_layers(session, ids + at, count, &x) : fv_forward(session->ctx, &part, 1, &x);
     if (status != FV_OK) {
         char text[512];
@@ -113,7 +174,9 @@ static fv_status feed_chunk(fv_session *session, const int32_t *ids, int64_t at,
         session->dense_pairs = dense_pairs;
         return fv_fail(status, "%s", text);
     }
-    session->length += count;
+    drop_inserted(session, session->length, &x);
+    session->length += part.count;
+    FV_TRY(fv_session_insert_due(session));
     note_peak(session);
     return give(session, &x, at, total, wanted);
 }
@@ -130,6 +193,7 @@ static fv_status feed_chunks(fv_session *session, const int32_t *ids, int64_t co
     for (int64_t at = 0; at < count && status == FV_OK; at += chunk) {
         fv_mark mark = fv_scratch_mark(ctx);
         status = fv_ctx_check(ctx);
+        if (session->insert.every) chunk = piece_of(session, count - at, prompt);
         if (status == FV_OK)
             status = feed_chunk(session, ids, at, fv_min(chunk, count - at), count, prompt, layers, wanted);
         fv_scratch_release(ctx, mark);

@@ -84,6 +84,7 @@ typedef struct sheet {
     add(routing) \
     add(paro) \
     add(psa) \
+    add(landmark) \
 
 #define DECLARE_SHEET(name) extern const sheet sheet_##name;
 /* clang-format on */

@@ -252,5 +252,12 @@ const conformance_case conformance_cases[] = {
     {"psa:block_q=8,block_k=8,text=3", 1, 2, 1, 20, 29, 16, 16, false, "importance=1x2x3x4", false},
     {"psa:block_q=16,block_k=8", 1, 2, 1, 30, 43, 16, 16, true, "levels=1x1x3x6<3", false},
     {"psa", 1, 1, 1, 1, 1, 16, 16, true, NULL, false},
+    {"landmark:period=5", 2, 4, 2, 37, 37, 16, 24, false, NULL, false},
+    {"landmark:period=2", 1, 2, 1, 21, 33, 16, 16, true, NULL, false},
+    {"landmark:period=9", 1, 2, 2, 20, 13, 32, 32, false, NULL, false},
+    {"landmark:period=0", 1, 4, 2, 40, 40, 16, 16, false, "landmarks=40<2", false},
+    {"landmark:period=0", 2, 2, 1, 17, 29, 16, 16, false, "landmarks=29<2", false},
+    {"landmark", 1, 2, 1, 60, 60, 16, 16, false, NULL, false},
+    {"landmark:period=3", 1, 1, 1, 1, 1, 16, 16, false, NULL, false},
     {NULL, 0, 0, 0, 0, 0, 0, 0, false, NULL, false},
 };

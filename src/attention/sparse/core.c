@@ -203,6 +203,12 @@ fv_status fv_choose_by_product(fv_ctx *ctx, const fv_call *call, fv_choice *choi
 
 /* ---- lists ------------------------------------------------------------------------------------------------------ */
 
+/* Whether each block has a softmax of its own, and what is known of it is given. */
+static bool is_given(const fv_choice *choice)
+{
+    return fv_present(&choice->weight) || fv_present(&choice->gate);
+}
+
 /* Blocks of one query. */
 static void list_query(const fv_call *call, const fv_choice *choice, int64_t b, int64_t h, int64_t i,
                        fv_list_builder *lists)
@@ -211,7 +217,7 @@ static void list_query(const fv_call *call, const fv_choice *choice, int64_t b, 
     int64_t end = choice->init + (behind >= 0 ? behind / choice->block + 1 : 0); /* of what it may see */
 
     if (call->causal && p < 0) return; /* sees nothing */
-    if (call->causal && !fv_present(&choice->weight)) {
+    if (call->causal && !is_given(choice)) {
         int64_t init =
             choice->first == choice->init * choice->block ? fv_min(choice->init, p / choice->block + 1) : choice->init;
         fv_lists_add_range(lists, 0, init);
@@ -479,15 +485,15 @@ static fv_status turn_all(fv_ctx *ctx, const fv_call *call, const fv_lists *list
     return number_slots(ctx, call, lists, heads, slot, turned);
 }
 
-/* The weight of each slot [B,H,slots] from those of each choice [B,1|H,N,K]. */
-static fv_status weigh_slots(fv_ctx *ctx, const fv_call *call, const fv_choice *choice, const struct turned *turned,
-                             fv_tensor *weight)
+/* The weight or gate of each slot [B,H,slots] from those of each choice [B,1|H,N,K]. */
+static fv_status spread_slots(fv_ctx *ctx, const fv_call *call, const fv_choice *choice, const struct turned *turned,
+                              const fv_tensor *given, fv_tensor *slots)
 {
     int64_t B = call->batch, H = call->query_heads, S = turned->slots, group = H / choice->heads, blocks;
     fv_tensor from, index, out;
 
     blocks = turned->lists.groups;
-    FV_TRY(fv_plain(ctx, &choice->weight, &from));
+    FV_TRY(fv_plain(ctx, given, &from));
     from = fv_reshaped(&from, FV_DIMS(B, from.dims[1], call->queries * choice->index.dims[3], 1));
     FV_TRY(fv_tensor_new(ctx, &index, FV_I32, FV_DIMS(B, H, S)));
     FV_TRY(fv_tensor_new(ctx, &out, FV_F32, FV_DIMS(B, H, S, 1)));
@@ -499,7 +505,7 @@ static fv_status weigh_slots(fv_ctx *ctx, const fv_call *call, const fv_choice *
         memset(to + count, -1, (size_t)(S - count) * sizeof *to);
     }
     FV_TRY(fv_gather(ctx, &(fv_gather_args){.x = from, .index = index, .out = out}));
-    *weight = fv_reshaped(&out, FV_DIMS(B, H, S));
+    *slots = fv_reshaped(&out, FV_DIMS(B, H, S));
     return FV_OK;
 }
 
@@ -522,7 +528,9 @@ static fv_status attend_by_block(fv_ctx *ctx, const fv_call *call, const fv_choi
     fv_merge_args merge = {
         .parts = 1, .o_part = {attend->o}, .slot_start = turned.slot_start, .slot = turned.slot, .o = o, .lse = lse};
     if (fv_present(&choice->weight))
-        FV_TRY(weigh_slots(ctx, call, choice, &turned, &merge.weight[0]));
+        FV_TRY(spread_slots(ctx, call, choice, &turned, &choice->weight, &merge.weight[0]));
+    else if (fv_present(&choice->gate))
+        FV_TRY(spread_slots(ctx, call, choice, &turned, &choice->gate, &merge.lse_part[0]));
     else
         merge.lse_part[0] = attend->lse;
     return fv_merge(ctx, &merge);
@@ -560,12 +568,14 @@ fv_status fv_choice_attend(fv_ctx *ctx, const fv_call *call, const fv_choice *ch
 {
     int64_t lists = choice->init + choice->tail / choice->block + 2 + chosen_by_query(choice);
     int64_t row = call->batch * call->query_heads * (call->value_dim + 1) * 4 * lists; /* bytes of one query */
-    bool turned = by_block || fv_present(&choice->weight);
+    bool turned = by_block || is_given(choice);
     int64_t step = turned ? fv_clamp(PART_BYTES / row, 64, call->queries) : call->queries;
     fv_status status = FV_OK;
 
-    for (int64_t from = 0; from < call->queries && status == FV_OK; from += step) {
-        int64_t count = fv_min(step, call->queries - from);
+    /* the last ones first: they take most memory, and the others do with that */
+    for (int64_t end = call->queries, count; end > 0 && status == FV_OK; end -= count) {
+        count = end % step ? end % step : step;
+        int64_t from = end - count;
         fv_mark mark = fv_scratch_mark(ctx);
         fv_call part = *call;
         fv_choice chosen = *choice;
@@ -582,6 +592,7 @@ fv_status fv_choice_attend(fv_ctx *ctx, const fv_call *call, const fv_choice *ch
         else
             chosen.index = fv_slice(&choice->index, 2, from, count);
         if (fv_present(&choice->weight)) chosen.weight = fv_slice(&choice->weight, 2, from, count);
+        if (fv_present(&choice->gate)) chosen.gate = fv_slice(&choice->gate, 2, from, count);
         status = attend_part(ctx, &part, &chosen, turned, &attend);
         fv_scratch_release(ctx, mark);
     }

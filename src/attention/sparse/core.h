@@ -52,6 +52,7 @@ typedef struct fv_choice {
     fv_tensor mask;   /* in its place where their number varies: [B,heads,N,ceil(blocks/8)] u8, bit block - init */
     fv_tensor weight; /* [B,1|H,N,K] f32: each block chosen has a softmax of its own, and these are summed by weight (no
                          others are read then); absent: one softmax over all of them */
+    fv_tensor gate;   /* the same, but they are summed by softmax of this: it stands for the log-sum-exp of a block */
     const int64_t *key_start; /* [key_blocks + 1] where blocks are not all of one length; NULL */
     int64_t key_blocks;
 } fv_choice;
@@ -102,7 +103,7 @@ fv_status fv_choice_plan(fv_ctx *ctx, const fv_call *call, const fv_choice *choi
 /* Attention of q over the chosen blocks of k and call->v, to o [B,H,N,Dv] and lse [B,H,N] (or absent; never with
  * weights).  by_block: the loops are turned round.  Each key block is read once for all queries that chose it, each
  * (query, block) has a partial result of its own, and these are merged (arXiv 2508.18224); so it always is with
- * weights.  The result is the same. */
+ * weights and gates.  The result is the same. */
 fv_status fv_choice_attend(fv_ctx *ctx, const fv_call *call, const fv_choice *choice, bool by_block, const fv_tensor *q,
                            const fv_tensor *k, const fv_tensor *o, const fv_tensor *lse);
 

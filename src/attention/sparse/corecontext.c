@@ -213,7 +213,7 @@ static fv_status attend_both(fv_ctx *ctx, const fv_call *call, const fv_tensor *
     return fv_merge(ctx, &merge);
 }
 
-/* So many queries at a time that what is merged stays in cache. */
+/* So many queries at a time that what is merged stays in cache; the last ones first, as they take most memory. */
 static fv_status forward(fv_ctx *ctx, const fv_call *call)
 {
     int64_t groups = call->keys / ((const struct corecontext *)call->options)->group;
@@ -223,8 +223,9 @@ static fv_status forward(fv_ctx *ctx, const fv_call *call)
 
     FV_TRY(fv_keep(ctx, call, kept, 0, groups, make_rows, &rows));
     step = fv_round_up(fv_max(PART_BYTES / row, 256), 64);
-    for (int64_t from = 0; from < call->queries && status == FV_OK; from += step) {
-        int64_t count = fv_min(step, call->queries - from);
+    for (int64_t end = call->queries, count; end > 0 && status == FV_OK; end -= count) {
+        count = end % step ? end % step : step;
+        int64_t from = end - count;
         fv_mark mark = fv_scratch_mark(ctx);
         fv_call part = *call;
         part.queries = count;

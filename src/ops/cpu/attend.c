@@ -436,7 +436,11 @@ static fv_status cut_keys(fv_ctx *ctx, struct attend *a)
 static fv_status hold_panels(fv_ctx *ctx, struct attend *a)
 {
     const fv_panel_store *p = &a->panels;
+    const fv_lists *lists = &a->view->plan->lists;
+    bool astride = lists->key_start || lists->key_block % FV_KEY_TILE != 0; /* key blocks lie across panels */
     int64_t heads = p->k.dims[0] * p->k.dims[1], bytes;
+
+    if (fv_plan_gathers(a->view->plan) && astride && !a->source.fixed) return FV_OK;
 
     if (heads == 0 || p->blocks == 0 || (a->rows <= FV_FEW_ROWS && !a->source.fixed) || a->view->items < 2 * heads)
         return FV_OK;
