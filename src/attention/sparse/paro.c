@@ -100,11 +100,6 @@ static void read_tokens(const struct paro *o, int order, int32_t *token)
                 token[n++] = (int32_t)(o->text + x * step[a[0]] + y * step[a[1]] + z * step[a[2]]);
 }
 
-static int given_order(const struct paro *o, int64_t h)
-{
-    return (int)o->order.items[h % o->order.count];
-}
-
 /* ---- choosing by this input ------------------------------------------------------------------------------------- */
 
 struct choosing {
@@ -171,24 +166,34 @@ static fv_status choose_head(fv_ctx *ctx, void *user, int64_t head)
 {
     const struct choosing *c = user;
     const fv_call *call = c->call;
-    const struct paro *o = call->options;
     struct layout *l = c->layout;
-    int64_t b = head / call->query_heads, h = head % call->query_heads;
+    int64_t block = ((const struct paro *)call->options)->block, b = head / call->query_heads,
+            h = head % call->query_heads;
     double empty[ORDERS], uneven[ORDERS];
     fv_tensor q, k, sum[ORDERS], largest;
 
-    l->chosen[head] = given_order(o, h);
     for (int n = 0; n < ORDERS; n++) {
         if (l->chosen[head] != AUTO && l->chosen[head] != n) continue;
         FV_TRY(fv_tensor_new(ctx, &sum[n], FV_F32, FV_DIMS(l->blocks, l->blocks)));
         FV_TRY(fv_tensor_new(ctx, &largest, FV_F32, FV_DIMS(l->blocks, l->blocks)));
         FV_TRY(read_head(ctx, &call->q, b, h, l->token[n], &q));
         FV_TRY(read_head(ctx, &l->k, b, h, l->token[n], &k));
-        FV_TRY(fv_block_weights(ctx, &q, &k, call->scale, o->block, &sum[n], &largest));
+        FV_TRY(fv_block_weights(ctx, &q, &k, call->scale, block, &sum[n], &largest));
         judge(c, &sum[n], &largest, &empty[n], &uneven[n]);
     }
     if (l->chosen[head] == AUTO) l->chosen[head] = best_of(empty, uneven);
     return l->selected ? select_blocks(ctx, c, head, &sum[l->chosen[head]]) : FV_OK;
+}
+
+static fv_status choose(fv_ctx *ctx, const fv_call *call, struct layout *l)
+{
+    fv_phase before = fv_phase_enter(ctx, FV_PHASE_SCORE);
+    fv_status status = fv_as_f32(ctx, &call->k, &l->k);
+
+    if (status == FV_OK)
+        status = fv_run_apart(ctx, call->batch * call->query_heads, choose_head, &(struct choosing){call, l});
+    fv_phase_enter(ctx, before);
+    return status;
 }
 
 static fv_status lay_out(fv_ctx *ctx, const fv_call *call, struct layout *l)
@@ -208,11 +213,8 @@ static fv_status lay_out(fv_ctx *ctx, const fv_call *call, struct layout *l)
         l->selected = l->mask.data;
     }
     for (int64_t head = 0; head < B * H; head++)
-        l->chosen[head] = given_order(o, head % H);
-    if (by_weight || o->order.items[0] == AUTO) {
-        FV_TRY(fv_as_f32(ctx, &call->k, &l->k));
-        FV_TRY(fv_run_apart(ctx, B * H, choose_head, &(struct choosing){call, l}));
-    }
+        l->chosen[head] = (int)o->order.items[head % H % o->order.count];
+    if (by_weight || o->order.items[0] == AUTO) FV_TRY(choose(ctx, call, l));
     FV_TRY(fv_tensor_new(ctx, &l->order, FV_I32, FV_DIMS(B, H, N)));
     FV_TRY(fv_tensor_new(ctx, &l->place, FV_I32, FV_DIMS(B, H, N)));
     for (int64_t head = 0; head < B * H; head++) {
