@@ -243,7 +243,7 @@ const conformance_case conformance_cases[] = {
      false},
     {"psa:block_q=16,block_k=16,estimate=antidiagonal,widths=0.2+0.4+0.2+0.2,log_bias=0", 1, 2, 1, 59, 59, 16, 16, true,
      NULL, false},
-    {"psa:block_q=12,block_k=8,mode=topk,widths=0.2+0.2+0.3+0.1,round=0,order=gilbert,grid=3x4x5,text=2", 2, 2, 1, 62,
+    {"psa:block_q=12,block_k=8,mode=topk,widths=0.2+0.2+0.3+0.1,round=0,order=gilbert,grid=3x4x5,text=2", 1, 2, 1, 62,
      62, 16, 16, false, NULL, false},
     {"psa:block_q=32,block_k=16,order=tile,grid=9x7,sim_cap=-0.1+-0.1+-0.1", 1, 2, 1, 63, 63, 16, 16, false, NULL,
      false},
