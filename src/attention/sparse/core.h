@@ -81,19 +81,20 @@ typedef struct fv_lifetimes {
 /* Lists of a causal call, in scratch memory. */
 fv_status fv_lifetimes_plan(fv_ctx *ctx, const fv_call *call, const fv_lifetimes *lifetimes, fv_plan *plan);
 
-/* Chooses the best of the scores q.k of all queries and blocks of a call that is not causal, sorted together in scopes:
- * of a query and head, of a head, of a block (over heads), or of a batch row. */
+/* Choice by a cut through scores that are sorted together, a scope: those of a query and head, of a head, of a block
+ * (over heads), or of a batch row.  With `own` query i reads block i / block whatever its score.
+ *   top > 0: so many blocks for each query of a scope on average, own ones included; not of scopes that are blocks.
+ *   top 0: scores become g = (s - min) / (max - min), or s - min if they are within 1e-6; besides own blocks others are
+ *   taken by falling score, at least one, until those and own ones have `share` of 1e-6 + the sum of all g. */
 typedef enum fv_scope { FV_SCOPE_QUERY, FV_SCOPE_HEAD, FV_SCOPE_BLOCK, FV_SCOPE_ALL } fv_scope;
 typedef struct fv_cut {
     fv_scope scope;
-    bool own; /* query i reads block i / block whatever its score */
-    int64_t
-        top; /* so many blocks for each query of a scope, own ones included, if there are (never of a block); or 0: */
-    double share; /* scores of a scope become (s - min) / (max - min), or less min alone if that is less than 1e-6; own
-                     blocks, and as many others by falling score that the sum reaches this share of the whole's + 1e-6;
-                     at least one other */
+    bool own;
+    int64_t top;
+    double share;
 } fv_cut;
-/* Ties go to the lower block, then the lower head and query.  q [B,H,N,D], keys [B,Hx,blocks,D]; fills choice->mask. */
+/* Cuts the scores q.k of a call that is not causal: q [B,H,N,D], keys [B,Hx,blocks,D].  Ties go to the lower block,
+ * then the lower head and query.  Fills choice->mask. */
 fv_status fv_choose_by_cut(fv_ctx *ctx, const fv_call *call, fv_choice *choice, const fv_cut *cut, const fv_tensor *q,
                            const fv_tensor *keys);
 

@@ -233,7 +233,7 @@ const fv_mechanism fv_mechanism_vmoba = {
         "the keys of the query's own block and of blocks chosen by falling score until own and chosen ones have tau "
         "of the scope's sum",
     .cost =
-        "each query reads a share of the keys that scores decide; they cost 2 N C D flops a head and look, of seven",
+        "each query reads its own block and those that scores decide; scores cost 2 N C D flops a head for C blocks",
     .options = options,
     .options_size = sizeof(struct vmoba),
     .check = check,
