@@ -184,7 +184,8 @@ static fv_status density_of(fv_ctx *ctx, const char *spec, const fv_attention_ar
     FV_TRY(fv_attention_new(spec, &attention));
     fv_status status = fv_call_make(attention, args, &call);
     if (status == FV_OK) status = fv_call_pairs(ctx, fv_attention_mechanism(attention), &call, &pairs);
-    if (status == FV_OK) status = fv_plan_pairs(ctx, &pairs.plan, 1, 1, call.queries, call.keys, &count);
+    if (status == FV_OK)
+        status = fv_plan_pairs(ctx, &pairs.plan, 1, 1, call.queries, pairs.columns ? pairs.columns : call.keys, &count);
     if (status == FV_OK) *density = (double)count / fv_call_dense_pairs(&call);
     fv_attention_free(attention);
     fv_scratch_release(ctx, mark);

@@ -26,6 +26,7 @@ void fv_pairs_row(const fv_pairs *pairs, int64_t heads, int64_t b, int64_t h, in
 {
     int64_t list = b * pairs->batch_stride + h * pairs->head_stride, columns = pairs->columns ? pairs->columns : keys;
 
+    if (pairs->columns) memset(row, 0, (size_t)keys);
     for (int64_t j = 0; j < columns; j++) {
         bool seen = fv_plan_sees(&pairs->plan, heads, b, h, i, j);
         int64_t key = pairs->columns ? pairs->column_key[j] : j;
