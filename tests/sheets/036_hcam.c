@@ -100,9 +100,10 @@ static void attend(const sheet_call *call, const struct plan *plan, int64_t b, i
 static bool forward(sheet_call *call)
 {
     struct plan plan = {.chunk = sheet_integer(call, "chunk", 0, 32), .top = sheet_integer(call, "top", 0, 8)};
-    int64_t *own = (int64_t *)sheet_zeros(call->B * call->N * plan.top), rows = call->B * call->H * call->N;
+    int64_t *own, rows = call->B * call->H * call->N;
 
     if (call->lse) return false;
+    own = (int64_t *)sheet_zeros(call->B * call->N * plan.top);
     plan.chunks = call->M / plan.chunk;
     plan.chosen = call->selection ? call->selection : own;
     for (int64_t n = 0; n < rows * call->Dv; n++)
