@@ -193,12 +193,6 @@ fv_status fv_plain(fv_ctx *ctx, const fv_tensor *x, fv_tensor *out);
 /* x itself if it is f32, whatever its strides. */
 fv_status fv_as_f32(fv_ctx *ctx, const fv_tensor *x, fv_tensor *out);
 
-/* Rows of x [B,Hx,N,C] of any type in the order of `index` [1,1,N] i32, f32 in scratch memory; and rows of o [B,H,N,Dv]
- * and lse [B,H,N] (to_lse absent: not these) by the inverse of that order. */
-fv_status fv_arrange(fv_ctx *ctx, const fv_tensor *x, const fv_tensor *index, fv_tensor *out);
-fv_status fv_put_back(fv_ctx *ctx, const fv_tensor *o, const fv_tensor *lse, const fv_tensor *place,
-                      const fv_tensor *to_o, const fv_tensor *to_lse);
-
 /* o += depthwise convolution of v on a row-major grid of height x width = N = M (zero padding): o = part + conv(v),
  * weight [H*Dv,kernel,kernel], bias [H*Dv]; an absent one counts as zeros. */
 fv_status fv_add_local(fv_ctx *ctx, const fv_call *call, const fv_tensor *part, const fv_tensor *weight,

@@ -50,26 +50,6 @@ fv_status fv_as_f32(fv_ctx *ctx, const fv_tensor *x, fv_tensor *out)
     return x->dtype == FV_F32 ? FV_OK : fv_plain(ctx, x, out);
 }
 
-fv_status fv_arrange(fv_ctx *ctx, const fv_tensor *x, const fv_tensor *index, fv_tensor *out)
-{
-    fv_tensor plain;
-
-    FV_TRY(fv_plain(ctx, x, &plain));
-    FV_TRY(fv_tensor_new(ctx, out, FV_F32, 4, x->dims));
-    return fv_gather(ctx, &(fv_gather_args){.x = plain, .index = *index, .out = *out});
-}
-
-fv_status fv_put_back(fv_ctx *ctx, const fv_tensor *o, const fv_tensor *lse, const fv_tensor *place,
-                      const fv_tensor *to_o, const fv_tensor *to_lse)
-{
-    FV_TRY(fv_gather(ctx, &(fv_gather_args){.x = *o, .index = *place, .out = *to_o}));
-    if (!fv_present(to_lse)) return FV_OK;
-    const int64_t *d = lse->dims, *s = lse->strides, *t = to_lse->strides;
-    fv_tensor from = fv_view(lse, FV_DIMS(d[0], d[1], d[2], 1), (const int64_t[]){s[0], s[1], s[2], 1}, 0);
-    fv_tensor to = fv_view(to_lse, FV_DIMS(d[0], d[1], d[2], 1), (const int64_t[]){t[0], t[1], t[2], 1}, 0);
-    return fv_gather(ctx, &(fv_gather_args){.x = from, .index = *place, .out = to});
-}
-
 fv_tensor fv_grouped(const fv_tensor *x, int64_t groups)
 {
     int64_t group = x->dims[1] / groups;

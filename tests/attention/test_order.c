@@ -137,7 +137,7 @@ static void rows_come_back(void **state)
                 keys[n] = (int32_t)fv_random_below(&random, 4);
             assert_ok(fv_order_by_key(ctx, keys, shapes[s][0], shapes[s][1], 17, 4, &order, NULL));
             check_permutation(&order);
-            assert_ok(fv_order_rows(ctx, &order, &x, &sorted));
+            assert_ok(fv_order_rows(ctx, &order.order, &x, &sorted));
             for (int64_t n = 0; n < 510; n++) {
                 int64_t row = n / 5, h = row / 17 % 3, b = row / 51,
                         list = (s & 1 ? b : 0) * shapes[s][1] + (s & 2 ? h : 0);

@@ -1,6 +1,6 @@
 /* Bi-level routing attention: regions of a grid choose the regions they read by their mean queries and keys.
  * BiFormer, arXiv 2303.08810. */
-#include "attention/mechanism.h"
+#include "attention/sparse/order.h"
 
 struct bra {
     fv_tuple grid;
@@ -47,27 +47,23 @@ static fv_status accept(fv_call *call)
 struct layout {
     int64_t regions, largest; /* that have cells; cells of a whole region */
     int64_t *start;           /* [regions + 1] places */
-    fv_tensor order, place;   /* [1,1,N] i32: the token at a place, the place of a token */
+    fv_order order;
 };
 
 static fv_status lay_out(fv_ctx *ctx, const fv_call *call, struct layout *l)
 {
     const struct bra *o = call->options;
     int64_t height = fv_ceil_div(o->grid.items[0], o->regions), width = fv_ceil_div(o->grid.items[1], o->regions);
-    int64_t across = fv_ceil_div(o->grid.items[1], width), N = call->queries, *unused;
+    int64_t across = fv_ceil_div(o->grid.items[1], width), N = call->queries;
     int32_t *region;
 
     l->regions = across * fv_ceil_div(o->grid.items[0], height);
     l->largest = height * width;
     FV_TRY(FV_SCRATCH(ctx, region, N));
-    FV_TRY(FV_SCRATCH(ctx, unused, N + 1));
     FV_TRY(FV_SCRATCH(ctx, l->start, l->regions + 1));
-    FV_TRY(fv_tensor_new(ctx, &l->order, FV_I32, FV_DIMS(1, 1, N)));
-    FV_TRY(fv_tensor_new(ctx, &l->place, FV_I32, FV_DIMS(1, 1, N)));
     for (int64_t t = 0; t < N; t++)
         region[t] = (int32_t)(t / o->grid.items[1] / height * across + t % o->grid.items[1] / width);
-    FV_TRY(fv_sort_by_key(ctx, region, 1, N, l->regions, l->order.data, l->start));
-    return fv_sort_by_key(ctx, l->order.data, 1, N, N, l->place.data, unused); /* the inverse permutation */
+    return fv_order_by_key(ctx, region, 1, 1, N, l->regions, &l->order, l->start);
 }
 
 /* Mean rows of each region over all channels: x [B,Hx,N,D] by place -> [B,regions,H*D]. */
@@ -139,16 +135,17 @@ static fv_status forward(fv_ctx *ctx, const fv_call *call)
     bool local = fv_present(&call->param[LEPE_WEIGHT]) || fv_present(&call->param[LEPE_BIAS]);
 
     FV_TRY(lay_out(ctx, call, &l));
-    FV_TRY(fv_arrange(ctx, &call->q, &l.order, &attend.q));
-    FV_TRY(fv_arrange(ctx, &call->k, &l.order, &attend.k));
-    FV_TRY(fv_arrange(ctx, &call->v, &l.order, &attend.v));
+    FV_TRY(fv_order_rows(ctx, &l.order.order, &call->q, &attend.q));
+    FV_TRY(fv_order_rows(ctx, &l.order.order, &call->k, &attend.k));
+    FV_TRY(fv_order_rows(ctx, &l.order.order, &call->v, &attend.v));
     FV_TRY(route_unrecorded(ctx, call, &l, &attend.q, &attend.k, &plan));
     FV_TRY(fv_tensor_new(ctx, &attend.o, FV_F32, 4, call->o.dims));
     FV_TRY(fv_tensor_new(ctx, &attend.lse, FV_F32, 3, call->o.dims));
     FV_TRY(fv_count_pairs(ctx, call, &plan, call->keys));
     FV_TRY(fv_attend(ctx, &attend));
+    if (fv_present(&call->lse)) FV_TRY(fv_order_back(ctx, &l.order, &attend.lse, &call->lse));
     if (local) FV_TRY(fv_tensor_new(ctx, &out, FV_F32, 4, call->o.dims));
-    FV_TRY(fv_put_back(ctx, &attend.o, &attend.lse, &l.place, &out, &call->lse));
+    FV_TRY(fv_order_back(ctx, &l.order, &attend.o, &out));
     if (!local) return FV_OK;
     return fv_add_local(ctx, call, &out, &call->param[LEPE_WEIGHT], &call->param[LEPE_BIAS], o->grid.items[0],
                         o->grid.items[1]);
@@ -160,9 +157,9 @@ static fv_status map(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs)
     fv_tensor q, k;
 
     FV_TRY(lay_out(ctx, call, &l));
-    FV_TRY(fv_arrange(ctx, &call->q, &l.order, &q));
-    FV_TRY(fv_arrange(ctx, &call->k, &l.order, &k));
-    pairs->query_order = pairs->key_order = l.order.data;
+    FV_TRY(fv_order_rows(ctx, &l.order.order, &call->q, &q));
+    FV_TRY(fv_order_rows(ctx, &l.order.order, &call->k, &k));
+    pairs->query_order = pairs->key_order = l.order.order.data;
     return route_unrecorded(ctx, call, &l, &q, &k, &pairs->plan);
 }
 

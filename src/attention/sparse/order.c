@@ -218,7 +218,7 @@ static fv_status move_centres(fv_ctx *ctx, struct clustering *c, int64_t b)
 
     FV_TRY(FV_SCRATCH(ctx, start, K + 1));
     FV_TRY(fv_order_by_key(ctx, c->label + b * c->tokens, 1, 1, n, K, &order, start));
-    FV_TRY(fv_order_rows(ctx, &order, &rows, &sorted));
+    FV_TRY(fv_order_rows(ctx, &order.order, &rows, &sorted));
     FV_TRY(fv_tensor_new(ctx, &means, FV_F32, FV_DIMS(1, 1, K, C)));
     FV_TRY(fv_pool_rows(ctx, &(fv_pool_args){.x = sorted, .out = means, .start = start}));
     for (int64_t k = 0; k < K; k++)
@@ -261,13 +261,13 @@ fv_status fv_order_clusters(fv_ctx *ctx, const fv_tensor *features, int64_t clus
 
 /* ---- rows -------------------------------------------------------------------------------------------------------- */
 
-fv_status fv_order_rows(fv_ctx *ctx, const fv_order *order, const fv_tensor *x, fv_tensor *out)
+fv_status fv_order_rows(fv_ctx *ctx, const fv_tensor *index, const fv_tensor *x, fv_tensor *out)
 {
     fv_tensor plain;
 
     FV_TRY(fv_plain(ctx, x, &plain));
-    FV_TRY(fv_tensor_new(ctx, out, FV_F32, 4, x->dims));
-    return fv_gather(ctx, &(fv_gather_args){.x = plain, .index = order->order, .out = *out});
+    FV_TRY(fv_tensor_new(ctx, out, FV_F32, FV_DIMS(x->dims[0], x->dims[1], index->dims[2], x->dims[3])));
+    return fv_gather(ctx, &(fv_gather_args){.x = plain, .index = *index, .out = *out});
 }
 
 fv_status fv_order_back(fv_ctx *ctx, const fv_order *order, const fv_tensor *x, const fv_tensor *out)

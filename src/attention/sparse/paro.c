@@ -1,6 +1,7 @@
 /* PAROAttention: each head of a video reads its tokens in the order of axes that gathers its pattern into blocks; a
  * static mask of blocks, and products of few bits.  arXiv 2506.16054. */
 #include "attention/sparse/core.h"
+#include "attention/sparse/order.h"
 
 #include <math.h>
 
@@ -81,7 +82,7 @@ struct layout {
     int *chosen;            /* [B,H] orders */
     uint8_t *selected;      /* [B,H,blocks,blocks] by weight; NULL: not asked for */
     fv_tensor k;            /* f32, to choose by */
-    fv_tensor order, place; /* [B,H,N] i32: the token at a place, the place of a token */
+    fv_order order;         /* of each head */
     fv_tensor mask;         /* u8 [1|B,1|H,blocks,blocks]; absent: all are read */
 };
 
@@ -200,6 +201,7 @@ static fv_status lay_out(fv_ctx *ctx, const fv_call *call, struct layout *l)
 {
     const struct paro *o = call->options;
     int64_t B = call->batch, H = call->query_heads, N = call->queries, blocks = fv_ceil_div(N, o->block);
+    int32_t *key;
     bool by_weight = o->density < 1 && !fv_present(&call->param[MASK]);
 
     *l = (struct layout){.blocks = blocks, .mask = call->param[MASK]};
@@ -215,17 +217,11 @@ static fv_status lay_out(fv_ctx *ctx, const fv_call *call, struct layout *l)
     for (int64_t head = 0; head < B * H; head++)
         l->chosen[head] = (int)o->order.items[head % H % o->order.count];
     if (by_weight || o->order.items[0] == AUTO) FV_TRY(choose(ctx, call, l));
-    FV_TRY(fv_tensor_new(ctx, &l->order, FV_I32, FV_DIMS(B, H, N)));
-    FV_TRY(fv_tensor_new(ctx, &l->place, FV_I32, FV_DIMS(B, H, N)));
-    for (int64_t head = 0; head < B * H; head++) {
-        const int32_t *token = l->token[l->chosen[head]];
-        int32_t *order = (int32_t *)l->order.data + head * N, *place = (int32_t *)l->place.data + head * N;
-        for (int64_t t = 0; t < N; t++) {
-            order[t] = token[t];
-            place[token[t]] = (int32_t)t;
-        }
-    }
-    return FV_OK;
+    FV_TRY(FV_SCRATCH(ctx, key, B * H * N));
+    for (int64_t head = 0; head < B * H; head++)
+        for (int64_t t = 0; t < N; t++)
+            key[head * N + l->token[l->chosen[head]][t]] = (int32_t)t;
+    return fv_order_by_key(ctx, key, B, H, N, N, &l->order, NULL);
 }
 
 /* Lists of what the mask shows, and of text and the last blocks, which are always read. */
@@ -267,16 +263,7 @@ static fv_status plan_aside(fv_ctx *ctx, const fv_call *call, struct layout *l, 
 
 /* ---- the whole -------------------------------------------------------------------------------------------------- */
 
-/* Rows of x [B,H,N,C] as read, in steps of so many bits (16: as they are). */
-static fv_status arrange(fv_ctx *ctx, const fv_tensor *x, const fv_tensor *order, fv_tensor *out)
-{
-    fv_tensor plain;
-
-    FV_TRY(fv_plain(ctx, x, &plain));
-    FV_TRY(fv_tensor_new(ctx, out, FV_F32, 4, x->dims));
-    return fv_gather(ctx, &(fv_gather_args){.x = plain, .index = *order, .out = *out});
-}
-
+/* Rows of x [B,H,N,C] in steps of so many bits (16: as they are). */
 static fv_status in_steps(fv_ctx *ctx, fv_tensor *x, int steps, int64_t rows, bool by_channel)
 {
     fv_round_args round = {.x = *x, .rows = rows, .steps = steps, .by_channel = by_channel};
@@ -307,18 +294,15 @@ static fv_status smooth(fv_ctx *ctx, const fv_call *call, const fv_tensor *q, fv
 static fv_status write_lse(fv_ctx *ctx, const fv_call *call, const struct layout *l, const fv_tensor *lse,
                            const fv_tensor *taken)
 {
-    const int64_t *s = call->lse.strides;
-    fv_tensor from = fv_reshaped(lse, FV_DIMS(call->batch, call->query_heads, call->queries, 1)), whole = from;
+    fv_tensor from = *lse;
 
     if (fv_present(taken) && call->scale != 0) { /* a factor of 0 would mean 1 */
-        FV_TRY(fv_tensor_new(ctx, &whole, FV_F32, 4, from.dims));
+        fv_tensor numbers = fv_reshaped(taken, 3, lse->dims);
+        FV_TRY(fv_tensor_new(ctx, &from, FV_F32, 3, lse->dims));
         FV_TRY(fv_map_apply(
-            ctx, &(fv_map_args){.op = FV_MAP_ADD, .x = from, .y = *taken, .out = whole, .alpha = call->scale}));
+            ctx, &(fv_map_args){.op = FV_MAP_ADD, .x = *lse, .y = numbers, .out = from, .alpha = call->scale}));
     }
-    return fv_gather(
-        ctx, &(fv_gather_args){.x = whole,
-                               .index = l->place,
-                               .out = fv_view(&call->lse, 4, from.dims, (const int64_t[]){s[0], s[1], s[2], 1}, 0)});
+    return fv_order_back(ctx, &l->order, &from, &call->lse);
 }
 
 static fv_status forward(fv_ctx *ctx, const fv_call *call)
@@ -332,9 +316,9 @@ static fv_status forward(fv_ctx *ctx, const fv_call *call)
     fv_tensor taken = {0};
 
     FV_TRY(plan_aside(ctx, call, &l, &plan));
-    FV_TRY(arrange(ctx, &call->q, &l.order, &attend.q));
-    FV_TRY(arrange(ctx, &call->k, &l.order, &attend.k));
-    FV_TRY(arrange(ctx, &call->v, &l.order, &attend.v));
+    FV_TRY(fv_order_rows(ctx, &l.order.order, &call->q, &attend.q));
+    FV_TRY(fv_order_rows(ctx, &l.order.order, &call->k, &attend.k));
+    FV_TRY(fv_order_rows(ctx, &l.order.order, &call->v, &attend.v));
     if (o->smooth_k) FV_TRY(smooth(ctx, call, &attend.q, &attend.k, &taken));
     FV_TRY(in_steps(ctx, &attend.q, steps, o->q_group, false));
     FV_TRY(in_steps(ctx, &attend.k, steps, o->k_group, false));
@@ -344,7 +328,7 @@ static fv_status forward(fv_ctx *ctx, const fv_call *call)
     FV_TRY(fv_count_pairs(ctx, call, &plan, call->keys));
     FV_TRY(fv_attend(ctx, &attend));
     if (fv_present(&call->lse)) FV_TRY(write_lse(ctx, call, &l, &attend.lse, &taken));
-    return fv_gather(ctx, &(fv_gather_args){.x = attend.o, .index = l.place, .out = call->o});
+    return fv_order_back(ctx, &l.order, &attend.o, &call->o);
 }
 
 static fv_status map(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs)
@@ -352,7 +336,7 @@ static fv_status map(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs)
     struct layout l;
 
     FV_TRY(plan_aside(ctx, call, &l, &pairs->plan));
-    pairs->query_order = pairs->key_order = l.order.data;
+    pairs->query_order = pairs->key_order = l.order.order.data;
     pairs->batch_stride = call->query_heads * call->queries;
     pairs->head_stride = call->queries;
     return FV_OK;

@@ -161,9 +161,9 @@ static fv_status lay_out(fv_ctx *ctx, const fv_call *call, struct pyramid *p)
     fv_status status = choose_order(ctx, call, &p->order);
     fv_choosing_end(ctx, before);
     FV_TRY(status);
-    FV_TRY(fv_order_rows(ctx, &p->order, &call->q, &p->call.q));
-    FV_TRY(fv_order_rows(ctx, &p->order, &call->k, &p->call.k));
-    return fv_order_rows(ctx, &p->order, &call->v, &p->call.v);
+    FV_TRY(fv_order_rows(ctx, &p->order.order, &call->q, &p->call.q));
+    FV_TRY(fv_order_rows(ctx, &p->order.order, &call->k, &p->call.k));
+    return fv_order_rows(ctx, &p->order.order, &call->v, &p->call.v);
 }
 
 /* Block j of the columns of a level; j = key blocks: its last mean, if that is of fewer keys. */

@@ -1,6 +1,7 @@
 /* Token aggregation of CATANet: tokens sorted by the centre they are nearest to, attention within groups of the sorted
  * order, and to the centres.  arXiv 2503.06896. */
 #include "attention/sparse/core.h"
+#include "attention/sparse/order.h"
 
 struct tab {
     int64_t group, windows;
@@ -49,9 +50,9 @@ enum { CLUSTERS = 1 << 20 };
 
 /* The tokens in their order; place n of it, and, behind the last, of the keys. */
 struct layout {
-    int64_t group, places;  /* tokens of a group; places of keys */
-    fv_tensor order, place; /* [B,1,N] i32: the token at a place, the place of a token */
-    fv_tensor key;          /* [B,1,places] i32 */
+    int64_t group, places; /* tokens of a group; places of keys */
+    fv_order order;
+    fv_tensor key; /* [B,1,places] i32 */
 };
 
 /* The best score of each token [B,1,n,K] goes to its cluster [B,1,N]. */
@@ -115,20 +116,16 @@ static struct layout layout_of(const fv_call *call)
 
 static fv_status lay_out(fv_ctx *ctx, const fv_call *call, struct layout *l)
 {
-    int64_t B = call->batch, N = call->queries, bound, *start;
+    int64_t B = call->batch, N = call->queries, bound;
     fv_tensor cluster;
 
     *l = layout_of(call);
     FV_TRY(fv_tensor_new(ctx, &cluster, FV_I32, FV_DIMS(B, 1, N)));
-    FV_TRY(fv_tensor_new(ctx, &l->order, FV_I32, FV_DIMS(B, 1, N)));
-    FV_TRY(fv_tensor_new(ctx, &l->place, FV_I32, FV_DIMS(B, 1, N)));
     FV_TRY(fv_tensor_new(ctx, &l->key, FV_I32, FV_DIMS(B, 1, l->places)));
     FV_TRY(assign(ctx, call, &cluster, &bound));
-    FV_TRY(FV_SCRATCH(ctx, start, B * (fv_max(bound, N) + 1)));
-    FV_TRY(fv_sort_by_key(ctx, cluster.data, B, N, bound, l->order.data, start));
-    FV_TRY(fv_sort_by_key(ctx, l->order.data, B, N, N, l->place.data, start)); /* the inverse permutation */
+    FV_TRY(fv_order_by_key(ctx, cluster.data, B, 1, N, bound, &l->order, NULL));
     for (int64_t b = 0; b < B; b++) {
-        const int32_t *order = fv_at(&l->order, b, 0, 0, 0);
+        const int32_t *order = fv_at(&l->order.order, b, 0, 0, 0);
         for (int64_t t = 0; t < l->places; t++) {
             int64_t at = t % (2 * N); /* there and back again */
             *(int32_t *)fv_at(&l->key, b, 0, t, 0) = order[at < N ? at : 2 * N - 1 - at];
@@ -147,16 +144,6 @@ static fv_status lay_out_aside(fv_ctx *ctx, const fv_call *call, struct layout *
 }
 
 /* ---- the whole -------------------------------------------------------------------------------------------------- */
-
-/* Rows of x [B,H,N,C] in the order of `index` [B,1,R]. */
-static fv_status arrange(fv_ctx *ctx, const fv_tensor *x, const fv_tensor *index, fv_tensor *out)
-{
-    fv_tensor plain;
-
-    FV_TRY(fv_plain(ctx, x, &plain));
-    FV_TRY(fv_tensor_new(ctx, out, FV_F32, FV_DIMS(x->dims[0], x->dims[1], index->dims[2], x->dims[3])));
-    return fv_gather(ctx, &(fv_gather_args){.x = plain, .index = *index, .out = *out});
-}
 
 /* Groups of places that read their own and those behind it. */
 static fv_status list_groups(fv_ctx *ctx, const fv_call *call, const struct layout *l, fv_plan *plan)
@@ -183,13 +170,13 @@ static fv_status attend_groups(fv_ctx *ctx, const fv_call *call, const fv_tensor
 
     FV_TRY(lay_out_aside(ctx, call, &l));
     FV_TRY(list_groups(ctx, call, &l, &plan));
-    FV_TRY(arrange(ctx, &call->q, &l.order, &attend.q));
-    FV_TRY(arrange(ctx, &call->k, &l.key, &attend.k));
-    FV_TRY(arrange(ctx, &call->v, &l.key, &attend.v));
+    FV_TRY(fv_order_rows(ctx, &l.order.order, &call->q, &attend.q));
+    FV_TRY(fv_order_rows(ctx, &l.key, &call->k, &attend.k));
+    FV_TRY(fv_order_rows(ctx, &l.key, &call->v, &attend.v));
     FV_TRY(fv_tensor_new(ctx, &attend.o, FV_F32, 4, call->o.dims));
     FV_TRY(fv_count_pairs(ctx, call, &plan, l.places));
     FV_TRY(fv_attend(ctx, &attend));
-    return fv_gather(ctx, &(fv_gather_args){.x = attend.o, .index = l.place, .out = *o});
+    return fv_order_back(ctx, &l.order, &attend.o, o);
 }
 
 /* Rows of a centre's [H,K,C] for every batch; a copy, so that its gradient is a sum. */
@@ -229,7 +216,7 @@ static fv_status map(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs)
         &(fv_list_shape){
             .query_block = 1, .key_block = 1, .batches = call->batch, .queries = call->queries, .keys = call->keys}));
     for (int64_t row = 0; row < call->batch * call->queries; row++) {
-        int64_t b = row / call->queries, first = *(int32_t *)fv_at(&l.place, b, 0, row % call->queries, 0);
+        int64_t b = row / call->queries, first = *(int32_t *)fv_at(&l.order.place, b, 0, row % call->queries, 0);
         fv_lists_row(&lists);
         first -= first % l.group;
         for (int64_t t = first; t < fv_min(first + windows * l.group, l.places); t++)

@@ -2,6 +2,7 @@
  * cut through the scores of a whole head (or another scope) chooses.  arXiv 2506.23858. */
 #include "attention/sparse/core.h"
 #include "attention/sparse/moba.h"
+#include "attention/sparse/order.h"
 
 struct vmoba {
     int partition, select, scope;
@@ -98,26 +99,14 @@ static fv_status accept(fv_call *call)
     return FV_OK;
 }
 
-/* Tokens block by block: the token at a place, and the place of a token, [1,1,N] i32. */
-static fv_status lay_out(fv_ctx *ctx, const fv_call *call, fv_tensor *order, fv_tensor *place)
+/* Tokens block by block. */
+static fv_status lay_out(fv_ctx *ctx, const fv_call *call, fv_order *order)
 {
     const struct vmoba *o = call->options;
-    const int64_t *grid = o->grid.items;
-    int64_t tile[3], tokens;
+    int64_t tile[3];
 
     tile_of(o, tile);
-    tokens = tile[0] * tile[1] * tile[2];
-    FV_TRY(fv_tensor_new(ctx, order, FV_I32, FV_DIMS(1, 1, call->queries)));
-    FV_TRY(fv_tensor_new(ctx, place, FV_I32, FV_DIMS(1, 1, call->queries)));
-    for (int64_t t = 0, token = 0; t < grid[0]; t++)
-        for (int64_t y = 0; y < grid[1]; y++)
-            for (int64_t x = 0; x < grid[2]; x++, token++) {
-                int64_t block = (t / tile[0] * (grid[1] / tile[1]) + y / tile[1]) * (grid[2] / tile[2]) + x / tile[2];
-                int64_t within = (t % tile[0] * tile[1] + y % tile[1]) * tile[2] + x % tile[2];
-                ((int32_t *)place->data)[token] = (int32_t)(block * tokens + within);
-                ((int32_t *)order->data)[block * tokens + within] = (int32_t)token;
-            }
-    return FV_OK;
+    return fv_order_tiles(ctx, &o->grid, tile, call->queries, order);
 }
 
 /* ---- choice ----------------------------------------------------------------------------------------------------- */
@@ -153,13 +142,13 @@ static fv_status choose_aside(fv_ctx *ctx, const fv_call *call, fv_choice *choic
 /* ---- the whole -------------------------------------------------------------------------------------------------- */
 
 /* Queries and keys block by block; the call itself where they are. */
-static fv_status arrange(fv_ctx *ctx, const fv_call *call, fv_call *arranged, fv_tensor *order, fv_tensor *place)
+static fv_status arrange(fv_ctx *ctx, const fv_call *call, fv_call *arranged, fv_order *order)
 {
     *arranged = *call;
     if (partition_of(call->options) == PARTITION_1D) return FV_OK;
-    FV_TRY(lay_out(ctx, call, order, place));
-    FV_TRY(fv_arrange(ctx, &call->q, order, &arranged->q));
-    return fv_arrange(ctx, &call->k, order, &arranged->k);
+    FV_TRY(lay_out(ctx, call, order));
+    FV_TRY(fv_order_rows(ctx, &order->order, &call->q, &arranged->q));
+    return fv_order_rows(ctx, &order->order, &call->k, &arranged->k);
 }
 
 static struct moba as_moba(const fv_call *call)
@@ -185,22 +174,23 @@ static fv_status forward(fv_ctx *ctx, const fv_call *call)
     struct moba moba = as_moba(call);
     fv_call part;
     fv_choice choice;
-    fv_tensor order, place = {0};
+    fv_order order = {0};
 
     if (call->causal) {
         part = *call;
         part.options = &moba;
         return fv_mechanism_moba.forward(ctx, &part);
     }
-    FV_TRY(arrange(ctx, call, &part, &order, &place));
+    FV_TRY(arrange(ctx, call, &part, &order));
     FV_TRY(choose_aside(ctx, &part, &choice));
-    if (!fv_present(&place))
+    if (!fv_present(&order.place))
         return fv_choice_attend(ctx, call, &choice, true, &call->q, &call->k, &call->o, &call->lse);
-    FV_TRY(fv_arrange(ctx, &call->v, &order, &part.v));
+    FV_TRY(fv_order_rows(ctx, &order.order, &call->v, &part.v));
     FV_TRY(fv_tensor_new(ctx, &part.o, FV_F32, 4, call->o.dims));
     FV_TRY(fv_tensor_new(ctx, &part.lse, FV_F32, 3, call->o.dims));
     FV_TRY(fv_choice_attend(ctx, &part, &choice, true, &part.q, &part.k, &part.o, &part.lse));
-    return fv_put_back(ctx, &part.o, &part.lse, &place, &call->o, &call->lse);
+    if (fv_present(&call->lse)) FV_TRY(fv_order_back(ctx, &order, &part.lse, &call->lse));
+    return fv_order_back(ctx, &order, &part.o, &call->o);
 }
 
 static fv_status map(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs)
@@ -208,16 +198,16 @@ static fv_status map(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs)
     struct moba moba = as_moba(call);
     fv_call part;
     fv_choice choice;
-    fv_tensor order = {0}, place;
+    fv_order order = {0};
 
     if (call->causal) {
         part = *call;
         part.options = &moba;
         return fv_mechanism_moba.map(ctx, &part, pairs);
     }
-    FV_TRY(arrange(ctx, call, &part, &order, &place));
+    FV_TRY(arrange(ctx, call, &part, &order));
     FV_TRY(choose_aside(ctx, &part, &choice));
-    pairs->query_order = pairs->key_order = order.data;
+    pairs->query_order = pairs->key_order = order.order.data;
     return fv_choice_plan(ctx, &part, &choice, &pairs->plan);
 }
 
