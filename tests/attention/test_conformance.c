@@ -239,7 +239,7 @@ static bool is_stable(struct trial *t)
     t->sheet.k = t->k;
     t->sheet.v = t->v;
     t->sheet.selection = zeros(count, sizeof *chosen);
-    for (int round = 0; round < 8 && same; round++) {
+    for (int round = 0; round < 4 && same; round++) {
         for (int64_t i = 0; i < n_q; i++)
             t->q[i] = q[i] * (1 + 1e-5 * fv_random_normal(&random));
         for (int64_t i = 0; i < n_k; i++)
