@@ -24,14 +24,17 @@ policies=$(python3 -c 'import json; print(*[r["name"] for r in json.load(open("o
 expect list_policies_table 0 '' "$fovea" list policy
 grep -Eq '^sinkring +policy +cache ' out || fail list_policies_table "$(cat out)"
 
-for name in $names llama; do
+some() { # all of them, or under sanitizers, where each walks through the same code, a few
+    [ "${FOVEA_SANITIZED:-0}" = 0 ] && echo "$@" || echo "${@:1:5}"
+}
+for name in $(some $names) llama; do
     expect "show_$name" 0 '' "$fovea" show "$name" --json
     holds "show_${name}_fields" '{"options", "params", "formula", "cost", "paper", "name", "kind", "title", "sheet", "family", "traits"} == set(j) - {"also"}'
     holds "show_${name}_options" 'all({"name", "type", "default", "min", "max", "help"} <= set(o) and o["help"] for o in j["options"])'
     holds "show_${name}_params" 'all(set(p) == {"name", "shape", "help"} for p in j["params"])'
     expect "show_${name}_text" 0 '' "$fovea" show "$name"
 done
-for name in $policies; do # one that is also a mechanism has the policy under "also"
+for name in $(some $policies) blocktopk; do # one that is also a mechanism has the policy under "also"
     expect "show_${name}" 0 '' "$fovea" show "$name" --json
     holds "show_${name}_fields" '{"options", "params", "formula", "cost", "paper", "name", "kind", "title", "sheet", "family", "traits"} == set(j) - {"also"}'
     holds "show_${name}_policy" '[r["kind"] for r in [j] + j.get("also", [])].count("policy") == 1'
