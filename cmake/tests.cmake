@@ -24,7 +24,8 @@ foreach(source ${test_sources})
     # Tests replace the allocator to make it fail on demand.
     target_link_options(${name} PRIVATE -Wl,--wrap=aligned_alloc,--wrap=realloc)
     add_test(NAME ${name} COMMAND ${name})
-    set_tests_properties(${name} PROPERTIES TIMEOUT 900 LABELS "${labels}" ENVIRONMENT "CMOCKA_MESSAGE_OUTPUT=STDOUT")
+    set_tests_properties(${name} PROPERTIES TIMEOUT 900 LABELS "${labels}"
+                         ENVIRONMENT "CMOCKA_MESSAGE_OUTPUT=STDOUT;FOVEA_SANITIZED=$<BOOL:${FOVEA_SANITIZE}>")
 endforeach()
 
 # What the system may refuse, on demand.

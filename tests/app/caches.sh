@@ -27,8 +27,10 @@ holds sources 'sum(s < 0 for s in j["plan"]) <= j["changes_allowed"] == 3 + math
 holds gains '(abs(j["sum"] - sum(gains)) < 1e-6 and abs(j["min"] - min(gains)) < 1e-9 for gains in
     [[1 if s < 0 else j["overlap"][s][l] for l, s in enumerate(j["plan"])]]).__next__()'
 cp out by_flags
-expect layers_by_probe 0 '' "$fovea" inspect -m "$smollm" -f text --probe hylra:steps=3,keep="$b",recent=32,chunk=32,out=again.json --json
-cmp -s out by_flags && cmp -s again.json layers.json || fail layers_by_probe 'a verb and its probe differ'
+if [ "${FOVEA_SANITIZED:-0}" = 0 ]; then
+    expect layers_by_probe 0 '' "$fovea" inspect -m "$smollm" -f text --probe hylra:steps=3,keep="$b",recent=32,chunk=32,out=again.json --json
+    cmp -s out by_flags && cmp -s again.json layers.json || fail layers_by_probe 'a verb and its probe differ'
+fi
 expect too_short 1 'nothing would be left out' "$fovea" inspect hylra -m "$smollm" -f text --keep 4000 --out no.json
 absent no_plan no.json
 [ "${FOVEA_SANITIZED:-0}" = 0 ] && lengths=256,320 || lengths=320
@@ -100,9 +102,7 @@ policies="vattn sinkring:budget=$b sinkring:budget=$b,rope=cache h2o:budget=$b s
     shard:local=2 layer_plan:budget=$b moa:plan=spans.json,max_new=16 moa:plan=found.json,max_new=16
     gemfilter:budget=$b alisa:r=0.2 blocktopk:top=8 hylra:plan=layers.json,keep=$b,recent=32,activate_at=64"
 [ "${FOVEA_SANITIZED:-0}" = 0 ] || # the others walk through the same code
-    policies="vattn sinkring:budget=$b,rope=cache h2o:budget=$b compresskv:budget=$b,plan=heads.json
-    moa:plan=found.json,max_new=16 gemfilter:budget=$b alisa:r=0.2
-    hylra:plan=layers.json,keep=$b,recent=32,activate_at=64"
+    policies="vattn h2o:budget=$b compresskv:budget=$b,plan=heads.json moa:plan=found.json,max_new=16 alisa:r=0.2"
 for spec in $policies; do
     expect "$spec" 0 '' $call --cache "$spec" --kept kept.json
     holds "$spec in JSON" "j['cache'] == '$spec' and len(j['tokens']) == 4 and j['kv_bytes'] <= j['peak_kv_bytes'] and \\
