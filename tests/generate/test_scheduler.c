@@ -358,6 +358,8 @@ static void memory_has_a_limit(void **state)
 
     for (int i = 0; i < LIMITED * CONTEXT; i++)
         ids[i / CONTEXT][i % CONTEXT] = (int32_t)fv_random_below(&random, VOCABULARY);
+    for (int r = 0; r < LIMITED; r++)
+        ids[r][0] = r; /* no prompt begins as another one does */
     begin(&f, models[0], 2);
     for (size_t c = 0; c < sizeof caches / sizeof *caches; c++) {
         size_t limit;
