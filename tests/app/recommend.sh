@@ -3,7 +3,7 @@
 need_model "$smollm"
 need_model "$gemma"
 bytes=4000 score=16
-[ "${FOVEA_SANITIZED:-0}" = 0 ] || bytes=1200 score=4 # a hundred tokens a second
+[ "${FOVEA_SANITIZED:-0}" = 0 ] || bytes=2200 score=4 # a hundred tokens a second
 head -c "$bytes" "$source_dir/LICENSE" > 'the text'
 call="$fovea recommend -m $smollm --score $score"
 
