@@ -156,7 +156,7 @@ def prefill_rows(runs):
     for run in runs:
         spent = run["attention_seconds"]
         choosing = (run["score_seconds"] + run["select_seconds"]) / spent if spent else 0
-        yield (code(run["spec"]), f"{100 * run['density']:.0f} %", f"{run['prefill_tokens_per_second']:.0f}",
+        yield (code(run["spec"].removeprefix("attention=")), f"{100 * run['density']:.0f} %", f"{run['prefill_tokens_per_second']:.0f}",
                f"{run['prefill_tokens_per_second'] / dense['prefill_tokens_per_second']:.2f}", seconds(spent),
                f"{run['attention_speedup']:.2f}" if run is not dense else "1",
                f"{100 * choosing:.0f} %" if choosing else "–", number(run["kl"]), f"{run['top1']:.3f}")

@@ -29,6 +29,12 @@
 #define FLAG_PRECISION(at)                                                                                             \
     {.name = "precision", .kind = CLI_CHOICE, .offset = (at), .argument = "TYPE", .initial = "auto",                  \
      .choices = (const char *const[]){"auto", "f32", NULL}, .help = "f32 computes everything in f32 from the weights as stored"}
+#define FLAG_QUESTION(at)                                                                                              \
+    {.name = "prompt", .letter = 'p', .kind = CLI_TEXT, .offset = (at), .argument = "QUESTION",                       \
+     .help = "what to ask about it"}
+#define FLAG_SCORE(at, first)                                                                                          \
+    {.name = "score", .kind = CLI_INT, .offset = (at), .argument = "S", .initial = first, .min = 1, .max = 1 << 20,   \
+     .help = "tokens at the document's end that are fed one at a time and scored"}
 /* clang-format on */
 
 /* What FLAG_PRECISION's value says. */

@@ -367,7 +367,7 @@ static fv_status step(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call 
     fv_call token;
 
     FV_TRY(fv_ctx_check(ctx));
-    fv_call_cut(mechanism, call, t, 1, &token);
+    fv_call_cut(call, t, 1, &token);
     for (int i = 0; i < fv_param_count(mechanism); i++)
         token.param_out[i].data = NULL;
     if (t == 0 && mechanism->accept) FV_TRY(mechanism->accept(&token));

@@ -1,4 +1,4 @@
-/* Between the files of the framework. */
+/* Between the files of the framework, and for those who look at a call's pairs. */
 #ifndef FV_ATTENTION_INTERNAL_H
 #define FV_ATTENTION_INTERNAL_H
 
@@ -13,10 +13,6 @@ int fv_param_count(const fv_mechanism *mechanism);
 
 /* The place of a param in the descriptor's table; FV_E_USAGE with the nearest name. */
 fv_status fv_param_find(const fv_mechanism *mechanism, const char *name, int *index);
-
-/* The part of a causal call that computes queries from .. from+count-1, as a chunk of the sequence: keys end with the
- * last of them (of a recurrent mechanism they are the chunk's own). */
-void fv_call_cut(const fv_mechanism *mechanism, const fv_call *call, int64_t from, int64_t count, fv_call *part);
 
 int64_t fv_call_state_width(const fv_mechanism *mechanism, const fv_call *call);
 

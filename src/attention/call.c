@@ -302,8 +302,9 @@ fv_status fv_call_chunk(const fv_attention *attention, const fv_attention_args *
     return make(attention, args, true, call);
 }
 
-void fv_call_cut(const fv_mechanism *mechanism, const fv_call *call, int64_t from, int64_t count, fv_call *part)
+void fv_call_cut(const fv_call *call, int64_t from, int64_t count, fv_call *part)
 {
+    const fv_mechanism *mechanism = call->mechanism;
     bool recurrent = (mechanism->traits & FV_RECURRENT) && call->causal;
     int64_t keys = fv_clamp(call->offset + from + count, 0, call->keys);
     int64_t key_from = recurrent && from > 0 ? fv_clamp(call->offset + from, 0, call->keys) : 0;

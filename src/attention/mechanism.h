@@ -155,6 +155,7 @@ typedef struct fv_mechanism {
     fv_status (*forward)(fv_ctx *ctx, const fv_call *call);
     bool counts; /* forward adds the pairs it computes to call->pairs (fv_count_pairs), so that nothing is chosen twice
                   */
+    bool apart;  /* with counts: these are not just the pairs of its map (keys read as one, read twice, or masked) */
     /* With forward: the pairs behind --plan, unless FV_NO_MAP (plan->causal and offset are set), and flops and pairs
      * where they are not just those, and it does not count them itself. */
     fv_status (*map)(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs);
@@ -168,6 +169,10 @@ const fv_mechanism *fv_mechanism_find(const char *name); /* NULL: none */
 fv_status fv_mechanism_named(const char *name, const fv_mechanism **mechanism);
 
 /* ---- what mechanisms share --------------------------------------------------------------------------------------- */
+
+/* The part of a causal call that computes queries from .. from+count-1, as a chunk of the sequence: keys end with the
+ * last of them (of a recurrent mechanism they are the chunk's own). */
+void fv_call_cut(const fv_call *call, int64_t from, int64_t count, fv_call *part);
 
 /* The logits of a call: its scale, soft-cap and gain. */
 fv_logits fv_call_logits(const fv_call *call);

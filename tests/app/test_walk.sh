@@ -41,7 +41,7 @@ flags="-std=gnu17 -O1 -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-proto
 flags="$flags -Iinclude -Isrc -Itests -DFOVEA_SOURCE_DIR=\"$source\" -DFOVEA_BINARY_DIR=\"$build\""
 if nm "$build/libfovea_static.a" 2>/dev/null | grep __asan_init >/dev/null; then flags="$flags -fsanitize=address,undefined"; fi
 ${CC:-cc} $flags src/attention/local/$name.c src/attention/registry.c tests/sheets/*.c tests/support/support.c \
-    tests/support/cases.c tests/attention/test_conformance.c "$build/libfovea_static.a" -o walk \
+    tests/support/cases.c tests/support/trial.c tests/attention/test_conformance.c "$build/libfovea_static.a" -o walk \
     -Wl,--wrap=aligned_alloc,--wrap=realloc \
     $(pkg-config --libs cmocka libpcre2-8 jansson) -lpthread -lm
 CMOCKA_MESSAGE_OUTPUT=STDOUT ./walk '*' $name

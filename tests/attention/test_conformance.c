@@ -1,320 +1,11 @@
 /* Every mechanism keeps every promise of its traits, on every device: tests/support/cases.c has the calls, tests/sheets
  * the definitions.  No mechanism is named here. */
-#include "support/support.h"
+#include "support/trial.h"
 
 #include <float.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-
-#include "attention/mechanism.h"
-#include "sheets/sheets.h"
-#include "support/cases.h"
-
-enum { PARAMS = 8, OPTIONS = 16, VALUES = 8 };
-
-struct trial {
-    const conformance_case *c;
-    char what[256];
-    fv_ctx *ctx;
-    fv_attention *attention;
-    const fv_mechanism *mechanism;
-    bool decode; /* the sheet computes steps by their own rule */
-    float scale;
-    double sheet_scale;
-    fv_attention_args args;
-    fv_named_tensor param[PARAMS];
-    char names[PARAMS][32];
-    sheet_call sheet;
-    double *q, *k, *v, *data[PARAMS]; /* what the sheet reads */
-    sheet_param sheet_params[PARAMS];
-    sheet_option options[OPTIONS];
-    double values[OPTIONS][VALUES];
-    double tolerance;
-};
-
-static bool has(const struct trial *t, unsigned trait)
-{
-    return (t->mechanism->traits & trait) != 0;
-}
-
-/* ---- drawing a trial -------------------------------------------------------------------------------------------- */
-
-static double *doubled(const fv_tensor *t)
-{
-    int64_t count = fv_tensor_count(t);
-    double *out = calloc((size_t)fv_max(count, 1), sizeof *out);
-
-    assert_non_null(out);
-
-    for (int64_t i = 0; i < count; i++)
-        out[i] = t->dtype == FV_F32   ? ((const float *)t->data)[i]
-                 : t->dtype == FV_I32 ? ((const int32_t *)t->data)[i]
-                                      : ((const uint8_t *)t->data)[i];
-    return out;
-}
-
-/* Whole numbers below `bound`; ascending ones from 0 with `ascending`, and the last of them is then the bound. */
-static fv_tensor draw_integers(struct trial *t, fv_dtype dtype, int64_t bound, bool ascending, int rank,
-                               const int64_t *dims)
-{
-    fv_random random = fv_random_new(test_seed(), 76);
-    fv_tensor tensor;
-    int64_t count;
-
-    assert_ok(fv_tensor_new(t->ctx, &tensor, dtype, rank, dims));
-    count = fv_tensor_count(&tensor);
-    for (int64_t i = 0; i < count; i++) {
-        int64_t low = count > 1 ? i * bound / (count - 1) : 0, next = count > 1 ? (i + 1) * bound / (count - 1) : 1;
-        int64_t value = !ascending                 ? fv_random_below(&random, bound)
-                        : i == 0 || i == count - 1 ? low
-                                                   : low + fv_random_below(&random, fv_max(next - low, 1));
-        if (dtype == FV_I32)
-            ((int32_t *)tensor.data)[i] = (int32_t)value;
-        else
-            ((uint8_t *)tensor.data)[i] = (uint8_t)value;
-    }
-    return tensor;
-}
-
-/* Reads one "name=2x3" and draws it; "name=2x3<7": whole numbers below 7; "name=5^40": ascending ones from 0 to 40. */
-static const char *draw_param(struct trial *t, const char *text)
-{
-    int64_t dims[4], rank = 0, largest = 1;
-    int index = t->args.params++, length, place;
-    const fv_param *param = t->mechanism->params;
-    fv_tensor tensor;
-    bool absolute;
-
-    assert_int_equal(sscanf(text, "%31[^=]=%n", t->names[index], &length), 1);
-    text += length;
-    absolute = *text == '|';
-    for (place = 0; strcmp(param[place].name, t->names[index]) != 0; place++)
-        ;
-    for (text += absolute; *text && !strchr(" <^", *text); text += *text == 'x')
-        dims[rank++] = strtoll(text, (char **)&text, 10);
-    for (int64_t d = 0; d < rank; d++)
-        largest = fv_max(largest, dims[d]);
-    if (*text == '<' || *text == '^') {
-        bool ascending = *text == '^';
-        int64_t bound = strtoll(text + 1, (char **)&text, 10);
-        tensor = draw_integers(t, param[place].dtype, bound, ascending, (int)rank, dims);
-    } else {
-        tensor = test_random(t->ctx, 1 / sqrt((double)largest), (int)rank, dims); /* products keep their size */
-    }
-    for (int64_t i = 0; absolute && i < fv_tensor_count(&tensor); i++)
-        ((float *)tensor.data)[i] = fabsf(((float *)tensor.data)[i]);
-    t->param[index] = (fv_named_tensor){t->names[index], tensor};
-    t->data[index] = doubled(&tensor);
-    t->sheet_params[index] = (sheet_param){.name = t->names[index], .data = t->data[index], .rank = (int)rank};
-    memcpy(t->sheet_params[index].dims, dims, sizeof dims);
-    t->sheet.params = t->args.params;
-    return text + strspn(text, " ");
-}
-
-/* The sheet's view of the SPEC: numbers, and places in the list of choices. */
-static void read_options(struct trial *t)
-{
-    fv_spec spec;
-
-    assert_ok(fv_spec_parse(&spec, t->c->spec));
-    for (int i = 0; i < spec.count; i++) {
-        fv_assignment given = fv_spec_option(&spec, i);
-        const fv_option *option = t->mechanism->options;
-        while (strcmp(option->name, given.name) != 0)
-            option++;
-        t->options[i] = (sheet_option){.name = option->name, .values = t->values[i]};
-        if (option->type == FV_OPTION_ENUM) {
-            while (strcmp(option->choices[(int)t->values[i][0]], given.value) != 0)
-                t->values[i][0]++;
-            t->options[i].count = 1;
-        }
-        bool word = false;
-        for (int w = 0; option->type == FV_OPTION_LIST && option->choices && option->choices[w]; w++) {
-            if (strcmp(option->choices[w], given.value) != 0) continue;
-            t->values[i][t->options[i].count++] = -1 - w;
-            word = true;
-        }
-        for (const char *at = given.value; option->type != FV_OPTION_ENUM && !word && *at; at += *at != 0)
-            t->values[i][t->options[i].count++] = strtod(at, (char **)&at);
-    }
-    t->sheet.options = spec.count;
-    t->sheet.option = t->options;
-}
-
-static void sheet_run(struct trial *t)
-{
-    if (!sheet_find(t->mechanism->name)->forward(&t->sheet)) fail_msg("%s: the definition has no such call", t->what);
-}
-
-static void sheet_free(struct trial *t)
-{
-    free(t->q);
-    free(t->k);
-    free(t->v);
-    free(t->sheet.o);
-    free(t->sheet.lse);
-    free(t->sheet.map);
-    free(t->sheet.state);
-    free(t->sheet.selection);
-    for (int i = 0; i < t->sheet.params; i++)
-        free(t->data[i]);
-}
-
-static void *zeros(int64_t count, size_t size)
-{
-    void *memory = calloc((size_t)fv_max(count, 1), size);
-
-    assert_non_null(memory);
-    return memory;
-}
-
-static void draw_sheet(struct trial *t)
-{
-    const conformance_case *c = t->c;
-    int64_t rows = c->B * c->H * c->N;
-
-    t->q = doubled(&t->args.q);
-    t->k = doubled(&t->args.k);
-    t->v = doubled(&t->args.v);
-    t->sheet_scale = t->scale;
-    t->sheet = (sheet_call){.B = c->B,
-                            .H = c->H,
-                            .Hkv = c->Hkv,
-                            .N = c->N,
-                            .M = c->M,
-                            .D = c->D,
-                            .Dv = c->Dv,
-                            .causal = c->causal,
-                            .decode = t->decode,
-                            .q = t->q,
-                            .k = t->k,
-                            .v = t->v,
-                            .param = t->sheet_params,
-                            .scale = has(t, FV_NO_SCALE) ? NULL : &t->sheet_scale};
-    t->sheet.o = zeros(rows * c->Dv, sizeof(double));
-    if (!has(t, FV_NO_LSE)) t->sheet.lse = zeros(rows, sizeof(double));
-    if (!has(t, FV_NO_MAP)) t->sheet.map = zeros(rows * c->M, 1);
-    t->sheet.selection = zeros(rows * 128, sizeof(int64_t));
-}
-
-static void draw(struct trial *t)
-{
-    const conformance_case *c = t->c;
-    fv_call call;
-
-    sheet_free(t);
-    t->args = (fv_attention_args){.causal = c->causal, .param = t->param};
-    t->args.q = test_random(t->ctx, 1, FV_DIMS(c->B, c->H, c->N, c->D));
-    t->args.k = test_random(t->ctx, 1, FV_DIMS(c->B, c->Hkv, c->M, c->D));
-    t->args.v = test_random(t->ctx, 1, FV_DIMS(c->B, c->Hkv, c->M, c->Dv));
-    t->args.o = test_random(t->ctx, 1, FV_DIMS(c->B, c->H, c->N, c->Dv));
-    if (!has(t, FV_NO_LSE)) t->args.lse = test_random(t->ctx, 1, FV_DIMS(c->B, c->H, c->N));
-    t->scale = (float)(0.7 / sqrt((double)c->D));
-    if (!has(t, FV_NO_SCALE)) t->args.scale = &t->scale;
-    draw_sheet(t);
-    read_options(t);
-    for (const char *text = c->params; text && *text;)
-        text = draw_param(t, text);
-    if (fv_call_make(t->attention, &t->args, &call) != FV_OK) fail_msg("%s: %s", t->what, fv_error());
-    sheet_run(t);
-}
-
-/* Whether what is chosen would be the same from inputs that differ by far more than f32 rounds: a choice between near
- * equals may fall either way, and such inputs are drawn again. */
-static bool is_stable(struct trial *t)
-{
-    int64_t n_q = fv_tensor_count(&t->args.q), n_k = fv_tensor_count(&t->args.k), n_v = fv_tensor_count(&t->args.v),
-            count = t->c->B * t->c->H * t->c->N * 128;
-    int64_t *chosen = t->sheet.selection;
-    fv_random random = fv_random_new(test_seed(), 79);
-    double *q = t->q, *k = t->k, *v = t->v;
-    bool same = true;
-
-    if (t->mechanism->family != FV_CONTENT_SPARSE) return true;
-    t->q = zeros(n_q, sizeof *q);
-    t->k = zeros(n_k, sizeof *k);
-    t->v = zeros(n_v, sizeof *v);
-    t->sheet.q = t->q;
-    t->sheet.k = t->k;
-    t->sheet.v = t->v;
-    t->sheet.selection = zeros(count, sizeof *chosen);
-    for (int round = 0; round < 4 && same; round++) {
-        for (int64_t i = 0; i < n_q; i++)
-            t->q[i] = q[i] * (1 + 1e-5 * fv_random_normal(&random));
-        for (int64_t i = 0; i < n_k; i++)
-            t->k[i] = k[i] * (1 + 1e-5 * fv_random_normal(&random));
-        for (int64_t i = 0; i < n_v; i++)
-            t->v[i] = v[i] * (1 + 1e-5 * fv_random_normal(&random));
-        sheet_run(t);
-        same = memcmp(chosen, t->sheet.selection, (size_t)count * sizeof *chosen) == 0;
-    }
-    free(t->q);
-    free(t->k);
-    free(t->v);
-    free(t->sheet.selection);
-    t->sheet.q = t->q = q;
-    t->sheet.k = t->k = k;
-    t->sheet.v = t->v = v;
-    t->sheet.selection = chosen;
-    sheet_run(t);
-    return same;
-}
-
-static void draw_stable(struct trial *t)
-{
-    do
-        draw(t);
-    while (!is_stable(t));
-}
-
-/* Sums of up to M weights of up to D products each, every step rounded once; a few of them follow one another. */
-static double tolerance_of(const conformance_case *c)
-{
-    return 4 * FLT_EPSILON * (double)(c->M + c->D + c->Dv);
-}
-
-/* `test_conformance TEST SPEC` runs one test over the cases whose SPEC begins so. */
-static const char *only = "";
-
-/* Calls `check` for every case on every device. */
-static void for_all(void (*check)(struct trial *t), int threads)
-{
-    for (int d = 0; test_devices[d]; d++)
-        for (const conformance_case *c = conformance_cases; c->spec; c++) {
-            if (strncmp(c->spec, only, strlen(only)) != 0) continue;
-            struct trial t = {.c = c, .ctx = test_ctx(test_devices[d], threads), .tolerance = tolerance_of(c)};
-            snprintf(t.what, sizeof t.what, "%s on %s, N %d M %d%s%s%s", c->spec, fv_ctx_backend(t.ctx), (int)c->N,
-                     (int)c->M, c->causal ? ", causal" : "", c->params ? ", " : "", c->params ? c->params : "");
-            assert_ok(fv_attention_new(c->spec, &t.attention));
-            t.mechanism = fv_attention_mechanism(t.attention);
-            draw_stable(&t);
-            check(&t);
-            sheet_free(&t);
-            fv_attention_free(t.attention);
-            fv_ctx_free(t.ctx);
-        }
-}
-
-static fv_tensor scratch_like(struct trial *t, const fv_tensor *x)
-{
-    return test_random(t->ctx, 1, x->rank, x->dims);
-}
-
-#define CHECK_OK(t, expression)                                                                                        \
-    do {                                                                                                               \
-        fv_status check_status_ = (expression);                                                                        \
-        if (check_status_ != FV_OK) fail_msg("%s: %s", (t)->what, fv_error());                                         \
-    } while (0)
-
-/* Whether the call is causal, be it by nature, flag or option. */
-static bool is_causal(struct trial *t)
-{
-    fv_call call;
-
-    assert_ok(fv_call_make(t->attention, &t->args, &call));
-    return call.causal;
-}
 
 /* ---- the promises ----------------------------------------------------------------------------------------------- */
 
@@ -331,7 +22,7 @@ static void check_definition(struct trial *t)
 static void equals_its_definition(void **state)
 {
     (void)state;
-    for_all(check_definition, 2);
+    trial_for_all(check_definition, 2);
 }
 
 static void check_map(struct trial *t)
@@ -342,7 +33,7 @@ static void check_map(struct trial *t)
     int64_t pairs = 0, columns = t->c->N * t->c->M;
     double shares = 0; /* of pairs whose keys are read as one with others */
 
-    if (has(t, FV_NO_MAP)) {
+    if (trial_has(t, FV_NO_MAP)) {
         assert_fails(fv_attention_map(t->ctx, t->attention, &t->args, &map, &owned), FV_E_USAGE, t->mechanism->name);
         return;
     }
@@ -359,9 +50,10 @@ static void check_map(struct trial *t)
     }
     fv_release(owned);
     CHECK_OK(t, fv_attention_work(t->ctx, t->attention, &t->args, &work));
-    if (!t->mechanism->work && !t->mechanism->counts && shares == (double)pairs) assert_int_equal(work.pairs, pairs);
+    if (!t->mechanism->work && !t->mechanism->apart && work.pairs != pairs)
+        fail_msg("%s: %lld pairs shown, %lld counted", t->what, (long long)pairs, (long long)work.pairs);
     if (shares < (double)pairs) assert_true(work.pairs <= pairs);
-    if (t->mechanism->counts) shares /= 2; /* what is together may be masked: a token from itself, say */
+    if (t->mechanism->apart) shares /= 2; /* what is together may be masked: a token from itself, say */
     if ((double)work.pairs < shares - 1e-6 || !(work.flops > 0 || pairs == 0) || !(work.bytes > 0))
         fail_msg("%s: %lld pairs shown, %g at least computed: got %lld, %g flops, %g bytes", t->what, (long long)pairs,
                  shares, (long long)work.pairs, work.flops, work.bytes);
@@ -370,7 +62,7 @@ static void check_map(struct trial *t)
 static void shows_the_pairs_it_computes(void **state)
 {
     (void)state;
-    for_all(check_map, 2);
+    trial_for_all(check_map, 2);
 }
 
 /* The first row that a change at key `cut` may move. */
@@ -380,7 +72,7 @@ static int64_t moved_from(struct trial *t, int64_t cut)
     int64_t ahead = 1;
 
     assert_ok(fv_call_make(t->attention, &t->args, &call));
-    if (has(t, FV_BLOCK_CAUSAL)) ahead = t->mechanism->ahead(call.options);
+    if (trial_has(t, FV_BLOCK_CAUSAL)) ahead = t->mechanism->ahead(call.options);
     return ahead > 0 ? cut / ahead * ahead : 0;
 }
 
@@ -392,13 +84,13 @@ static void check_causality(struct trial *t)
     fv_random random = fv_random_new(test_seed(), 77);
     int64_t cut;
 
-    if (!is_causal(t) || c->M < 2) return;
+    if (!trial_is_causal(t) || c->M < 2) return;
     cut = 1 + fv_random_below(&random, c->M - 1); /* keys cut.. change */
     cut = moved_from(t, cut);
-    other.o = scratch_like(t, &t->args.o);
-    other.q = scratch_like(t, &t->args.q);
-    other.k = scratch_like(t, &t->args.k);
-    other.v = scratch_like(t, &t->args.v);
+    other.o = trial_like(t, &t->args.o);
+    other.q = trial_like(t, &t->args.q);
+    other.k = trial_like(t, &t->args.k);
+    other.v = trial_like(t, &t->args.v);
     for (int64_t row = 0; row < c->B * c->Hkv * cut; row++) {
         int64_t at = row / cut * c->M + row % cut;
         memcpy((float *)other.k.data + at * c->D, (float *)t->args.k.data + at * c->D, (size_t)c->D * sizeof(float));
@@ -422,7 +114,7 @@ static void check_causality(struct trial *t)
 static void is_causal_to_the_token(void **state)
 {
     (void)state;
-    for_all(check_causality, 1);
+    trial_for_all(check_causality, 1);
 }
 
 /* An empty state of a sequence. */
@@ -461,7 +153,7 @@ static fv_tensor with_noise(struct trial *t, const fv_tensor *x, int64_t from)
 static void run_chunks(struct trial *t, fv_random *random, bool with_state)
 {
     const conformance_case *c = t->c;
-    bool recurrent = has(t, FV_RECURRENT);
+    bool recurrent = trial_has(t, FV_RECURRENT);
     fv_attention_state state = new_state(t);
     fv_call whole;
 
@@ -491,7 +183,7 @@ static bool sees_ahead(struct trial *t)
     fv_call call;
 
     assert_ok(fv_call_make(t->attention, &t->args, &call));
-    return has(t, FV_BLOCK_CAUSAL) && !has(t, FV_OWN_DECODE) && t->mechanism->ahead(call.options) != 1;
+    return trial_has(t, FV_BLOCK_CAUSAL) && !trial_has(t, FV_OWN_DECODE) && t->mechanism->ahead(call.options) != 1;
 }
 
 static void check_decode(struct trial *t)
@@ -499,22 +191,22 @@ static void check_decode(struct trial *t)
     fv_random random = fv_random_new(test_seed(), 78);
     char what[300];
 
-    if (!is_causal(t) || t->c->no_decode || sees_ahead(t)) {
+    if (!trial_is_causal(t) || t->c->no_decode || sees_ahead(t)) {
         assert_fails(fv_attention_decode(t->ctx, t->attention, &t->args), FV_E_USAGE, "decoding");
         return;
     }
-    if (has(t, FV_OWN_DECODE)) {
+    if (trial_has(t, FV_OWN_DECODE)) {
         t->decode = true;
-        draw_stable(t);
-    } else if (!has(t, FV_DECODE_EXACT)) {
+        trial_draw(t);
+    } else if (!trial_has(t, FV_DECODE_EXACT)) {
         return;
     }
     snprintf(what, sizeof what, "decode of %s", t->what);
     CHECK_OK(t, fv_attention_decode(t->ctx, t->attention, &t->args));
     test_close(what, &t->args.o, t->sheet.o, t->tolerance);
     if (t->sheet.lse) test_close(what, &t->args.lse, t->sheet.lse, t->tolerance);
-    if (t->c->params || has(t, FV_OWN_DECODE) || (has(t, FV_RECURRENT) && t->c->N != t->c->M)) return;
-    for (int with_state = has(t, FV_RECURRENT | FV_NEEDS_KEPT); with_state < 2; with_state++) {
+    if (t->c->params || trial_has(t, FV_OWN_DECODE) || (trial_has(t, FV_RECURRENT) && t->c->N != t->c->M)) return;
+    for (int with_state = trial_has(t, FV_RECURRENT | FV_NEEDS_KEPT); with_state < 2; with_state++) {
         snprintf(what, sizeof what, "chunks of %s, %s", t->what, with_state ? "with a state" : "without");
         memset(t->args.o.data, 0, (size_t)fv_tensor_count(&t->args.o) * sizeof(float));
         run_chunks(t, &random, with_state);
@@ -525,7 +217,7 @@ static void check_decode(struct trial *t)
 static void decodes_and_prefills_in_chunks_alike(void **state)
 {
     (void)state;
-    for_all(check_decode, 2);
+    trial_for_all(check_decode, 2);
 }
 
 /* A state that it writes is that of the definition, after prefill and after decoding. */
@@ -541,8 +233,8 @@ static void check_state(struct trial *t)
     if (!param || !param->name) return;
     t->args.params_out = 1;
     t->args.param_out = &out;
-    t->sheet.state = zeros(fv_tensor_count(&last), sizeof(double));
-    sheet_run(t);
+    t->sheet.state = trial_zeros(fv_tensor_count(&last), sizeof(double));
+    trial_define(t);
     CHECK_OK(t, fv_attention_forward(t->ctx, t->attention, &t->args));
     test_close(t->what, &last, t->sheet.state, t->tolerance);
     memset(last.data, 0, (size_t)fv_tensor_count(&last) * sizeof(float));
@@ -553,7 +245,7 @@ static void check_state(struct trial *t)
 static void writes_its_state(void **state)
 {
     (void)state;
-    for_all(check_state, 2);
+    trial_for_all(check_state, 2);
 }
 
 /* o(2 v1 - 3 v2) = 2 o(v1) - 3 o(v2) */
@@ -563,17 +255,17 @@ static void check_linearity(struct trial *t)
     int64_t count = fv_tensor_count(&t->args.v);
     double *expected;
 
-    if (!has(t, FV_LINEAR_IN_V) || t->c->params) return;
-    second.v = scratch_like(t, &t->args.v);
-    sum.v = scratch_like(t, &t->args.v);
+    if (!trial_has(t, FV_LINEAR_IN_V) || t->c->params) return;
+    second.v = trial_like(t, &t->args.v);
+    sum.v = trial_like(t, &t->args.v);
     for (int64_t i = 0; i < count; i++)
         ((float *)sum.v.data)[i] = 2 * ((float *)t->args.v.data)[i] - 3 * ((float *)second.v.data)[i];
-    second.o = scratch_like(t, &t->args.o);
-    sum.o = scratch_like(t, &t->args.o);
+    second.o = trial_like(t, &t->args.o);
+    sum.o = trial_like(t, &t->args.o);
     CHECK_OK(t, fv_attention_forward(t->ctx, t->attention, &t->args));
     CHECK_OK(t, fv_attention_forward(t->ctx, t->attention, &second));
     CHECK_OK(t, fv_attention_forward(t->ctx, t->attention, &sum));
-    expected = doubled(&t->args.o);
+    expected = trial_doubled(&t->args.o);
     for (int64_t i = 0; i < fv_tensor_count(&sum.o); i++)
         expected[i] = 2 * expected[i] - 3 * (double)((float *)second.o.data)[i];
     test_close(t->what, &sum.o, expected, 5 * t->tolerance); /* the sum of coefficients */
@@ -583,7 +275,7 @@ static void check_linearity(struct trial *t)
 static void is_linear_in_v(void **state)
 {
     (void)state;
-    for_all(check_linearity, 1);
+    trial_for_all(check_linearity, 1);
 }
 
 static void check_sums(struct trial *t)
@@ -591,13 +283,13 @@ static void check_sums(struct trial *t)
     const conformance_case *c = t->c;
     double *expected;
 
-    if (!has(t, FV_ROWS_SUM_TO_ONE) || c->params) return;
+    if (!trial_has(t, FV_ROWS_SUM_TO_ONE) || c->params) return;
     for (int64_t i = 0; i < fv_tensor_count(&t->args.v); i++)
         ((float *)t->args.v.data)[i] = 1;
     CHECK_OK(t, fv_attention_forward(t->ctx, t->attention, &t->args));
-    expected = zeros(fv_tensor_count(&t->args.o), sizeof *expected);
+    expected = trial_zeros(fv_tensor_count(&t->args.o), sizeof *expected);
     for (int64_t i = 0; i < fv_tensor_count(&t->args.o); i++) { /* 0 where a row sees nothing */
-        expected[i] = is_causal(t) && i / c->Dv % c->N + c->M - c->N < 0 ? 0 : 1;
+        expected[i] = trial_is_causal(t) && i / c->Dv % c->N + c->M - c->N < 0 ? 0 : 1;
         if (t->sheet.lse && t->sheet.lse[i / c->Dv] == -INFINITY) expected[i] = 0;
     }
     test_close(t->what, &t->args.o, expected, t->tolerance);
@@ -607,7 +299,7 @@ static void check_sums(struct trial *t)
 static void rows_sum_to_one(void **state)
 {
     (void)state;
-    for_all(check_sums, 1);
+    trial_for_all(check_sums, 1);
 }
 
 /* ---- gradients -------------------------------------------------------------------------------------------------- */
@@ -618,7 +310,7 @@ static void slopes(struct trial *t, double *x, const double *u, int64_t count, c
 {
     const double step = 1e-5;
     int64_t outputs = t->c->B * t->c->H * t->c->N * t->c->Dv;
-    double *kept = zeros(count, sizeof *kept), at[3];
+    double *kept = trial_zeros(count, sizeof *kept), at[3];
 
     memcpy(kept, x, (size_t)count * sizeof *kept);
     t->sheet.frozen = true; /* what was chosen is constant */
@@ -626,7 +318,7 @@ static void slopes(struct trial *t, double *x, const double *u, int64_t count, c
     for (int side = 0; side < 3; side++) {
         for (int64_t i = 0; i < count; i++)
             x[i] = kept[i] + (side - 1) * step * u[i];
-        sheet_run(t);
+        trial_define(t);
         at[side] = sheet_dot(d_o, t->sheet.o, outputs);
     }
     memcpy(x, kept, (size_t)count * sizeof *kept);
@@ -639,8 +331,8 @@ static void slopes(struct trial *t, double *x, const double *u, int64_t count, c
 static void check_gradient(struct trial *t, const char *name, double *x, const fv_tensor *gradient, const double *d_o)
 {
     int64_t count = fv_tensor_count(gradient);
-    fv_tensor direction = scratch_like(t, gradient);
-    double *u = doubled(&direction), *g = doubled(gradient), side[2], got, low, high, size = 0, tolerance;
+    fv_tensor direction = trial_like(t, gradient);
+    double *u = trial_doubled(&direction), *g = trial_doubled(gradient), side[2], got, low, high, size = 0, tolerance;
 
     got = sheet_dot(g, u, count);
     slopes(t, x, u, count, d_o, side);
@@ -667,18 +359,18 @@ static bool is_fixed(struct trial *t, const char *name)
 
 static void check_gradients(struct trial *t)
 {
-    fv_attention_grads grads = {.d_o = scratch_like(t, &t->args.o),
-                                .d_q = scratch_like(t, &t->args.q),
-                                .d_k = scratch_like(t, &t->args.k),
-                                .d_v = scratch_like(t, &t->args.v),
+    fv_attention_grads grads = {.d_o = trial_like(t, &t->args.o),
+                                .d_q = trial_like(t, &t->args.q),
+                                .d_k = trial_like(t, &t->args.k),
+                                .d_v = trial_like(t, &t->args.v),
                                 .params = 0};
-    fv_named_tensor d_param[PARAMS];
-    double *d_o = doubled(&grads.d_o);
+    fv_named_tensor d_param[TRIAL_PARAMS];
+    double *d_o = trial_doubled(&grads.d_o);
 
-    if (has(t, FV_DIFFERENTIABLE)) {
+    if (trial_has(t, FV_DIFFERENTIABLE)) {
         for (int i = 0; i < t->args.params; i++)
             if (!is_fixed(t, t->names[i]))
-                d_param[grads.params++] = (fv_named_tensor){t->names[i], scratch_like(t, &t->param[i].tensor)};
+                d_param[grads.params++] = (fv_named_tensor){t->names[i], trial_like(t, &t->param[i].tensor)};
         grads.d_param = d_param;
         CHECK_OK(t, fv_attention_backward(t->ctx, t->attention, &t->args, &grads));
         test_close(t->what, &t->args.o, t->sheet.o, t->tolerance); /* o is written too */
@@ -702,21 +394,21 @@ static void check_gradients(struct trial *t)
 static void has_the_gradients_of_its_definition(void **state)
 {
     (void)state;
-    for_all(check_gradients, 2);
+    trial_for_all(check_gradients, 2);
 }
 
 /* ---- threads, failures ------------------------------------------------------------------------------------------ */
 
 static void check_bits(struct trial *t)
 {
-    fv_attention_grads grads = {.d_o = scratch_like(t, &t->args.o), .d_k = scratch_like(t, &t->args.k)};
-    fv_tensor first_o = scratch_like(t, &t->args.o), first_k = scratch_like(t, &t->args.k);
+    fv_attention_grads grads = {.d_o = trial_like(t, &t->args.o), .d_k = trial_like(t, &t->args.k)};
+    fv_tensor first_o = trial_like(t, &t->args.o), first_k = trial_like(t, &t->args.k);
     const int threads[] = {1, 1, 2, 3};
 
     for (int run = 0; run < 4; run++) {
         fv_ctx *ctx = test_ctx(strcmp(fv_ctx_backend(t->ctx), "ref") == 0 ? "ref" : "cpu", threads[run]);
         CHECK_OK(t, fv_attention_forward(ctx, t->attention, &t->args));
-        if (has(t, FV_DIFFERENTIABLE)) CHECK_OK(t, fv_attention_backward(ctx, t->attention, &t->args, &grads));
+        if (trial_has(t, FV_DIFFERENTIABLE)) CHECK_OK(t, fv_attention_backward(ctx, t->attention, &t->args, &grads));
         fv_ctx_free(ctx);
         size_t o_bytes = (size_t)fv_tensor_count(&first_o) * sizeof(float);
         size_t k_bytes = (size_t)fv_tensor_count(&first_k) * sizeof(float);
@@ -732,7 +424,7 @@ static void check_bits(struct trial *t)
 static void gives_the_same_bits_with_any_threads(void **state)
 {
     (void)state;
-    for_all(check_bits, 1);
+    trial_for_all(check_bits, 1);
 }
 
 /* With every allocation in turn failing, a call fails with a sentence or is done; it neither crashes nor leaks. */
@@ -756,7 +448,7 @@ static void check_memory(struct trial *t)
 static void survives_want_of_memory(void **state)
 {
     (void)state;
-    for_all(check_memory, 1);
+    trial_for_all(check_memory, 1);
 }
 
 static void every_mechanism_has_cases_and_a_definition(void **state)
@@ -792,6 +484,6 @@ int main(int argc, char **argv)
     };
 
     if (argc > 1) cmocka_set_test_filter(argv[1]);
-    if (argc > 2) only = argv[2];
+    if (argc > 2) trial_only = argv[2]; /* over the cases whose SPEC begins so */
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

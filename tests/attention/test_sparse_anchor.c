@@ -3,7 +3,7 @@
 #include <string.h>
 
 #include "attention/mechanism.h"
-#include "support/support.h"
+#include "support/specs.h"
 
 /* A call of tensors of its own: four query heads, one key head. */
 struct sample {
@@ -24,14 +24,7 @@ static struct sample draw(const char *device, int64_t N, int64_t D)
 
 static fv_tensor forward(struct sample *s, const char *spec)
 {
-    fv_attention *attention;
-    fv_attention_args args = s->args;
-
-    assert_ok(fv_attention_new(spec, &attention));
-    assert_ok(fv_tensor_new(s->ctx, &args.o, FV_F32, 4, args.q.dims));
-    assert_ok(fv_attention_forward(s->ctx, attention, &args));
-    fv_attention_free(attention);
-    return args.o;
+    return test_specs_forward(s->ctx, spec, &s->args);
 }
 
 /* Visible pairs [1,H,N,N]; fv_release them. */
@@ -53,10 +46,7 @@ static uint8_t *pairs_of(struct sample *s, const char *spec)
 /* The same sums in another order: of up to 2500 weights, each with an error of 16 products, 4 eps (2500 + 16 + 16). */
 static void expect_equal(const char *what, const fv_tensor *got, const fv_tensor *expected)
 {
-    for (int64_t i = 0; i < fv_tensor_count(got); i++) {
-        float a = ((const float *)got->data)[i], b = ((const float *)expected->data)[i];
-        if (!(fabsf(a - b) <= 1.3e-3f)) fail_msg("%s: o[%d]: expected %.9g, got %.9g", what, (int)i, b, a);
-    }
+    test_specs_close(what, got, expected, 1.3e-3);
 }
 
 #define PRINTED 5.1e-5 /* four decimals */

@@ -9,7 +9,7 @@
 #include "attention/mechanism.h"
 #include "attention/sparse/dhsa.h"
 #include "sheets/sheets.h"
-#include "support/support.h"
+#include "support/specs.h"
 
 enum { MOST = 12 };
 
@@ -47,15 +47,8 @@ static fv_tensor integers(struct sample *s, int count, const int32_t *items)
 
 static fv_tensor forward(struct sample *s, const char *spec)
 {
-    fv_attention *attention;
-    fv_attention_args args = s->args;
-
-    args.param = s->param;
-    assert_ok(fv_attention_new(spec, &attention));
-    assert_ok(fv_tensor_new(s->ctx, &args.o, FV_F32, 4, args.q.dims));
-    assert_ok(fv_attention_forward(s->ctx, attention, &args));
-    fv_attention_free(attention);
-    return args.o;
+    s->args.param = s->param; /* the sample may have been moved */
+    return test_specs_forward(s->ctx, spec, &s->args);
 }
 
 /* The keys that query i sees, all heads alike: "0 1 3 ". */
@@ -83,11 +76,7 @@ static void expect_seen(struct sample *s, const char *spec, int64_t i, const cha
 /* 4 eps (M + D + Dv), as everywhere; M is up to 2048. */
 static void expect_equal(const char *what, const fv_tensor *got, const fv_tensor *expected)
 {
-    for (int64_t i = 0; i < fv_tensor_count(got); i++) {
-        float a = ((const float *)got->data)[i], b = ((const float *)expected->data)[i];
-        if (!(fabsf(a - b) <= 4 * FLT_EPSILON * 2080))
-            fail_msg("%s: o[%d]: expected %.9g, got %.9g", what, (int)i, b, a);
-    }
+    test_specs_close(what, got, expected, 4 * FLT_EPSILON * 2080);
 }
 
 /* ---- boundaries -------------------------------------------------------------------------------------------------- */

@@ -33,6 +33,17 @@ void test_specs_refused(fv_ctx *ctx, const char *spec, const fv_attention_args *
     assert_fails(status, expected, words);
 }
 
+fv_tensor test_specs_forward(fv_ctx *ctx, const char *spec, const fv_attention_args *args)
+{
+    fv_attention_args own = *args;
+
+    own.lse = (fv_tensor){0};
+    assert_ok(fv_tensor_new(ctx, &own.o, FV_F32,
+                            FV_DIMS(args->q.dims[0], args->q.dims[1], args->q.dims[2], args->v.dims[3])));
+    test_specs_run(ctx, spec, &own);
+    return own.o;
+}
+
 static void expect_equal(const char *what, const fv_tensor *got, const fv_tensor *expected, double shift,
                          double tolerance)
 {
@@ -41,6 +52,11 @@ static void expect_equal(const char *what, const fv_tensor *got, const fv_tensor
         if (!(fabs(a - b) <= tolerance * fmax(1, fabs(b))) && a != b)
             fail_msg("%s: number %d: expected %.9g, got %.9g", what, (int)i, b, a);
     }
+}
+
+void test_specs_close(const char *what, const fv_tensor *got, const fv_tensor *expected, double tolerance)
+{
+    expect_equal(what, got, expected, 0, tolerance);
 }
 
 void test_specs_equal(fv_ctx *ctx, const char *spec, const char *other, const fv_attention_args *args, double shift,

@@ -13,6 +13,11 @@ void test_specs_run(fv_ctx *ctx, const char *spec, const fv_attention_args *args
 void test_specs_refused(fv_ctx *ctx, const char *spec, const fv_attention_args *args, fv_status expected,
                         const char *words);
 
+/* What `spec` makes of args, without lse, in scratch memory. */
+fv_tensor test_specs_forward(fv_ctx *ctx, const char *spec, const fv_attention_args *args);
+/* Every number is within tolerance * max(1, |expected|), or the same. */
+void test_specs_close(const char *what, const fv_tensor *got, const fv_tensor *expected, double tolerance);
+
 /* Both SPECs give the same o, and lse if args have one; lse of the second is `shift` larger. */
 void test_specs_equal(fv_ctx *ctx, const char *spec, const char *other, const fv_attention_args *args, double shift,
                       double tolerance);

@@ -263,5 +263,6 @@ const fv_mechanism fv_mechanism_anchor = {
     .ahead = group_of,
     .forward = forward,
     .counts = true,
+    .apart = true,
     .map = map,
 };

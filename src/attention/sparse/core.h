@@ -1,4 +1,5 @@
-/* What mechanisms that choose by content share: pool -> score -> select (+ forced) -> lists -> attend -> merge. */
+/* What mechanisms that choose by content share: pool -> score -> select (+ forced) -> lists -> attend -> merge.  Parts,
+ * pools, scores and blocks of queries stand in core.c, the rest in choice.c, cut.c, keys.c, spans.c and lifetimes.c. */
 #ifndef FV_SPARSE_CORE_H
 #define FV_SPARSE_CORE_H
 

@@ -266,5 +266,6 @@ const fv_mechanism fv_mechanism_corecontext = {
     .kept = kept,
     .forward = forward,
     .counts = true,
+    .apart = true,
     .map = map,
 };

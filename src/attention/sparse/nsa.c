@@ -427,5 +427,6 @@ const fv_mechanism fv_mechanism_nsa = {
     .kept = kept,
     .forward = forward,
     .counts = true,
+    .apart = true,
     .map = map,
 };

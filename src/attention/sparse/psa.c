@@ -334,5 +334,6 @@ const fv_mechanism fv_mechanism_psa = {
     .ahead = ahead,
     .forward = forward,
     .counts = true,
+    .apart = true,
     .map = map,
 };

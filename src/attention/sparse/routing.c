@@ -467,5 +467,6 @@ const fv_mechanism fv_mechanism_routing = {
     .kept = kept,
     .forward = forward,
     .counts = true,
+    .apart = true,
     .map = map,
 };

@@ -257,5 +257,6 @@ const fv_mechanism fv_mechanism_superlinear = {
     .check = check,
     .forward = forward,
     .counts = true,
+    .apart = true,
     .map = map,
 };

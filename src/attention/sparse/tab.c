@@ -242,5 +242,6 @@ const fv_mechanism fv_mechanism_tab = {
     .accept = accept,
     .forward = forward,
     .counts = true,
+    .apart = true,
     .map = map,
 };
