@@ -2,7 +2,6 @@
 #include "support/plans.h"
 
 #include <stdio.h>
-#include <time.h>
 
 #include "ops/plan.h"
 
@@ -302,13 +301,12 @@ static void grids_have_the_windows_of_the_paper(void **state)
             assert_int_equal(fv_plan_sees(&plan, 1, 0, 0, i, j), j >= causal[i][0] && j < causal[i][1]);
 }
 
-/* Counting must not walk over the pairs of a long sequence. */
+/* Counting must not walk over the pairs of a long sequence: of this one it would take days. */
 static void long_plans_are_counted_from_their_intervals(void **state)
 {
-    int64_t N = 30000, pairs, sum = 0;
+    int64_t N = 3000000, pairs, sum = 0;
     fv_plan causal = {.causal = true}, window = {.causal = true, .window = {.sink = 4, .window = 1000}};
     fv_ctx *ctx = test_ctx("ref", 1);
-    clock_t start = clock();
     (void)state;
 
     assert_ok(fv_plan_pairs(ctx, &causal, 2, 3, N, N, &pairs));
@@ -319,8 +317,6 @@ static void long_plans_are_counted_from_their_intervals(void **state)
     assert_int_equal(pairs, sum);
     assert_ok(fv_plan_pairs(ctx, NULL, 2, 3, N, N, &pairs));
     assert_int_equal(pairs, 6 * N * N);
-    printf("three counts over 30000 x 30000: %.2f ms\n", 1e3 * (double)(clock() - start) / CLOCKS_PER_SEC);
-    assert_true(clock() - start < CLOCKS_PER_SEC); /* 900 million predicate calls take several seconds */
     fv_ctx_free(ctx);
 }
 
