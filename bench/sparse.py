@@ -4,13 +4,14 @@
     bench/sparse.py [PART]... [--quick] [--out FILE.md] [--only NAME,..]
 
     prefill   fovea compare: speed of a prompt and of attention, distance from dense, with llama.cpp in the same run
-    needle    facts hidden at several lengths and depths
+    needle    facts hidden at several lengths and depths; needle_as_is: without --dense-last
     recall    share of the true attention mass that each mechanism reads, by density
 
 Prose is the Debian Administrator's Handbook (package debian-handbook, Raphael Hertzog and Roland Mas; GPL-2+ or
 CC-BY-SA-3.0), whose English HTML is fetched with `apt-get download` and stripped of markup and listings. Pieces are from
 its middle. Speeds are of runs that took turns; on a busy machine only their ratios mean anything. --only keeps to
-mechanisms of these names; --no-peer leaves llama.cpp out.
+mechanisms of these names, --model to one model, --lengths to these numbers of
+tokens; --no-peer leaves llama.cpp out.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from cache_lab import Lab, code, number, say, table
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 MODELS = {"SmolLM2-135M": "SmolLM2-135M-Instruct.Q4_1.gguf", "Gemma 3 270M": "gemma-3-270m-q4_k_m.gguf"}
+LAST = 64  # tokens at the prompt's end that read everything: the question
 LENGTHS = {"SmolLM2-135M": [7000], "Gemma 3 270M": [16000, 30000]}
 
 # Set-ups by model: SmolLM2's first layers stay dense; of Gemma 3 those with a window of their own keep it.
@@ -143,7 +145,13 @@ def specs_of(arguments, model):
     return [spec for spec in SPECS[model] if not wanted or spec.split("/")[-1].split(":")[0] in wanted]
 
 
+def models_of(arguments):
+    return [model for model in MODELS if not arguments.model or arguments.model in model]
+
+
 def lengths_of(arguments, model):
+    if arguments.lengths:
+        return [int(length) for length in arguments.lengths.split(",")]
     return [2000] if arguments.quick else LENGTHS[model]
 
 
@@ -166,7 +174,7 @@ def prefill(arguments, folder):
     """Each set-up, dense and llama.cpp read the same number of tokens."""
     parts = []
     peer = None if arguments.no_peer else peers.Lab(os.path.abspath(arguments.venv), not arguments.no_install)
-    for model in MODELS:
+    for model in models_of(arguments):
         for tokens in lengths_of(arguments, model):
             lab = lab_of(arguments, model, folder)
             path = lab.piece("handbook", tokens)
@@ -175,7 +183,8 @@ def prefill(arguments, folder):
                 theirs = [peer.run("llama_model", model=lab.model, tokens=tokens, threads=arguments.threads,
                                    generate=1)["prefill"] for _ in range(1 if arguments.quick else 2)]
             words = [word for spec in specs_of(arguments, model) for word in ("--with", f"attention={spec}")]
-            report = lab.json("compare", "-m", lab.model, "-f", path, "--raw", "--score", 128, "-n", 1, *words)
+            report = lab.json("compare", "-m", lab.model, "-f", path, "--raw", "--score", 128, "-n", 1,
+                              "--dense-last", LAST, *words)
             rows = list(prefill_rows(report["runs"]))
             note = f"llama.cpp reads {statistics.median(theirs):.0f} tokens/s in the same run" if theirs else \
                 "llama.cpp was not measured"
@@ -189,31 +198,39 @@ def prefill(arguments, folder):
     return "\n\n".join(parts)
 
 
-def needle(arguments, folder):
+def needle(arguments, folder, last=LAST):
     """Facts found at lengths and depths."""
     parts = []
-    for model in MODELS:
+    for model in models_of(arguments):
         lengths = lengths_of(arguments, model)
-        if not arguments.quick:
+        if not arguments.quick and not arguments.lengths:
             lengths = sorted({4000, *lengths})
         depths = [50] if arguments.quick else [5, 20, 35, 50, 65, 80, 95]
         lab, rows = lab_of(arguments, model, folder), []
         for spec in ["dense", *specs_of(arguments, model)]:
-            report = lab.json("eval", "needle", "-m", lab.model, "-f", lab.piece("handbook", max(lengths)), "--lengths",
-                              ",".join(map(str, lengths)), "--depths", ",".join(map(str, depths)), "--attention", spec)
-            cells = {(row["length"], row["depth"]): row["score"] for row in report["rows"]}
+            cells = {}
+            for length in lengths:
+                report = lab.json("eval", "needle", "-m", lab.model, "-f", lab.piece("handbook", length), "--lengths",
+                                  length, "--depths", ",".join(map(str, depths)), "--attention", spec, "--dense-last",
+                                  last)
+                cells.update({(length, row["depth"]): row["score"] for row in report["rows"]})
+                say(f"  {model}, {length}: {sum(row['score'] for row in report['rows']):g} under {spec}")
             rows.append((code(spec), *(" ".join(f"{cells[length, depth]:g}" for depth in depths) for length in lengths),
                          f"{sum(cells.values()):g} of {len(cells)}"))
-            say(f"  {model}: {rows[-1][-1]} under {spec}")
         parts.append(f"### {model}\n\nDepths {', '.join(map(str, depths))} %, in this order.\n\n" + table(
             ("set-up", *(f"{length} tokens" for length in lengths), "found"), rows))
     return "\n\n".join(parts)
 
 
+def needle_as_is(arguments, folder):
+    """The same where the last tokens read no more than the others."""
+    return needle(arguments, folder, 0)
+
+
 def recall(arguments, folder):
     """Mass inside each plan, averaged over layers."""
     parts = []
-    for model in MODELS:
+    for model in models_of(arguments):
         lab = lab_of(arguments, model, folder)
         report = lab.json("eval", "recall", "-m", lab.model, "-f", lab.piece("handbook", 2000 if arguments.quick else 4000))
         found = {}
@@ -228,7 +245,7 @@ def recall(arguments, folder):
 
 # ---- all of it -------------------------------------------------------------------------------------------------------
 
-PARTS = {function.__name__: function for function in (prefill, needle, recall)}
+PARTS = {function.__name__: function for function in (prefill, needle, needle_as_is, recall)}
 
 
 def main():
@@ -236,6 +253,8 @@ def main():
     parser.add_argument("part", nargs="*", metavar="|".join(PARTS))
     parser.add_argument("--quick", action="store_true", help="2000 tokens, one depth: to see that all of it runs")
     parser.add_argument("--only", metavar="NAME,..", help="mechanisms to try (all)")
+    parser.add_argument("--model", metavar="WORD", help="the model whose name holds it (all)")
+    parser.add_argument("--lengths", metavar="N,..", help="tokens of the texts")
     parser.add_argument("--no-peer", action="store_true", help="leave llama.cpp out")
     parser.add_argument("--out", metavar="FILE", help="Markdown goes there (otherwise to standard output)")
     parser.add_argument("--text", default=tempfile.gettempdir(), metavar="FOLDER", help="where the prose is kept")

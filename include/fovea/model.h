@@ -86,6 +86,9 @@ typedef struct fv_session_options {
     fv_precision precision; /* AUTO or F32 */
     int64_t chunk;          /* tokens in a prefill step; 0: chosen */
     const char *cache;      /* SPEC or layer plan of cache policies; NULL: full, rows of f16 */
+    int64_t dense_last;     /* tokens at the end of each prompt that read everything in layers whose attention is a
+                               mechanism: what is asked stands there; decoding is not concerned.  FV_E_USAGE for one
+                               that has a state, or keeps rows made of queries */
     bool keep_windows;      /* layers with a window of their own keep the rows that leave it, so that rows of any
                                beginning of the tokens can be lent to other sessions */
     bool lends;             /* other sessions may read its rows: they lie where pages can be shared */

@@ -36,9 +36,10 @@ typedef struct comparison {
 typedef struct compare_task {
     const fv_model *model;
     const app_prompt *prompt;
-    int64_t context; /* CLI_UNSET: the model's own */
-    int64_t score;   /* tokens at the document's end that are fed one at a time and scored */
-    int64_t tokens;  /* most of each answer */
+    int64_t context;    /* CLI_UNSET: the model's own */
+    int64_t score;      /* tokens at the document's end that are fed one at a time and scored */
+    int64_t tokens;     /* most of each answer */
+    int64_t dense_last; /* tokens at the end of what is read that read everything */
     fv_precision precision;
     bool reads;   /* which keys each head read is wanted */
     bool lenient; /* a run that fails is left out */

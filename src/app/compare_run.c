@@ -55,6 +55,7 @@ static fv_status open_session(struct job *job, const compare_run *run)
         .context = job->context,
         .attention = run->attention,
         .cache = run->cache,
+        .dense_last = job->task->dense_last,
         .precision = job->task->precision,
     };
 

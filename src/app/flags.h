@@ -23,6 +23,9 @@
 #define FLAG_ATTENTION(at, heading)                                                                                    \
     {.name = "attention", .letter = 'a', .kind = CLI_SPEC, .offset = (at), .argument = "SPEC", .group = heading,      \
      .help = "mechanism in the layers that see everything, or a layer plan RANGE/SPEC;...;rest/SPEC"}
+#define FLAG_DENSE_LAST(at)                                                                                            \
+    {.name = "dense-last", .kind = CLI_INT, .offset = (at), .argument = "N", .initial = "0", .min = 0, .max = 1 << 24, \
+     .help = "tokens at a prompt's end that read everything, whatever SPEC says: the question stands there"}
 #define FLAG_CACHE(at)                                                                                                 \
     {.name = "cache", .kind = CLI_TEXT, .offset = (at), .argument = "SPEC",                                           \
      .help = "cache policy, or a layer plan of them ('fovea list policy')"}

@@ -171,7 +171,10 @@ fv_status needle_score(struct app *app, const needle_task *task, double *mean)
 {
     const cli_ints *lengths = task->lengths, *depths = task->depths;
     int64_t longest = 0, room = answer_room(task->needles);
-    fv_session_options options = {.attention = task->attention, .cache = task->cache, .precision = task->precision};
+    fv_session_options options = {.attention = task->attention,
+                                  .dense_last = task->dense_last,
+                                  .cache = task->cache,
+                                  .precision = task->precision};
     fv_session *session;
     fv_status status = FV_OK;
     int row = 0;

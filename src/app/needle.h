@@ -19,6 +19,7 @@ typedef struct needle_task {
     const char *text; /* repeated where it is too short */
     size_t text_length;
     const char *attention, *cache;
+    int64_t dense_last;
     fv_precision precision;
     int64_t needles; /* facts in a prompt */
     uint64_t seed;

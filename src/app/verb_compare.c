@@ -12,7 +12,7 @@ struct values {
     cli_common common;
     const char *model, *file, *question, *report;
     cli_texts with;
-    int64_t tokens, score, context;
+    int64_t tokens, score, context, dense_last;
     int precision;
     bool raw;
 };
@@ -31,6 +31,7 @@ static const cli_flag flags[] = {
      .required = true,
      .group = "How",
      .help = "a set-up: '[attention=SPEC][ cache=SPEC][ steer=SPEC]...', or an attention or layer plan by itself"},
+    FLAG_DENSE_LAST(AT(dense_last)),
     FLAG_SCORE(AT(score), "256"),
     {.name = "tokens",
      .letter = 'n',
@@ -231,6 +232,7 @@ static fv_status compare(struct job *job)
     compare_task task = {.prompt = &job->prompt,
                          .context = values->context,
                          .score = values->score,
+                         .dense_last = values->dense_last,
                          .tokens = values->tokens,
                          .precision = flag_precision(values->precision),
                          .reads = values->report != NULL};

@@ -12,7 +12,7 @@
 struct values {
     cli_common common;
     const char *model, *file, *attention, *cache;
-    int64_t context, chunks, needles;
+    int64_t context, chunks, needles, dense_last;
     cli_ints lengths, depths;
     int precision;
 };
@@ -64,6 +64,7 @@ static const cli_flag needle_flags[] = {
      .max = 20,
      .help = "facts in a text; further ones spread from the first to the end"},
     FLAG_ATTENTION(AT(attention), NULL),
+    FLAG_DENSE_LAST(AT(dense_last)),
     FLAG_CACHE(AT(cache)),
     FLAG_PRECISION(AT(precision)),
     CLI_END,
@@ -244,6 +245,7 @@ static fv_status needle(struct job *job)
                         .info = &job->info,
                         .attention = values->attention,
                         .cache = values->cache,
+                        .dense_last = values->dense_last,
                         .precision = flag_precision(values->precision),
                         .needles = values->needles,
                         .seed = (uint64_t)values->common.seed,

@@ -15,7 +15,7 @@ struct values {
     cli_common common;
     const char *model, *file, *question, *only;
     cli_texts with;
-    int64_t tokens, score, context;
+    int64_t tokens, score, context, dense_last;
     double within;
     int precision;
     bool raw;
@@ -52,6 +52,7 @@ static const cli_flag flags[] = {
      .argument = "NAME,NAME",
      .help = "these mechanisms and policies only"},
     {.name = "with", .kind = CLI_SPECS, .offset = AT(with), .argument = "SPEC", .help = "a further attention or cache"},
+    FLAG_DENSE_LAST(AT(dense_last)),
     FLAG_SCORE(AT(score), "128"),
     FLAG_PRECISION(AT(precision)),
     CLI_END,
@@ -362,6 +363,8 @@ static void command_of(const struct job *job, const compare_run *run, fv_text *t
     if (values->raw) fv_text_printf(text, " --raw");
     if (values->context != CLI_UNSET) fv_text_printf(text, " --ctx %lld", (long long)values->context);
     if (run->attention) add_word(text, " --attention ", run->attention);
+    if (run->attention && values->dense_last > 0)
+        fv_text_printf(text, " --dense-last %lld", (long long)values->dense_last);
     if (run->cache) add_word(text, " --cache ", run->cache);
     if (flag_precision(values->precision) == FV_PRECISION_F32) fv_text_printf(text, " --precision f32");
 }
@@ -482,6 +485,7 @@ static fv_status recommend(struct job *job)
     compare_task task = {.prompt = &job->prompt,
                          .context = values->context,
                          .score = values->score,
+                         .dense_last = values->dense_last,
                          .tokens = values->question ? ANSWERED : 0,
                          .precision = flag_precision(values->precision),
                          .lenient = true,

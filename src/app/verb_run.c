@@ -15,7 +15,7 @@ struct values {
     cli_common common;
     const char *model, *file, *text, *attention, *cache, *logits, *kept, *step_logits;
     cli_texts steers, stops;
-    int64_t tokens, context, top_k;
+    int64_t tokens, context, top_k, dense_last;
     double temperature, top_p, min_p, repeat_penalty;
     int precision;
     bool raw;
@@ -34,6 +34,7 @@ static const cli_flag flags[] = {
     FLAG_RAW(AT(raw)),
     FLAG_CONTEXT(AT(context)),
     FLAG_ATTENTION(AT(attention), "How"),
+    FLAG_DENSE_LAST(AT(dense_last)),
     FLAG_CACHE(AT(cache)),
     {.name = "steer",
      .kind = CLI_TEXTS,
@@ -152,6 +153,7 @@ static fv_status job_begin(struct job *job, int64_t context)
         .context = context,
         .attention = values->attention,
         .cache = values->cache,
+        .dense_last = values->dense_last,
         .precision = flag_precision(values->precision),
     };
 

@@ -241,6 +241,7 @@ static fv_status run_plan(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_c
 
 bool fv_call_reads_all(const fv_mechanism *mechanism, const fv_call *call)
 {
+    if (call->whole) return true;
     return mechanism->traits & FV_BLOCK_CAUSAL && !(mechanism->traits & FV_OWN_DECODE) &&
            mechanism->ahead(call->options) != 1 && call->decoding && call->queries == 1;
 }

@@ -91,6 +91,7 @@ typedef struct fv_call {
     int64_t batch, query_heads, key_heads, queries, keys, head_dim, value_dim, offset;
     bool causal;
     bool decoding;              /* the keys are a prefix of a longer sequence still to come */
+    bool whole;                 /* every key is read, whatever the mechanism */
     float scale;                /* resolved */
     float softcap, gain;        /* a model's own terms of the logits, 0: none */
     fv_tensor param[FV_PARAMS]; /* in the order of the descriptor's table; absent ones have no data */

@@ -184,6 +184,29 @@ static fv_status attend_rows(fv_ctx *ctx, struct reading *r)
 
 /* ---- attention by a mechanism ------------------------------------------------------------------------------------ */
 
+/* Of the queries of a call, the first that stands among a prompt's last ones, which read everything. */
+static int64_t dense_from(const struct reading *r)
+{
+    const fv_session *session = r->part->session;
+
+    if (!r->part->prompt || session->dense_last == 0) return r->part->count;
+    return fv_clamp(session->prompt_tokens - session->dense_last - session->length, 0, r->part->count);
+}
+
+static fv_status run_call(fv_ctx *ctx, struct reading *r, const fv_call *call, const fv_attend_args *extra)
+{
+    fv_session *session = r->part->session;
+
+    if (session->watch)
+        FV_TRY(tell(ctx, session,
+                    &(fv_session_look){.layer = r->layer,
+                                       .attention = r->own->attention,
+                                       .call = call,
+                                       .extra = &extra->logits,
+                                       .position = text_positions(session)}));
+    return fv_attention_chunk(ctx, r->own->attention, call, &r->own->state, extra->logits.softcap > 0 ? extra : NULL);
+}
+
 static fv_status attend_by_mechanism(fv_ctx *ctx, struct reading *r)
 {
     const fv_sizes *s = r->pass->sizes;
@@ -193,7 +216,8 @@ static fv_status attend_by_mechanism(fv_ctx *ctx, struct reading *r)
     fv_attend_args extra = {.logits = {.softcap = (float)s->attention_cap}};
     fv_attention_args args = {
         .q = r->call.q, .k = r->k, .v = r->v, .o = r->call.o, .causal = true, .scale = own->no_scale ? NULL : &scale};
-    fv_call call;
+    fv_call call, part;
+    int64_t last;
 
     if (own->rows.head) {
         size_t before = fv_rows_used(&own->rows);
@@ -203,14 +227,15 @@ static fv_status attend_by_mechanism(fv_ctx *ctx, struct reading *r)
     }
     FV_TRY(fv_call_chunk(own->attention, &args, &call));
     call.pairs = &session->pairs;
-    if (session->watch)
-        FV_TRY(tell(ctx, session,
-                    &(fv_session_look){.layer = r->layer,
-                                       .attention = own->attention,
-                                       .call = &call,
-                                       .extra = &extra.logits,
-                                       .position = text_positions(session)}));
-    return fv_attention_chunk(ctx, own->attention, &call, &own->state, s->attention_cap > 0 ? &extra : NULL);
+    last = dense_from(r);
+    if (last > 0) {
+        fv_call_cut(&call, 0, last, &part);
+        FV_TRY(run_call(ctx, r, last < call.queries ? &part : &call, &extra));
+    }
+    if (last == call.queries) return FV_OK;
+    fv_call_cut(&call, last, call.queries - last, &part);
+    part.whole = true;
+    return run_call(ctx, r, &part, &extra);
 }
 
 /* ---- of all parts ----------------------------------------------------------------------------------------------- */

@@ -20,9 +20,14 @@ static fv_status own_attention(const fv_layer *layer, fv_attention **attention)
 }
 
 /* FV_E_USAGE for a mechanism that cannot read a text from left to right. */
-static fv_status check_mechanism(const fv_attention *attention)
+static fv_status check_mechanism(const fv_session *session, const fv_attention *attention)
 {
     const fv_mechanism *mechanism = fv_attention_mechanism(attention);
+
+    if (session->dense_last > 0 && mechanism->traits & (FV_RECURRENT | FV_NEEDS_KEPT))
+        return fv_fail(FV_E_USAGE, "%s: the last tokens of a prompt cannot read everything: %s", mechanism->name,
+                       mechanism->traits & FV_RECURRENT ? "it has a state in place of keys"
+                                                        : "what it keeps is made of every query");
 
     if (mechanism->traits & FV_NEVER_CAUSAL)
         return fv_fail(FV_E_USAGE, "%s: cannot be causal, which a language model needs", mechanism->name);
@@ -83,7 +88,7 @@ static fv_status make_attention(fv_session *session, int64_t l, const fv_layer_p
     if (!spec) return own_attention(layer, &own->attention);
     FV_TRY(fv_attention_from(spec, &own->attention));
     own->no_scale = (fv_attention_mechanism(own->attention)->traits & FV_NO_SCALE) != 0;
-    return check_mechanism(own->attention);
+    return check_mechanism(session, own->attention);
 }
 
 /* Rows of a text as long as the context. */
@@ -272,10 +277,14 @@ fv_status fv_session_new(fv_ctx *ctx, const fv_model *model, const fv_session_op
     if (options->chunk < 0 || options->chunk > 65536)
         return fv_fail(FV_E_ARGUMENT, "chunk: expected 1 to 65536 tokens (0: chosen), got %lld",
                        (long long)options->chunk);
+    if (options->dense_last < 0)
+        return fv_fail(FV_E_ARGUMENT, "dense_last: expected a count of tokens, got %lld",
+                       (long long)options->dense_last);
     FV_TRY(FV_ZALLOC(s, 1));
     s->ctx = ctx;
     s->model = model;
     s->precision = options->precision;
+    s->dense_last = options->dense_last;
     s->keep_windows = options->keep_windows;
     s->context = options->context ? options->context : model->sizes.context;
     s->chunk = options->chunk ? options->chunk : CHUNK;

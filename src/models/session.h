@@ -42,6 +42,7 @@ struct fv_session {
     int64_t left_out;      /* tokens of prompts that a policy did not let in */
     int64_t prompt_tokens; /* length when the prompt that is being read ends, or the last one ended: whoever feeds parts
                               of a prompt by fv_forward says it before the first */
+    int64_t dense_last;    /* tokens of a prompt that read everything */
     bool keep_windows;     /* rows that leave a layer's own window stay */
     bool recurrent;        /* some layer keeps a state */
     bool broken;           /* something was left half way */

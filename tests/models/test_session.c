@@ -320,6 +320,62 @@ static void bytes_and_pairs_are_counted(void **state)
     end(&f);
 }
 
+/* ---- the last tokens of a prompt ------------------------------------------------------------------------------- */
+
+enum { ASKED = TOKENS - 10, LAST = 13 };
+
+/* Logits of a prompt, and of the steps behind it; the pairs of the layer that sees everything are those of `expected`.
+ */
+static void read_prompt(const struct fixture *f, fv_session_options options, double expected, float *logits)
+{
+    fv_session *session = session_of(f, options);
+    fv_session_stats stats;
+
+    assert_ok(fv_session_prompt(session, f->ids, ASKED, logits, ASKED));
+    for (int64_t i = ASKED; i < TOKENS; i++)
+        assert_ok(fv_session_feed(session, f->ids + i, 1, logits + i * VOCABULARY, 1));
+    fv_session_measure(session, &stats);
+    if (stats.pairs != 6 * window_pairs(9) + 6 * expected)
+        fail_msg("expected %g pairs, got %g", 6 * window_pairs(9) + 6 * expected, stats.pairs);
+    fv_session_free(session);
+}
+
+static void the_last_rows_of_a_prompt_read_everything(void **state)
+{
+    static float dense[TOKENS * VOCABULARY], narrow[TOKENS * VOCABULARY], got[TOKENS * VOCABULARY];
+    double seen = 0, wide = 0, all = 0;
+    fv_session *session;
+    struct fixture f;
+    (void)state;
+
+    for (int64_t p = 0; p < TOKENS; p++) {
+        all += (double)(p + 1);
+        seen += (double)fv_min(p + 1, 6);
+        wide += (double)(p >= ASKED - LAST && p < ASKED ? p + 1 : fv_min(p + 1, 6));
+    }
+    begin(&f, (tiny_model){.architecture = "gemma3"});
+    fv_session_options options = {.cache = f32_rows, .attention = "sinkwin:sink=2,window=4"};
+    read_prompt(&f, (fv_session_options){.cache = f32_rows}, all, dense);
+    read_prompt(&f, options, seen, narrow);
+    options.dense_last = LAST;
+    for (options.chunk = 7; options.chunk <= TOKENS; options.chunk += TOKENS - 7) {
+        read_prompt(&f, options, wide, got);
+        assert_true(distance(narrow, got, (ASKED - LAST) * VOCABULARY) < rounding);
+        for (int64_t p = ASKED - LAST; p < ASKED; p++)
+            assert_true(distance(narrow + p * VOCABULARY, got + p * VOCABULARY, VOCABULARY) > 10 * rounding);
+    }
+    options = (fv_session_options){
+        .cache = f32_rows, .attention = "anchor:block=4,step=2,init=2,theta=-1", .dense_last = ASKED};
+    read_prompt(&f, options, all, got); /* its steps read everything as they are */
+    assert_true(distance(dense, got, TOKENS * VOCABULARY) < rounding);
+    assert_fails(
+        fv_session_new(f.ctx, f.model, &(fv_session_options){.attention = "hedgehog", .dense_last = 1}, &session),
+        FV_E_USAGE, "a state in place of keys");
+    assert_fails(fv_session_new(f.ctx, f.model, &(fv_session_options){.dense_last = -1}, &session), FV_E_ARGUMENT,
+                 "dense_last");
+    end(&f);
+}
+
 /* A search of 8 keys between two sinks and the four newest serves three steps, in which the window grows; nothing of it
  * is left when the session is cleared. */
 static void a_choice_serves_several_steps(void **state)
@@ -631,6 +687,7 @@ int main(void)
         cmocka_unit_test(bare_specs_leave_windows_alone),
         cmocka_unit_test(bad_plans_are_refused),
         cmocka_unit_test(bytes_and_pairs_are_counted),
+        cmocka_unit_test(the_last_rows_of_a_prompt_read_everything),
         cmocka_unit_test(a_choice_serves_several_steps),
         cmocka_unit_test(what_does_not_fit_is_refused),
         cmocka_unit_test(interrupts_leave_whole_chunks),
