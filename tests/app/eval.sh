@@ -30,6 +30,11 @@ holds needle_fields 'set(j) == {"rows", "mean"} and all({"length", "depth", "sco
 holds needle_rows '[(r["length"], r["depth"]) for r in j["rows"]] == [(256, 0), (256, 100), (512, 0), (512, 100)]'
 holds needle_lengths 'all(0.85 * r["length"] <= r["prompt_tokens"] <= r["length"] for r in j["rows"])'
 holds needle_mean 'abs(j["mean"] - sum(r["score"] for r in j["rows"]) / 4) < 1e-9 and j["mean"] >= 0.5'
+cp out dense.json
+expect needle_dense_last 0 '' "$fovea" eval needle -m "$smollm" -f "$text" --lengths 256,512 --depths 0,100 --json \
+    --attention anchor:block=16,step=1,init=0,theta=-inf --dense-last 512
+holds needle_all_of_it 'j["mean"] == json.load(open("dense.json"))["mean"]'
+expect needle_no_count 2 'dense-last' "$fovea" eval needle -m "$smollm" -f "$text" --lengths 256 --dense-last -1
 expect needles 0 '' "$fovea" eval needle -m "$smollm" -f "$text" --lengths 384 --depths 50 --needles 3 --seed 4
 grep -q '^length 384, depth 50 %' out || fail needles "$(cat out)"
 
