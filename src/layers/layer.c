@@ -186,8 +186,10 @@ static fv_status take_outputs(const fv_layer_args *args, fv_layer_call *call)
 
 static fv_status make_plain(fv_ctx *ctx, const fv_param *table, fv_tensor *t)
 {
-    for (int i = 0; i < fv_params_count(table); i++)
-        if (fv_present(&t[i]) && t[i].dtype == FV_F32) FV_TRY(fv_plain(ctx, &t[i], &t[i]));
+    for (int i = 0; i < fv_params_count(table); i++) {
+        const fv_tensor given = t[i];
+        if (fv_present(&given) && given.dtype == FV_F32) FV_TRY(fv_plain(ctx, &given, &t[i]));
+    }
     return FV_OK;
 }
 
