@@ -373,7 +373,7 @@ static void every_layer_has_cases_and_a_definition(void **state)
             found |= strlen(type->name) == length && strncmp(c->spec, type->name, length) == 0;
         }
         if (!found || !layer_sheet_find(type->name)) fail_msg("%s: no cases or no definition", type->name);
-        assert_true(type->title && type->paper && type->formula && type->cost && type->options && type->forward);
+        assert_true(type->title && type->paper && type->formula && type->cost && type->forward);
         assert_true(fv_params_count(type->inputs) > 0 && fv_params_count(type->inputs) < FV_LAYER_TENSORS);
         assert_true(fv_params_count(type->outputs) > 0 && fv_params_count(type->outputs) < FV_LAYER_TENSORS);
         assert_true(type->params && fv_params_count(type->params) < FV_LAYER_TENSORS);
