@@ -69,7 +69,8 @@ fv_status fv_layer_linear(fv_ctx *ctx, const fv_tensor *x, const fv_tensor *weig
 /* Layer norm over the last dim, in scratch memory; weight and bias may be absent. */
 fv_status fv_layer_norm(fv_ctx *ctx, const fv_tensor *x, const fv_tensor *weight, const fv_tensor *bias, float epsilon,
                         fv_tensor *out);
-/* An elementwise function of x alone, or of x and y of one shape, in scratch memory. */
+/* An elementwise function of x alone, or of x and y of one shape.  x is not read any more: where no tape records, *out
+ * takes its memory. */
 fv_status fv_layer_map(fv_ctx *ctx, fv_map op, const fv_tensor *x, const fv_tensor *y, fv_tensor *out);
 /* x [B,N,H*D] as [B,H,N,D]. */
 fv_tensor fv_layer_heads(const fv_tensor *x, int64_t heads);

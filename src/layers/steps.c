@@ -41,7 +41,8 @@ fv_status fv_layer_map(fv_ctx *ctx, fv_map op, const fv_tensor *x, const fv_tens
 {
     fv_map_args map = {.op = op, .x = *x};
 
-    FV_TRY(fv_tensor_new(ctx, out, FV_F32, x->rank, x->dims));
+    *out = *x;
+    if (ctx->recording) FV_TRY(fv_tensor_new(ctx, out, FV_F32, map.x.rank, map.x.dims));
     if (y) map.y = *y;
     map.out = *out;
     return fv_map_apply(ctx, &map);

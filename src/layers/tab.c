@@ -111,13 +111,15 @@ static fv_status attend(fv_ctx *ctx, const fv_layer_call *call, const fv_tensor 
     const fv_tensor *w = call->param;
     fv_tensor q = {0}, k = {0}, v = {0}, centre_k = {0}, centre_v = {0};
     fv_attention_args args = {.params = 4};
+    fv_mark mark;
 
+    FV_TRY(fv_tensor_new(ctx, o, FV_F32, 3, x->dims));
+    mark = fv_scratch_mark(ctx);
     FV_TRY(fv_layer_linear(ctx, x, &w[Q_WEIGHT], NULL, &q));
     FV_TRY(fv_layer_linear(ctx, x, &w[K_WEIGHT], NULL, &k));
     FV_TRY(fv_layer_linear(ctx, x, &w[V_WEIGHT], NULL, &v));
     FV_TRY(fv_layer_linear(ctx, &w[CENTRES], &w[CENTRE_K_WEIGHT], NULL, &centre_k));
     FV_TRY(fv_layer_linear(ctx, &w[CENTRES], &w[CENTRE_V_WEIGHT], NULL, &centre_v));
-    FV_TRY(fv_tensor_new(ctx, o, FV_F32, 3, x->dims));
     args.q = fv_layer_heads(&q, t->heads);
     args.k = fv_layer_heads(&k, t->heads);
     args.v = fv_layer_heads(&v, t->heads);
@@ -126,7 +128,9 @@ static fv_status attend(fv_ctx *ctx, const fv_layer_call *call, const fv_tensor 
                                            {"centres", w[CENTRES]},
                                            {"centre_k", centre_heads(&centre_k, t->heads)},
                                            {"centre_v", centre_heads(&centre_v, t->heads)}};
-    return fv_layer_attend(ctx, &args, "tab:group=%lld", (long long)t->group);
+    FV_TRY(fv_layer_attend(ctx, &args, "tab:group=%lld", (long long)t->group));
+    fv_scratch_release(ctx, mark);
+    return FV_OK;
 }
 
 /* x [B,N,F] as an image [B,F,H,W]. */
@@ -167,7 +171,7 @@ static fv_status forward(fv_ctx *ctx, const fv_layer_call *call)
     FV_TRY(attend(ctx, call, &normed, &o));
     FV_TRY(fv_layer_linear(ctx, &o, &w[PROJ_WEIGHT], NULL, &projected));
     FV_TRY(fv_layer_linear(ctx, &projected, &w[CONV_WEIGHT], NULL, &mixed));
-    FV_TRY(fv_layer_map(ctx, FV_MAP_ADD, x, &mixed, &middle));
+    FV_TRY(fv_layer_map(ctx, FV_MAP_ADD, &mixed, x, &middle));
     FV_TRY(fv_layer_norm(ctx, &middle, &w[FFN_NORM_WEIGHT], &w[FFN_NORM_BIAS], FV_LAYER_EPSILON, &normed));
     FV_TRY(feed_forward(ctx, call, &normed, &part));
     return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_ADD, .x = middle, .y = part, .out = call->out[0]});
