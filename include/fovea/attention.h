@@ -16,12 +16,6 @@ FV_API fv_status fv_attention_new(const char *spec, fv_attention **attention);
 FV_API void fv_attention_free(fv_attention *attention);
 FV_API const char *fv_attention_name(const fv_attention *attention);
 
-/* One of a mechanism's own tensors, by its registry name. */
-typedef struct fv_named_tensor {
-    const char *name;
-    fv_tensor tensor;
-} fv_named_tensor;
-
 typedef struct fv_attention_args {
     fv_tensor q, k, v, o, lse; /* [B,H,N,D], [B,Hkv,M,D], [B,Hkv,M,Dv], [B,H,N,Dv], [B,H,N] (optional); f32 */
     bool causal;               /* query i sees key j only if j <= i + (M - N) */

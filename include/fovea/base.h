@@ -94,6 +94,12 @@ typedef struct fv_tensor {
 /* A contiguous tensor over memory the caller owns.  FV_E_SHAPE for a rank outside 0..FV_MAX_RANK or negative dims. */
 FV_API fv_status fv_tensor_wrap(fv_tensor *tensor, void *data, fv_dtype dtype, int rank, const int64_t *dims);
 
+/* A tensor by its registry name. */
+typedef struct fv_named_tensor {
+    const char *name;
+    fv_tensor tensor;
+} fv_named_tensor;
+
 /* ---- context --------------------------------------------------------------------------------------------------- */
 
 typedef struct fv_ctx fv_ctx;

@@ -5,6 +5,7 @@
 #include "fovea/base.h"
 #include "fovea/ops.h"
 #include "fovea/attention.h"
+#include "fovea/layer.h"
 #include "fovea/model.h"
 
 #endif

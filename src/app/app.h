@@ -7,7 +7,7 @@
 
 #include "app/cli.h"
 #include "app/measure.h"
-#include "base/tensor.h"
+#include "base/param.h"
 #include "fovea/fovea.h"
 
 struct app {
@@ -75,13 +75,25 @@ fv_status app_tensor_new(app_tensor *tensor, fv_dtype dtype, int rank, const int
 void app_tensor_free(app_tensor *tensor);
 void app_round_bf16(app_tensor *tensor);
 
-/* "NAME=FILE" pairs of a flag that repeats. */
-typedef struct app_pair {
-    char *name; /* owned */
-    const char *file;
-} app_pair;
-fv_status app_pairs(const char *flag, const cli_texts *texts, app_pair **pairs);
-void app_pairs_free(app_pair *pairs, int count);
+/* Tensors of a flag that repeats, NAME=FILE (named.c). */
+typedef struct app_named {
+    int count;
+    char **names;           /* [count] */
+    const char **files;     /* [count] */
+    app_tensor *tensors;    /* [count] */
+    fv_named_tensor *named; /* [count]: the same, as the library takes them */
+} app_named;
+
+/* Takes the flag's values apart; tensors are absent.  FV_E_USAGE for what is no NAME=FILE, or a name given twice. */
+fv_status app_named_begin(const char *flag, const cli_texts *texts, app_named *named);
+void app_named_free(app_named *named);
+/* Reads the files as what the table says; names were checked. */
+fv_status app_named_read(const fv_param *table, app_named *named);
+/* Makes tensor i, of a shape without data. */
+fv_status app_named_make(app_named *named, int i, const fv_tensor *shape);
+/* Makes gradients, of the shapes of what was given.  FV_E_USAGE for a name that was not; flags as in "--dparam". */
+fv_status app_named_like(const char *flag, const char *given_flag, const app_named *given, app_named *named);
+fv_status app_named_write(const app_named *named);
 
 /* ---- numbers for people (table.c) -------------------------------------------------------------------------------- */
 

@@ -7,6 +7,7 @@
 #include "app/probes.h"
 #include "attention/mechanism.h"
 #include "cache/policy.h"
+#include "layers/layer.h"
 #include "models/architecture.h"
 
 enum { WIDTH = 100, COLUMN = 30 };
@@ -105,10 +106,11 @@ void cli_help(fv_text *text)
     for (int i = 0; cli_verbs[i]; i++)
         fv_text_printf(text, "  %-12s  %s\n", cli_verbs[i]->name, cli_verbs[i]->summary);
     fv_text_printf(
-        text, "\n'fovea help VERB' shows a verb's flags, 'fovea list' mechanisms, cache policies and probes, 'fovea "
-              "show NAME' one of "
-              "them.\n'fovea --version' prints the version. Exit status: 0 done, 1 the work failed, 2 the "
-              "command line is wrong.\n");
+        text,
+        "\n'fovea help VERB' shows a verb's flags, 'fovea list' mechanisms, cache policies, probes and layers, 'fovea "
+        "show NAME' one of "
+        "them.\n'fovea --version' prints the version. Exit status: 0 done, 1 the work failed, 2 the "
+        "command line is wrong.\n");
 }
 
 /* ---- man page -------------------------------------------------------------------------------------------------- */
@@ -206,6 +208,12 @@ static void probe_names(fv_text *text)
         fv_text_printf(text, "%s%s", i ? " " : "", app_probes[i]->name);
 }
 
+static void layer_names(fv_text *text)
+{
+    for (int i = 0; fv_layer_types[i]; i++)
+        fv_text_printf(text, "%s%s", i ? " " : "", fv_layer_types[i]->name);
+}
+
 /* What `show` knows, once each. */
 static void all_names(fv_text *text)
 {
@@ -215,11 +223,14 @@ static void all_names(fv_text *text)
     for (int i = 0; app_probes[i]; i++)
         if (!fv_mechanism_find(app_probes[i]->name) && !fv_policy_find(app_probes[i]->name))
             fv_text_printf(text, " %s", app_probes[i]->name);
+    for (int i = 0; fv_layer_types[i]; i++)
+        if (!fv_mechanism_find(fv_layer_types[i]->name) && !fv_policy_find(fv_layer_types[i]->name))
+            fv_text_printf(text, " %s", fv_layer_types[i]->name);
     for (int i = 0; fv_architecture_at(i); i++)
         fv_text_printf(text, " %s", fv_architecture_at(i)->name);
 }
 
-static const char list_kinds[] = "mechanism policy probe model";
+static const char list_kinds[] = "mechanism policy probe layer operator reducer steer model";
 
 static void flag_spellings(const cli_verb *verb, fv_text *text)
 {
@@ -319,7 +330,8 @@ void cli_bash(fv_text *text)
     } named[] = {{fv_text_get(&specs), mechanism_names},
                  {fv_text_get(&policies), policy_names},
                  {fv_text_get(&probes), probe_names},
-                 {"show", all_names}};
+                 {"show", all_names},
+                 {"apply", layer_names}};
     for (size_t n = 0; n < sizeof named / sizeof *named; n++) {
         fv_text_printf(text, "    %s) COMPREPLY=($(compgen -W \"", named[n].label);
         named[n].names(text);
@@ -414,6 +426,8 @@ void cli_zsh(fv_text *text)
                 fv_text_printf(text, "%s", list_kinds);
             else if (strcmp(cli_verbs[v]->name, "inspect") == 0)
                 probe_names(text);
+            else if (strcmp(cli_verbs[v]->name, "apply") == 0)
+                layer_names(text);
             else
                 (strcmp(cli_verbs[v]->name, "show") == 0 ? all_names : mechanism_names)(text);
             fv_text_printf(text, ")'");

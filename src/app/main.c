@@ -24,6 +24,7 @@ const cli_verb *const cli_verbs[] = {
     &verb_inspect_influence,
     &verb_inspect,
     &verb_attend,
+    &verb_apply,
     &verb_list,
     &verb_show,
     &verb_tokenize,

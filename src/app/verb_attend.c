@@ -6,7 +6,6 @@
 
 #include "app/verbs.h"
 #include "attention/mechanism.h"
-#include "base/memory.h"
 #include "base/npy.h"
 
 struct values {
@@ -119,24 +118,12 @@ struct work {
     fv_attention *attention;
     const fv_mechanism *mechanism;
     app_tensor q, k, v, o, lse, d_o, d_q, d_k, d_v;
-    int params, params_out, d_params;
-    app_pair *param_pair, *param_out_pair, *d_param_pair;
-    app_tensor *param, *param_out, *d_param;
-    fv_named_tensor *named, *named_out, *named_grad;
+    app_named params, params_out, d_params;
     fv_tensor map;
     void *map_owned;
     double seconds, scoring, selecting;
     fv_work cost;
 };
-
-static void free_group(app_pair *pairs, app_tensor *tensors, fv_named_tensor *named, int count)
-{
-    for (int i = 0; tensors && i < count; i++)
-        app_tensor_free(&tensors[i]);
-    fv_free(tensors);
-    fv_free(named);
-    app_pairs_free(pairs, count);
-}
 
 static void work_free(struct work *w)
 {
@@ -144,9 +131,9 @@ static void work_free(struct work *w)
 
     for (size_t i = 0; i < sizeof tensors / sizeof tensors[0]; i++)
         app_tensor_free(tensors[i]);
-    free_group(w->param_pair, w->param, w->named, w->params);
-    free_group(w->param_out_pair, w->param_out, w->named_out, w->params_out);
-    free_group(w->d_param_pair, w->d_param, w->named_grad, w->d_params);
+    app_named_free(&w->params);
+    app_named_free(&w->params_out);
+    app_named_free(&w->d_params);
     fv_release(w->map_owned);
     fv_attention_free(w->attention);
 }
@@ -174,46 +161,6 @@ static fv_status check_flags(const struct values *values, const struct work *w)
     return FV_OK;
 }
 
-/* The size of one dim of a param's shape text ("2*D"), moving *text behind it; alternatives: the last. */
-static fv_status shape_dim(const struct work *w, const char *name, const char **text, int64_t *size)
-{
-    const struct {
-        const char *word;
-        int64_t size;
-    } known[] = {{"B", w->q.t.dims[0]}, {"H", w->q.t.dims[1]}, {"Hkv", w->k.t.dims[1]}, {"N", w->q.t.dims[2]},
-                 {"M", w->k.t.dims[2]}, {"D", w->q.t.dims[3]}, {"Dv", w->v.t.dims[3]}};
-
-    *size = 1;
-    for (;;) {
-        *text += strspn(*text, " [,*");
-        size_t length = strcspn(*text, " ,*|]"), i = 0;
-        while (i < sizeof known / sizeof known[0] &&
-               (strlen(known[i].word) != length || memcmp(known[i].word, *text, length) != 0))
-            i++;
-        if (i == sizeof known / sizeof known[0] || !fv_mul_i64(*size, known[i].size, size))
-            return fv_fail(FV_E_UNSUPPORTED, "%s: param '%s' cannot be written", w->mechanism->name, name);
-        *text += length;
-        if (**text == '|') *size = 1;
-        if (**text != '*' && **text != '|') return FV_OK;
-        (*text)++;
-    }
-}
-
-static fv_status new_param_out(const struct work *w, const char *name, app_tensor *tensor)
-{
-    int64_t dims[FV_MAX_RANK] = {0};
-    int rank = 0;
-
-    for (const fv_param *param = w->mechanism->params; param && param->name; param++) {
-        if (strcmp(param->name, name) != 0 || !param->output) continue;
-        for (const char *text = param->shape; *text && *text != ']' && rank < FV_MAX_RANK; rank++)
-            FV_TRY(shape_dim(w, name, &text, &dims[rank]));
-        return app_tensor_new(tensor, FV_F32, rank, dims);
-    }
-    return fv_fail(FV_E_USAGE, "%s: --param-out: it writes no tensor '%s' ('fovea show %s' lists what it has)",
-                   w->mechanism->name, name, w->mechanism->name);
-}
-
 static fv_status read_operand(const char *path, int rank, app_tensor *tensor)
 {
     FV_TRY(app_tensor_read(path, tensor));
@@ -221,47 +168,49 @@ static fv_status read_operand(const char *path, int rank, app_tensor *tensor)
     return fv_fail(FV_E_SHAPE, "%s: expected %d dimensions, got shape %s", path, rank, fv_shape_text(&tensor->t));
 }
 
-/* What a param is made of; of an unknown one it does not matter. */
-static fv_dtype param_dtype(const struct work *w, const char *name)
-{
-    for (const fv_param *param = w->mechanism->params; param && param->name; param++)
-        if (strcmp(param->name, name) == 0) return param->dtype;
-    return FV_F32;
-}
-
 static fv_status read_params(const struct values *values, struct work *w)
 {
-    w->params = values->params.count;
-    FV_TRY(app_pairs("param", &values->params, &w->param_pair));
-    FV_TRY(FV_ZALLOC(w->param, w->params));
-    FV_TRY(FV_ZALLOC(w->named, w->params));
-    for (int i = 0; i < w->params; i++) {
-        FV_TRY(app_tensor_read_as(w->param_pair[i].file, param_dtype(w, w->param_pair[i].name), &w->param[i]));
-        w->named[i] = (fv_named_tensor){w->param_pair[i].name, w->param[i].t};
-    }
-    return FV_OK;
+    int index;
+
+    FV_TRY(app_named_begin("param", &values->params, &w->params));
+    for (int i = 0; i < w->params.count; i++)
+        FV_TRY(fv_params_find(w->mechanism->name, "param", w->mechanism->params, w->params.names[i], &index));
+    return app_named_read(w->mechanism->params, &w->params);
+}
+
+/* The call as the library takes it. */
+static fv_attention_args args_of(const struct values *values, const struct work *w, const float *scale)
+{
+    return (fv_attention_args){
+        .q = w->q.t,
+        .k = w->k.t,
+        .v = w->v.t,
+        .o = w->o.t,
+        .lse = w->lse.t,
+        .causal = values->causal,
+        .scale = isnan(values->scale) ? NULL : scale,
+        .params = w->params.count,
+        .param = w->params.named,
+        .params_out = w->params_out.count,
+        .param_out = w->params_out.named,
+    };
 }
 
 static fv_status make_outputs(const struct values *values, struct work *w)
 {
     const int64_t *q = w->q.t.dims;
+    fv_attention_args args;
+    fv_tensor shape;
 
     FV_TRY(app_tensor_new(&w->o, FV_F32, FV_DIMS(q[0], q[1], q[2], w->v.t.dims[3])));
     if (values->lse) FV_TRY(app_tensor_new(&w->lse, FV_F32, FV_DIMS(q[0], q[1], q[2])));
-    w->params_out = values->params_out.count;
-    FV_TRY(app_pairs("param-out", &values->params_out, &w->param_out_pair));
-    FV_TRY(FV_ZALLOC(w->param_out, w->params_out));
-    FV_TRY(FV_ZALLOC(w->named_out, w->params_out));
-    for (int i = 0; i < w->params_out; i++) {
-        FV_TRY(new_param_out(w, w->param_out_pair[i].name, &w->param_out[i]));
-        w->named_out[i] = (fv_named_tensor){w->param_out_pair[i].name, w->param_out[i].t};
+    args = args_of(values, w, &(float){(float)values->scale});
+    FV_TRY(app_named_begin("param-out", &values->params_out, &w->params_out));
+    for (int i = 0; i < w->params_out.count; i++) {
+        FV_TRY(fv_attention_param_out(w->attention, &args, w->params_out.names[i], &shape));
+        FV_TRY(app_named_make(&w->params_out, i, &shape));
     }
     return FV_OK;
-}
-
-static const char *param_name(const void *user, int index)
-{
-    return ((const struct work *)user)->param_pair[index].name;
 }
 
 static fv_status make_gradients(const struct values *values, struct work *w)
@@ -274,48 +223,21 @@ static fv_status make_gradients(const struct values *values, struct work *w)
     if (values->dq) FV_TRY(app_tensor_new(&w->d_q, FV_F32, 4, w->q.t.dims));
     if (values->dk) FV_TRY(app_tensor_new(&w->d_k, FV_F32, 4, w->k.t.dims));
     if (values->dv) FV_TRY(app_tensor_new(&w->d_v, FV_F32, 4, w->v.t.dims));
-    w->d_params = values->dparams.count;
-    FV_TRY(app_pairs("dparam", &values->dparams, &w->d_param_pair));
-    FV_TRY(FV_ZALLOC(w->d_param, w->d_params));
-    FV_TRY(FV_ZALLOC(w->named_grad, w->d_params));
-    for (int i = 0; i < w->d_params; i++) {
-        int p = 0;
-        while (p < w->params && strcmp(w->param_pair[p].name, w->d_param_pair[i].name) != 0)
-            p++;
-        if (p == w->params) {
-            const char *near = fv_nearest(w->d_param_pair[i].name, w->params, param_name, w);
-            return fv_fail(FV_E_USAGE, "--dparam %s: expected a tensor given with --param%s%s%s",
-                           w->d_param_pair[i].name, near ? "; did you mean '" : "", near ? near : "", near ? "'?" : "");
-        }
-        FV_TRY(app_tensor_new(&w->d_param[i], FV_F32, w->param[p].t.rank, w->param[p].t.dims));
-        w->named_grad[i] = (fv_named_tensor){w->d_param_pair[i].name, w->d_param[i].t};
-    }
-    return FV_OK;
+    FV_TRY(app_named_begin("dparam", &values->dparams, &w->d_params));
+    return app_named_like("--dparam", "--param", &w->params, &w->d_params);
 }
 
 static fv_status compute(fv_ctx *ctx, const struct values *values, struct work *w)
 {
     float scale = (float)values->scale;
-    fv_attention_args args = {
-        .q = w->q.t,
-        .k = w->k.t,
-        .v = w->v.t,
-        .o = w->o.t,
-        .lse = w->lse.t,
-        .causal = values->causal,
-        .scale = isnan(values->scale) ? NULL : &scale,
-        .params = w->params,
-        .param = w->named,
-        .params_out = w->params_out,
-        .param_out = w->named_out,
-    };
+    fv_attention_args args = args_of(values, w, &scale);
     fv_attention_grads grads = {
         .d_o = w->d_o.t,
         .d_q = w->d_q.t,
         .d_k = w->d_k.t,
         .d_v = w->d_v.t,
-        .params = w->d_params,
-        .d_param = w->named_grad,
+        .params = w->d_params.count,
+        .d_param = w->d_params.named,
     };
     double start = app_seconds(), scored = ctx->spent[FV_PHASE_SCORE], selected = ctx->spent[FV_PHASE_SELECT];
 
@@ -341,11 +263,8 @@ static fv_status write_all(const struct values *values, const struct work *w)
     if (values->dq) FV_TRY(fv_npy_write(values->dq, &w->d_q.t));
     if (values->dk) FV_TRY(fv_npy_write(values->dk, &w->d_k.t));
     if (values->dv) FV_TRY(fv_npy_write(values->dv, &w->d_v.t));
-    for (int i = 0; i < w->params_out; i++)
-        FV_TRY(fv_npy_write(w->param_out_pair[i].file, &w->param_out[i].t));
-    for (int i = 0; i < w->d_params; i++)
-        FV_TRY(fv_npy_write(w->d_param_pair[i].file, &w->d_param[i].t));
-    return FV_OK;
+    FV_TRY(app_named_write(&w->params_out));
+    return app_named_write(&w->d_params);
 }
 
 static fv_status tell(struct app *app, const struct work *w)

@@ -14,11 +14,13 @@
 #include "base/memory.h"
 #include "base/options.h"
 #include "cache/policy.h"
+#include "layers/layer.h"
 #include "models/architecture.h"
 
-static const char *const kinds[] = {"mechanism", "policy", "probe", "model"};
-static const char *const plurals[] = {"mechanisms", "policies", "probes", "models"};
-enum { KIND_MECHANISM, KIND_POLICY, KIND_PROBE, KIND_MODEL, KINDS };
+enum { MECHANISM, POLICY, PROBE, LAYER, OPERATOR, REDUCER, STEER, MODEL, KINDS };
+static const char *const kinds[] = {"mechanism", "policy", "probe", "layer", "operator", "reducer", "steer", "model"};
+static const char *const plurals[] = {"mechanisms", "policies", "probes", "layers",
+                                      "operators",  "reducers", "steers", "models"};
 
 struct trait {
     unsigned trait;
@@ -67,35 +69,45 @@ struct thing {
     const struct trait *words;   /* of its kind, ends with trait 0 */
     const fv_option *options[2]; /* its own, and those of its kind but for the ones it has itself */
     const fv_param *params;
+    const fv_param *inputs, *outputs; /* of layers */
 };
 
 static struct thing thing_of_mechanism(const fv_mechanism *m)
 {
-    return (struct thing){KIND_MECHANISM, m->name,  m->title,  fv_family_name(m->family), m->paper,     m->formula,
-                          m->cost,        m->sheet, m->traits, mechanism_traits,          {m->options}, m->params};
+    return (struct thing){.kind = MECHANISM,
+                          .name = m->name,
+                          .title = m->title,
+                          .family = fv_family_name(m->family),
+                          .paper = m->paper,
+                          .formula = m->formula,
+                          .cost = m->cost,
+                          .sheet = m->sheet,
+                          .traits = m->traits,
+                          .words = mechanism_traits,
+                          .options = {m->options},
+                          .params = m->params};
 }
 
 static struct thing thing_of_policy(const fv_policy *p)
 {
-    return (struct thing){KIND_POLICY,
-                          p->name,
-                          p->title,
-                          "cache",
-                          p->paper,
-                          p->keeps,
-                          p->cost,
-                          p->sheet,
-                          p->traits,
-                          policy_traits,
-                          {p->options, fv_policy_common_options},
-                          NULL};
+    return (struct thing){.kind = POLICY,
+                          .name = p->name,
+                          .title = p->title,
+                          .family = "cache",
+                          .paper = p->paper,
+                          .formula = p->keeps,
+                          .cost = p->cost,
+                          .sheet = p->sheet,
+                          .traits = p->traits,
+                          .words = policy_traits,
+                          .options = {p->options, fv_policy_common_options}};
 }
 
 static const struct trait no_traits[] = {{0}};
 
 static struct thing thing_of_probe(const app_probe *p)
 {
-    return (struct thing){.kind = KIND_PROBE,
+    return (struct thing){.kind = PROBE,
                           .name = p->name,
                           .title = p->title,
                           .family = "probe",
@@ -107,10 +119,32 @@ static struct thing thing_of_probe(const app_probe *p)
                           .options = {p->options}};
 }
 
+static const struct trait layer_traits[] = {{FV_LAYER_DIFFERENTIABLE, "differentiable", "has gradients"}, {0}};
+
+static struct thing thing_of_layer(const fv_layer_type *l)
+{
+    static const int kind[] = {[FV_KIND_LAYER] = LAYER, [FV_KIND_OPERATOR] = OPERATOR, [FV_KIND_REDUCER] = REDUCER,
+                               [FV_KIND_STEER] = STEER, [FV_KIND_PROBE] = PROBE,       [FV_KIND_POLICY] = POLICY};
+
+    return (struct thing){.kind = kind[l->kind],
+                          .name = l->name,
+                          .title = l->title,
+                          .family = kinds[kind[l->kind]],
+                          .paper = l->paper,
+                          .formula = l->formula,
+                          .cost = l->cost,
+                          .sheet = l->sheet,
+                          .traits = l->traits,
+                          .words = layer_traits,
+                          .options = {l->options},
+                          .params = l->params,
+                          .inputs = l->inputs,
+                          .outputs = l->outputs};
+}
+
 static struct thing thing_of_model(const fv_architecture *a)
 {
-    return (struct thing){
-        .kind = KIND_MODEL, .name = a->name, .title = a->title, .family = "decoder", .words = no_traits};
+    return (struct thing){.kind = MODEL, .name = a->name, .title = a->title, .family = "decoder", .words = no_traits};
 }
 
 /* In the order of the list; false behind the last. */
@@ -122,6 +156,8 @@ static bool thing_at(int index, struct thing *thing)
         if (index-- == 0) return *thing = thing_of_policy(fv_policies[i]), true;
     for (int i = 0; app_probes[i]; i++)
         if (index-- == 0) return *thing = thing_of_probe(app_probes[i]), true;
+    for (int i = 0; fv_layer_types[i]; i++)
+        if (index-- == 0) return *thing = thing_of_layer(fv_layer_types[i]), true;
     for (int i = 0; fv_architecture_at(i); i++)
         if (index-- == 0) return *thing = thing_of_model(fv_architecture_at(i)), true;
     return false;
@@ -198,21 +234,32 @@ static json_t *option_json(const fv_option *option)
     return object;
 }
 
-static json_t *show_json(const struct thing *thing)
+static json_t *tensors_json(const fv_param *table)
 {
-    json_t *object = thing_json(thing), *options = json_array(), *params = json_array();
+    json_t *list = json_array();
 
-    for (int i = 0; option_at(thing, i); i++)
-        app_append(options, option_json(option_at(thing, i)));
-    for (const fv_param *p = thing->params; p && p->name; p++) {
+    for (const fv_param *p = table; p && p->name; p++) {
         json_t *param = json_object();
         app_put(param, "name", json_string(p->name));
         app_put(param, "shape", json_string(p->shape));
         app_put(param, "help", json_string(p->help));
-        app_append(params, param);
+        app_append(list, param);
     }
+    return list;
+}
+
+static json_t *show_json(const struct thing *thing)
+{
+    json_t *object = thing_json(thing), *options = json_array();
+
+    for (int i = 0; option_at(thing, i); i++)
+        app_append(options, option_json(option_at(thing, i)));
     app_put(object, "options", options);
-    app_put(object, "params", params);
+    app_put(object, "params", tensors_json(thing->params));
+    if (thing->inputs) {
+        app_put(object, "inputs", tensors_json(thing->inputs));
+        app_put(object, "outputs", tensors_json(thing->outputs));
+    }
     app_put(object, "formula", json_string(thing->formula ? thing->formula : ""));
     app_put(object, "cost", json_string(thing->cost ? thing->cost : ""));
     app_put(object, "paper", json_string(thing->paper ? thing->paper : ""));
@@ -237,8 +284,9 @@ static fv_status read_kind(const cli_common *common, int *kind)
     *kind = KINDS;
     if (!word) return FV_OK;
     const char *near = fv_nearest(word, KINDS, kind_name, NULL);
-    return fv_fail(FV_E_USAGE, "kind: expected mechanism, policy, probe or model, got '%s'%s%s%s", word,
-                   near ? "; did you mean '" : "", near ? near : "", near ? "'?" : "");
+    return fv_fail(FV_E_USAGE,
+                   "kind: expected mechanism, policy, probe, layer, operator, reducer, steer or model, got '%s'%s%s%s",
+                   word, near ? "; did you mean '" : "", near ? near : "", near ? "'?" : "");
 }
 
 static fv_status list_table(int kind)
@@ -289,10 +337,21 @@ static void show_option(const fv_option *o)
     printf("%s\n", numbers || o->choices ? "]" : "");
 }
 
+static void show_tensors(const char *heading, const fv_param *table)
+{
+    if (table && table->name) printf("\n%s:\n", heading);
+    for (const fv_param *p = table; p && p->name; p++)
+        printf("  %s %s%s%s   %s%s\n", p->name, p->dtype == FV_F32 ? "" : fv_dtype_name(p->dtype),
+               p->dtype == FV_F32 ? "" : " ", p->shape, p->help,
+               p->output   ? " (also --param-out)"
+               : p->needed ? " (must be given)"
+                           : "");
+}
+
 static void show_text(const struct thing *thing)
 {
     printf("%s: %s\n", thing->name, thing->title);
-    if (thing->kind == KIND_MODEL) {
+    if (thing->kind == MODEL) {
         printf("  a decoder that 'fovea run', 'compare' and 'eval' take as a GGUF file\n");
         return;
     }
@@ -300,9 +359,9 @@ static void show_text(const struct thing *thing)
     if (thing->paper) printf("  %-8s %s\n", "paper", thing->paper);
     if (thing->formula)
         printf("  %-8s %s\n",
-               thing->kind == KIND_POLICY  ? "keeps"
-               : thing->kind == KIND_PROBE ? "finds"
-                                           : "formula",
+               thing->kind == POLICY  ? "keeps"
+               : thing->kind == PROBE ? "finds"
+                                      : "formula",
                thing->formula);
     if (thing->cost) printf("  %-8s %s\n", "cost", thing->cost);
     if (thing->traits) printf("\nIt promises:\n");
@@ -311,9 +370,9 @@ static void show_text(const struct thing *thing)
     if (option_at(thing, 0)) printf("\nOptions, with their defaults:\n");
     for (int i = 0; option_at(thing, i); i++)
         show_option(option_at(thing, i));
-    if (thing->params && thing->params->name) printf("\nTensors of its own (--param NAME=FILE):\n");
-    for (const fv_param *p = thing->params; p && p->name; p++)
-        printf("  %s %s   %s%s\n", p->name, p->shape, p->help, p->output ? " (also --param-out)" : "");
+    show_tensors("Inputs (--in NAME=FILE)", thing->inputs);
+    show_tensors("Tensors of its own (--param NAME=FILE)", thing->params);
+    show_tensors("Outputs (--out NAME=FILE)", thing->outputs);
 }
 
 static const char *name_at(const void *user, int index)
@@ -427,8 +486,8 @@ static const cli_flag show_flags[] = {
 
 const cli_verb verb_list = {
     .name = "list",
-    .summary = "what there is: mechanisms, cache policies, probes and model architectures",
-    .operands = "[mechanism|policy|probe|model]",
+    .summary = "what there is: mechanisms, cache policies, probes, layers and model architectures",
+    .operands = "[mechanism|policy|probe|layer|operator|reducer|steer|model]",
     .operands_max = 1,
     .about = "Lists everything that has a name, or one kind of it. 'fovea show NAME' says more about one.",
     .example = "  fovea list\n  fovea list policy\n  fovea list mechanism --json\n",
@@ -438,13 +497,15 @@ const cli_verb verb_list = {
 
 const cli_verb verb_show = {
     .name = "show",
-    .summary = "one mechanism, cache policy or probe: formula, options, tensors, cost; a picture of who reads whom",
+    .summary =
+        "one mechanism, cache policy, probe or layer: formula, options, tensors, cost; a picture of who reads whom",
     .operands = "NAME[:options]",
     .operands_min = 1,
     .operands_max = 1,
     .about = "Shows a mechanism's formula in plain text, its options with defaults and ranges, its own tensors with "
              "their shapes, what it costs, and the paper it comes from; of a cache policy what it keeps, with the "
-             "options every policy has. Where several have the name all are shown, with --json the later ones under "
+             "options every policy has; of a layer its inputs and outputs. Where several have the name all are shown, "
+             "with --json the later ones under "
              "'also'.\n"
              "--plan draws a mechanism instead: queries from top to bottom, keys from left to right. Without --from q "
              "and k are noise, in which a few keys stand out. Options that are not given become smaller, by halves, "

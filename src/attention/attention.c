@@ -102,14 +102,6 @@ fv_status fv_keep(fv_ctx *ctx, const fv_call *call, fv_kept_fn *kept, int kind, 
 
 /* ---- recurrences ------------------------------------------------------------------------------------------------ */
 
-static fv_status fill_zero(fv_ctx *ctx, const fv_tensor *out)
-{
-    static const float zero;
-    const fv_tensor x = {.data = (void *)&zero, .dtype = FV_F32, .rank = 1, .dims = {1}, .strides = {1}};
-
-    return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = x, .out = *out});
-}
-
 /* s [B,Hk,F,Dv] = k^T v and z [B,Hk,F] = sum of k (unless absent). */
 static fv_status sum_keys(fv_ctx *ctx, const fv_tensor *k, const fv_tensor *v, const fv_tensor *s, const fv_tensor *z)
 {
@@ -117,8 +109,8 @@ static fv_status sum_keys(fv_ctx *ctx, const fv_tensor *k, const fv_tensor *v, c
     fv_tensor row;
 
     if (keys == 0) {
-        FV_TRY(fill_zero(ctx, s));
-        return fv_present(z) ? fill_zero(ctx, z) : FV_OK;
+        FV_TRY(fv_fill(ctx, s, 0));
+        return fv_present(z) ? fv_fill(ctx, z, 0) : FV_OK;
     }
     FV_TRY(fv_gemm(ctx, &(fv_gemm_args){.a = fv_transposed(k), .b = *v, .c = *s}));
     if (!fv_present(z)) return FV_OK;
@@ -176,7 +168,7 @@ static fv_status align(fv_ctx *ctx, const fv_call *call, fv_scan_args *scan)
         scan->v = fv_slice(&scan->v, 2, ahead, call->queries);
     } else if (ahead < 0) {
         fv_tensor blind = fv_slice(&scan->o, 2, 0, -ahead);
-        FV_TRY(fill_zero(ctx, &blind));
+        FV_TRY(fv_fill(ctx, &blind, 0));
         scan->q = fv_slice(&scan->q, 2, -ahead, call->keys);
         scan->o = fv_slice(&scan->o, 2, -ahead, call->keys);
     }
@@ -369,7 +361,7 @@ static fv_status step(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call 
 
     FV_TRY(fv_ctx_check(ctx));
     fv_call_cut(call, t, 1, &token);
-    for (int i = 0; i < fv_param_count(mechanism); i++)
+    for (int i = 0; i < fv_params_count(mechanism->params); i++)
         token.param_out[i].data = NULL;
     if (t == 0 && mechanism->accept) FV_TRY(mechanism->accept(&token));
     if (mechanism->scan) return run_scan(ctx, mechanism, &token, state, t == 0);
@@ -395,7 +387,7 @@ static fv_status decode(fv_ctx *ctx, const fv_attention *attention, const fv_att
         fv_scratch_release(ctx, mark);
         FV_TRY(status);
     }
-    for (int i = 0; mechanism->scan && i < fv_param_count(mechanism); i++)
+    for (int i = 0; mechanism->scan && i < fv_params_count(mechanism->params); i++)
         if (fv_present(&call.param_out[i]))
             FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = state.s, .out = call.param_out[i]}));
     return FV_OK;
@@ -414,36 +406,13 @@ fv_status fv_attention_decode(fv_ctx *ctx, const fv_attention *attention, const 
 
 /* ---- backward --------------------------------------------------------------------------------------------------- */
 
-/* A copy of its own for the tape to watch, so that gradients of tensors that share memory stay apart. */
-static fv_status watch(fv_ctx *ctx, fv_tensor *t)
-{
-    fv_tensor copy;
-
-    FV_TRY(fv_tensor_new(ctx, &copy, FV_F32, t->rank, t->dims));
-    FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = *t, .out = copy}));
-    *t = copy;
-    return fv_tape_watch(ctx, t);
-}
-
-static fv_status hand_out(fv_ctx *ctx, const char *owner, const char *name, const fv_tensor *leaf, const fv_tensor *out)
-{
-    fv_tensor gradient;
-
-    if (!fv_present(out)) return FV_OK;
-    if (!fv_tensor_same_shape(leaf, out))
-        return fv_fail(FV_E_SHAPE, "%s: gradient of %s: expected %s, got %s", owner, name, fv_shape_text(leaf),
-                       fv_shape_text(out));
-    if (!fv_tape_gradient(ctx, leaf, &gradient)) return fill_zero(ctx, out);
-    return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = gradient, .out = *out});
-}
-
 static fv_status record(fv_ctx *ctx, const fv_attention *attention, fv_attention_args *args, fv_named_tensor *params)
 {
-    FV_TRY(watch(ctx, &args->q));
-    FV_TRY(watch(ctx, &args->k));
-    FV_TRY(watch(ctx, &args->v));
+    FV_TRY(fv_tape_leaf(ctx, &args->q));
+    FV_TRY(fv_tape_leaf(ctx, &args->k));
+    FV_TRY(fv_tape_leaf(ctx, &args->v));
     for (int i = 0; i < args->params; i++)
-        if (params[i].tensor.dtype == FV_F32) FV_TRY(watch(ctx, &params[i].tensor));
+        if (params[i].tensor.dtype == FV_F32) FV_TRY(fv_tape_leaf(ctx, &params[i].tensor));
     FV_TRY(fv_tape_watch(ctx, &args->o)); /* rows that see no key depend on nothing, but may be seeded */
     return forward(ctx, attention, args, NULL);
 }
@@ -451,16 +420,16 @@ static fv_status record(fv_ctx *ctx, const fv_attention *attention, fv_attention
 static fv_status hand_out_all(fv_ctx *ctx, const char *owner, const fv_attention_args *args,
                               const fv_attention_grads *grads)
 {
-    FV_TRY(hand_out(ctx, owner, "q", &args->q, &grads->d_q));
-    FV_TRY(hand_out(ctx, owner, "k", &args->k, &grads->d_k));
-    FV_TRY(hand_out(ctx, owner, "v", &args->v, &grads->d_v));
+    FV_TRY(fv_tape_hand_out(ctx, owner, "q", &args->q, &grads->d_q));
+    FV_TRY(fv_tape_hand_out(ctx, owner, "k", &args->k, &grads->d_k));
+    FV_TRY(fv_tape_hand_out(ctx, owner, "v", &args->v, &grads->d_v));
     for (int g = 0; g < grads->params; g++) {
         int i = 0;
         while (i < args->params && strcmp(args->param[i].name, grads->d_param[g].name) != 0)
             i++;
         if (i == args->params)
             return fv_fail(FV_E_USAGE, "%s: gradient of param '%s', which is not given", owner, grads->d_param[g].name);
-        FV_TRY(hand_out(ctx, owner, args->param[i].name, &args->param[i].tensor, &grads->d_param[g].tensor));
+        FV_TRY(fv_tape_hand_out(ctx, owner, args->param[i].name, &args->param[i].tensor, &grads->d_param[g].tensor));
     }
     return FV_OK;
 }
@@ -494,7 +463,7 @@ fv_status fv_attention_backward(fv_ctx *ctx, const fv_attention *attention, cons
                        fv_shape_text(&args->o), fv_shape_text(&grads->d_o));
     for (int i = 0; i < grads->params; i++) {
         int index;
-        FV_TRY(fv_param_find(mechanism, grads->d_param[i].name, &index));
+        FV_TRY(fv_params_find(mechanism->name, "param", mechanism->params, grads->d_param[i].name, &index));
         if (mechanism->params[index].fixed)
             return fv_fail(FV_E_USAGE, "%s: param '%s' has no gradient", mechanism->name, grads->d_param[i].name);
     }

@@ -9,11 +9,6 @@ struct fv_attention {
     void *options;
 };
 
-int fv_param_count(const fv_mechanism *mechanism);
-
-/* The place of a param in the descriptor's table; FV_E_USAGE with the nearest name. */
-fv_status fv_param_find(const fv_mechanism *mechanism, const char *name, int *index);
-
 int64_t fv_call_state_width(const fv_mechanism *mechanism, const fv_call *call);
 
 /* The plan of a mechanism that has one, and what goes with it into attend. */

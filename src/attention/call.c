@@ -1,173 +1,40 @@
 /* Making a call: what was given, checked against the descriptor, with its sizes spelled out. */
-#include <ctype.h>
 #include <math.h>
-#include <stdlib.h>
 
 #include "attention/attention.h"
 #include "ops/check.h"
 
-/* ---- shapes of params ------------------------------------------------------------------------------------------- */
+/* ---- params ----------------------------------------------------------------------------------------------------- */
 
-enum { SHAPE_NAMES = 8 };
-
-/* Names that stand for whatever the first tensor has. */
-struct free_names {
-    int count;
-    struct {
-        const char *text;
-        size_t length;
-        int64_t size;
-    } at[SHAPE_NAMES];
-};
-
-static bool same_word(const char *name, const char *text, size_t length)
+/* A size that a call has, or that the mechanism knows. */
+static int64_t known_size(const void *user, const char *name)
 {
-    return strlen(name) == length && memcmp(name, text, length) == 0;
-}
-
-/* The size a name or number stands for; -1: free and not yet bound. */
-static int64_t word_size(const fv_mechanism *mechanism, const fv_call *call, const struct free_names *names,
-                         const char *text, size_t length)
-{
+    const fv_call *call = user;
     const struct {
         const char *name;
         int64_t size;
     } known[] = {{"B", call->batch}, {"H", call->query_heads}, {"Hkv", call->key_heads}, {"N", call->queries},
                  {"M", call->keys},  {"D", call->head_dim},    {"Dv", call->value_dim}};
-    char word[64];
 
-    if (isdigit((unsigned char)*text)) return strtoll(text, NULL, 10);
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
-        if (same_word(known[i].name, text, length)) return known[i].size;
-    for (int i = 0; i < names->count; i++)
-        if (names->at[i].length == length && memcmp(names->at[i].text, text, length) == 0) return names->at[i].size;
-    if (!mechanism->size || length >= sizeof word) return -1;
-    memcpy(word, text, length);
-    word[length] = 0;
-    return mechanism->size(call->options, call, word);
+        if (strcmp(known[i].name, name) == 0) return known[i].size;
+    return call->mechanism->size ? call->mechanism->size(call->options, call, name) : -1;
 }
 
-/* Reads a product of words, "2*D"; moves *text behind it.  -1: a single free word, put into free_text. */
-static int64_t product_size(const fv_mechanism *mechanism, const fv_call *call, const struct free_names *names,
-                            const char **text, const char **free_text)
+/* Puts the params of a call in the order of the table, and checks them. */
+static fv_status take_params(const fv_attention_args *args, fv_call *call)
 {
-    int64_t product = 1;
+    const fv_mechanism *m = call->mechanism;
+    fv_named_sizes sizes = {.known = known_size, .user = call};
 
-    for (;; (*text)++) {
-        const char *word = *text;
-        while (isalnum((unsigned char)**text) || **text == '_')
-            (*text)++;
-        int64_t size = word_size(mechanism, call, names, word, (size_t)(*text - word));
-        if (size < 0) *free_text = word;
-        if (size < 0 || !fv_mul_i64(product, size, &product)) return -1;
-        if (**text != '*') return product;
-    }
-}
-
-/* Reads one dim of a shape, "1|B"; true if `size` fits.  `expected` receives a size that would. */
-static bool dim_fits(const fv_mechanism *mechanism, const fv_call *call, struct free_names *names, const char **text,
-                     int64_t size, int64_t *expected)
-{
-    bool fits = false;
-
-    for (;; (*text)++) {
-        const char *word = NULL;
-        while (**text == ' ' || **text == '[' || **text == ',')
-            (*text)++;
-        int64_t wanted = product_size(mechanism, call, names, text, &word);
-        if (word && names->count < SHAPE_NAMES) {
-            names->at[names->count].text = word;
-            names->at[names->count].length = (size_t)(*text - word);
-            names->at[names->count++].size = wanted = size;
-        }
-        *expected = wanted;
-        fits |= wanted == size;
-        if (**text != '|') return fits;
-    }
-}
-
-static int shape_rank(const char *shape)
-{
-    int rank = 1;
-
-    for (; *shape; shape++)
-        rank += *shape == ',';
-    return rank;
-}
-
-/* Whether dim `d` of a param is called `name` alone. */
-static bool dim_is(const fv_param *param, int d, const char *name)
-{
-    const char *text = param->shape;
-
-    for (; d > 0; text++)
-        d -= *text == ',';
-    text += strspn(text, "[ ,");
-    return same_word(name, text, strcspn(text, ",]"));
-}
-
-static fv_status check_param(const fv_mechanism *mechanism, const fv_call *call, struct free_names *names,
-                             const fv_param *param, const fv_tensor *t)
-{
-    const char *text = param->shape;
-    fv_tensor expected = {.data = t->data, .rank = shape_rank(text)}; /* with data its shape prints */
-    bool fits = true;
-
-    if (t->dtype != param->dtype)
-        return fv_fail(FV_E_DTYPE, "%s: param '%s': expected %s, got %s", mechanism->name, param->name,
-                       fv_dtype_name(param->dtype), fv_dtype_name(t->dtype));
-    if (t->rank != expected.rank)
-        return fv_fail(FV_E_SHAPE, "%s: param '%s': expected %s, got %s", mechanism->name, param->name, param->shape,
-                       fv_shape_text(t));
-    for (int d = 0; d < expected.rank; d++)
-        fits &= dim_fits(mechanism, call, names, &text, t->dims[d], &expected.dims[d]);
-    if (fits) return FV_OK;
-    return fv_fail(FV_E_SHAPE, "%s: param '%s': expected %s = %s, got %s", mechanism->name, param->name, param->shape,
-                   fv_shape_text(&expected), fv_shape_text(t));
-}
-
-/* ---- params by name --------------------------------------------------------------------------------------------- */
-
-int fv_param_count(const fv_mechanism *mechanism)
-{
-    int count = 0;
-
-    while (mechanism->params && mechanism->params[count].name)
-        count++;
-    return count;
-}
-
-static const char *param_name(const void *user, int index)
-{
-    return ((const fv_param *)user)[index].name;
-}
-
-fv_status fv_param_find(const fv_mechanism *mechanism, const char *name, int *index)
-{
-    int count = fv_param_count(mechanism);
-    const char *near;
-
-    for (*index = 0; *index < count; (*index)++)
-        if (strcmp(mechanism->params[*index].name, name) == 0) return FV_OK;
-    if (count == 0) return fv_fail(FV_E_USAGE, "%s: param '%s' is not known; it has none", mechanism->name, name);
-    near = fv_nearest(name, count, param_name, mechanism->params);
-    return fv_fail(FV_E_USAGE, "%s: param '%s' is not known; %s'%s'? ('fovea show %s' lists them)", mechanism->name,
-                   name, near ? "did you mean " : "perhaps ", near ? near : mechanism->params[0].name, mechanism->name);
-}
-
-static fv_status place_params(const fv_mechanism *mechanism, int count, const fv_named_tensor *given, bool output,
-                              fv_tensor *place)
-{
-    for (int i = 0; i < count; i++) {
-        int index;
-        FV_TRY(fv_param_find(mechanism, given[i].name, &index));
-        if (output && !mechanism->params[index].output)
-            return fv_fail(FV_E_USAGE, "%s: param '%s' is not one it writes", mechanism->name, given[i].name);
-        if (place[index].data)
-            return fv_fail(FV_E_USAGE, "%s: param '%s' is given twice", mechanism->name, given[i].name);
-        if (!given[i].tensor.data)
-            return fv_fail(FV_E_ARGUMENT, "%s: param '%s' has no data", mechanism->name, given[i].name);
-        place[index] = given[i].tensor;
+    FV_TRY(fv_params_place(m->name, "param", m->params, args->params, args->param, call->param));
+    FV_TRY(fv_params_place(m->name, "param", m->params, args->params_out, args->param_out, call->param_out));
+    for (int i = 0; i < fv_params_count(m->params); i++) {
+        const fv_param *param = &m->params[i];
+        if (call->param_out[i].data && !param->output)
+            return fv_fail(FV_E_USAGE, "%s: param '%s' is not one it writes", m->name, param->name);
+        if (call->param[i].data) FV_TRY(fv_param_check(m->name, "param", param, &call->param[i], &sizes));
+        if (call->param_out[i].data) FV_TRY(fv_param_check(m->name, "param", param, &call->param_out[i], &sizes));
     }
     return FV_OK;
 }
@@ -254,7 +121,6 @@ static fv_status check_promises(const fv_mechanism *mechanism, const fv_attentio
 static fv_status make(const fv_attention *attention, const fv_attention_args *args, bool chunk, fv_call *call)
 {
     const fv_mechanism *mechanism = attention->mechanism;
-    struct free_names names = {0};
 
     FV_TRY(check_promises(mechanism, args));
     FV_TRY(check_operands(mechanism->name, args, chunk));
@@ -282,14 +148,24 @@ static fv_status make(const fv_attention *attention, const fv_attention_args *ar
     if ((mechanism->traits & FV_SELF_ONLY) && !chunk && call->queries != call->keys)
         return fv_fail(FV_E_SHAPE, "%s: expected as many queries as keys, got %lld and %lld", mechanism->name,
                        (long long)call->queries, (long long)call->keys);
-    FV_TRY(place_params(mechanism, args->params, args->param, false, call->param));
-    FV_TRY(place_params(mechanism, args->params_out, args->param_out, true, call->param_out));
-    for (int i = 0; i < fv_param_count(mechanism); i++) {
-        const fv_param *param = &mechanism->params[i];
-        if (call->param[i].data) FV_TRY(check_param(mechanism, call, &names, param, &call->param[i]));
-        if (call->param_out[i].data) FV_TRY(check_param(mechanism, call, &names, param, &call->param_out[i]));
-    }
+    FV_TRY(take_params(args, call));
     return mechanism->accept ? mechanism->accept(call) : FV_OK;
+}
+
+fv_status fv_attention_param_out(const fv_attention *attention, const fv_attention_args *args, const char *name,
+                                 fv_tensor *shape)
+{
+    const fv_mechanism *mechanism = attention->mechanism;
+    fv_named_sizes sizes = {.known = known_size};
+    fv_call call;
+
+    FV_TRY(fv_call_make(attention, args, &call));
+    sizes.user = &call;
+    for (const fv_param *param = mechanism->params; param && param->name; param++)
+        if (strcmp(param->name, name) == 0 && param->output)
+            return fv_param_shape(mechanism->name, "param", param, &sizes, shape);
+    return fv_fail(FV_E_USAGE, "%s: it writes no tensor '%s' ('fovea show %s' lists what it has)", mechanism->name,
+                   name, mechanism->name);
 }
 
 fv_status fv_call_make(const fv_attention *attention, const fv_attention_args *args, fv_call *call)
@@ -319,11 +195,13 @@ void fv_call_cut(const fv_call *call, int64_t from, int64_t count, fv_call *part
     if (fv_present(&call->lse)) part->lse = fv_slice(&call->lse, 2, from, count);
     part->k = fv_slice(&call->k, 2, key_from, part->keys);
     part->v = fv_slice(&call->v, 2, key_from, part->keys);
-    for (int i = 0; i < fv_param_count(mechanism); i++) {
+    for (int i = 0; i < fv_params_count(mechanism->params); i++) {
         fv_tensor *t = &part->param[i];
         for (int d = 0; fv_present(t) && d < t->rank; d++) {
-            if (dim_is(&mechanism->params[i], d, "N")) *t = fv_slice(t, d, from, count);
-            if (dim_is(&mechanism->params[i], d, "M")) *t = fv_slice(t, d, key_from, part->keys);
+            char name[FV_DIM_TEXT];
+            fv_param_dim(&mechanism->params[i], d, name);
+            if (strcmp(name, "N") == 0) *t = fv_slice(t, d, from, count);
+            if (strcmp(name, "M") == 0) *t = fv_slice(t, d, key_from, part->keys);
         }
     }
 }

@@ -5,6 +5,7 @@
 
 #include "attention/lists.h"
 #include "base/options.h"
+#include "base/param.h"
 #include "fovea/attention.h"
 #include "ops/ops.h"
 
@@ -39,33 +40,8 @@ typedef enum fv_family {
 } fv_family;
 const char *fv_family_name(fv_family family);
 
-/* A tensor of the mechanism's own.  `shape` is text for people and is checked: names B H Hkv N M D Dv and those of the
- * mechanism's size function, products with '*', alternatives with '|' ("[1|B, 1|H, N, M]").  Any other name stands for
- * one size throughout the call.  Dims N and M follow the queries and keys of a chunk. */
-typedef struct fv_param {
-    const char *name, *shape, *help;
-    bool output;    /* written on request (params_out), besides being read */
-    bool fixed;     /* has no gradient: what is chosen by it is constant; so are integers */
-    fv_dtype dtype; /* FV_F32, FV_I32 or FV_U8 */
-} fv_param;
-
-#define FV_PARAM(name_, shape_, help_)                                                                                 \
-    {                                                                                                                  \
-        .name = name_, .shape = shape_, .help = help_                                                                  \
-    }
-#define FV_PARAM_OUT(name_, shape_, help_)                                                                             \
-    {                                                                                                                  \
-        .name = name_, .shape = shape_, .help = help_, .output = true                                                  \
-    }
-#define FV_PARAM_FIXED(name_, shape_, help_)                                                                           \
-    {                                                                                                                  \
-        .name = name_, .shape = shape_, .help = help_, .fixed = true                                                   \
-    }
-#define FV_PARAM_OF(dtype_, name_, shape_, help_)                                                                      \
-    {                                                                                                                  \
-        .name = name_, .shape = shape_, .help = help_, .fixed = true, .dtype = dtype_                                  \
-    }
-
+/* Tensors of a mechanism's own (base/param.h).  Their shapes may name B H Hkv N M D Dv and the names of the mechanism's
+ * size function; dims N and M follow the queries and keys of a chunk. */
 enum { FV_PARAMS = 16 };
 
 /* Rows that a mechanism makes of the keys and values so far and that stay as they are: means of blocks, compressed
@@ -217,6 +193,11 @@ void fv_choosing_end(fv_ctx *ctx, fv_choosing before);
 const fv_mechanism *fv_attention_mechanism(const fv_attention *attention);
 /* fv_attention_new from a SPEC that was parsed (one of a layer plan). */
 fv_status fv_attention_from(const fv_spec *spec, fv_attention **attention);
+
+/* A tensor that it writes (params_out), of the shape it has in a call, without data.  FV_E_USAGE if there is none of
+ * that name. */
+fv_status fv_attention_param_out(const fv_attention *attention, const fv_attention_args *args, const char *name,
+                                 fv_tensor *shape);
 
 /* Fills a call from public arguments and checks it against the descriptor.  k and v may be f32, f16 or bf16, of a chunk
  * also q8_0 or q4_0. */

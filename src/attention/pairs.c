@@ -154,7 +154,7 @@ fv_status fv_call_measure(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_c
 
     *work = (fv_work){.bytes = tensor_bytes(&call->q) + tensor_bytes(&call->k) + tensor_bytes(&call->v) +
                                tensor_bytes(&call->o) + tensor_bytes(&call->lse)};
-    for (int i = 0; i < fv_param_count(mechanism); i++)
+    for (int i = 0; i < fv_params_count(mechanism->params); i++)
         work->bytes += tensor_bytes(&call->param[i]);
     if (counted) {
         work->pairs = (int64_t)*counted;

@@ -72,7 +72,8 @@ fv_status fv_gather(fv_ctx *ctx, const fv_gather_args *args)
     shape[few->rank - 2] = many->dims[many->rank - 2];
     *many = fv_broadcast(many, few->rank, shape);
     g.index = fv_broadcast(&g.index, few->rank - 1, few->dims);
-    if (fv_tensor_count(few) > 0) FV_TRY(ctx->backend->gather(ctx, &g));
+    if (fv_tensor_count(few) == 0) return FV_OK; /* nothing for a tape to walk back over either */
+    FV_TRY(ctx->backend->gather(ctx, &g));
     return FV_TAPE_RECORD(ctx, gather_backward, args, 1, &args->x, &args->out);
 }
 

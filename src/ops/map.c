@@ -191,3 +191,10 @@ fv_status fv_map_apply(fv_ctx *ctx, const fv_map_args *args)
     if (fv_tensor_count(&m.out) > 0) FV_TRY(ctx->backend->map(ctx, &m));
     return FV_TAPE_RECORD(ctx, backward, args, 2, &args->x, &args->y, &args->out);
 }
+
+fv_status fv_fill(fv_ctx *ctx, const fv_tensor *out, float value)
+{
+    const fv_tensor x = {.data = &value, .dtype = FV_F32, .rank = 1, .dims = {1}, .strides = {1}};
+
+    return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = x, .out = *out});
+}

@@ -51,6 +51,8 @@ typedef struct fv_map_args {
     float alpha, beta;
 } fv_map_args;
 fv_status fv_map_apply(fv_ctx *ctx, const fv_map_args *args);
+/* out = value; f32, any strides.  The tape does not see it. */
+fv_status fv_fill(fv_ctx *ctx, const fv_tensor *out, float value);
 
 /* The products of rows x with several weights: out = x weight^T + bias, or added to out.  x [m,k] f32, weight [n,k]
  * f32, f16, bf16 or blocks, bias [n] f32 or absent, out [m,n] f32.  With `gate` (FV_MAP_SILU_MUL,

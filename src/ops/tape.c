@@ -145,6 +145,16 @@ fv_status fv_tape_watch(fv_ctx *ctx, const fv_tensor *leaf)
     return join(ctx->tape, leaf);
 }
 
+fv_status fv_tape_leaf(fv_ctx *ctx, fv_tensor *t)
+{
+    fv_tensor copy;
+
+    FV_TRY(fv_tensor_new(ctx, &copy, FV_F32, t->rank, t->dims));
+    FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = *t, .out = copy}));
+    *t = copy;
+    return fv_tape_watch(ctx, t);
+}
+
 fv_status fv_tape_seed(fv_ctx *ctx, const fv_tensor *output, const fv_tensor *gradient)
 {
     fv_tensor shadow;
@@ -188,6 +198,19 @@ bool fv_tape_gradient(fv_ctx *ctx, const fv_tensor *tensor, fv_tensor *gradient)
     *gradient = *tensor;
     gradient->data = home->gradient + ((const float *)tensor->data - home->from);
     return true;
+}
+
+fv_status fv_tape_hand_out(fv_ctx *ctx, const char *owner, const char *name, const fv_tensor *leaf,
+                           const fv_tensor *out)
+{
+    fv_tensor gradient;
+
+    if (!fv_present(out)) return FV_OK;
+    if (!fv_tensor_same_shape(leaf, out))
+        return fv_fail(FV_E_SHAPE, "%s: gradient of %s: expected %s, got %s", owner, name, fv_shape_text(leaf),
+                       fv_shape_text(out));
+    if (!fv_tape_gradient(ctx, leaf, &gradient)) return fv_fill(ctx, out, 0);
+    return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = gradient, .out = *out});
 }
 
 static fv_status check_f32(const fv_tensor *t)

@@ -18,6 +18,8 @@ typedef struct fv_tape fv_tape;
 fv_status fv_tape_begin(fv_ctx *ctx);
 /* Makes a leaf: gradients with respect to it are wanted.  FV_E_DTYPE unless f32. */
 fv_status fv_tape_watch(fv_ctx *ctx, const fv_tensor *leaf);
+/* Makes a tensor a copy of itself that is a leaf, so that gradients of tensors that share memory stay apart. */
+fv_status fv_tape_leaf(fv_ctx *ctx, fv_tensor *t);
 /* Seeds the gradient of an output: `gradient`, f32 of its shape, is added.  FV_E_ARGUMENT if the output does not depend
  * on a leaf. */
 fv_status fv_tape_seed(fv_ctx *ctx, const fv_tensor *output, const fv_tensor *gradient);
@@ -25,6 +27,10 @@ fv_status fv_tape_seed(fv_ctx *ctx, const fv_tensor *output, const fv_tensor *gr
 fv_status fv_tape_backward(fv_ctx *ctx);
 /* The gradient of a tensor as a view of its shadow (valid until fv_tape_end); false: it has none. */
 bool fv_tape_gradient(fv_ctx *ctx, const fv_tensor *tensor, fv_tensor *gradient);
+/* Copies the gradient of a leaf to `out` (f32, or absent), zeros where it has none.  FV_E_SHAPE, in sentences "owner:
+ * gradient of name". */
+fv_status fv_tape_hand_out(fv_ctx *ctx, const char *owner, const char *name, const fv_tensor *leaf,
+                           const fv_tensor *out);
 /* Stops recording and frees the tape and the scratch memory taken since it began. */
 void fv_tape_end(fv_ctx *ctx);
 

@@ -7,7 +7,7 @@ expect list 0 '' "$fovea" list
 grep -q '^sinkwin ' out || fail list_names_mechanisms "$(cat out)"
 expect list_json 0 '' "$fovea" list --json
 holds list_fields 'all(set(r) == {"name", "kind", "title", "sheet", "family", "traits"} for r in j)'
-holds list_kinds '{r["kind"] for r in j} == {"mechanism", "policy", "probe", "model"}'
+holds list_kinds '{r["kind"] for r in j} == {"mechanism", "policy", "probe", "layer", "model"}'
 holds list_has 'all(n in [r["name"] for r in j] for n in ["dense", "sinkwin", "power", "lightning2", "hedgehog", "llama", "gemma3"])'
 holds list_once 'len({(r["kind"], r["name"]) for r in j}) == len(j)'
 expect list_one_kind 0 '' "$fovea" list mechanism --json
@@ -52,13 +52,11 @@ holds defaults '{o["name"]: str(o["default"]) for o in j["options"]} == {"sink":
 
 expect no_verb 2 '' sh -c "$fovea 2> e; s=\$?; grep -q usage e || exit 9; echo 'fovea: usage shown' >&2; exit \$s"
 expect unknown_verb 2 "did you mean 'compare'" "$fovea" compar
-for verb in train apply; do
-    expect "no_$verb" 2 'no verb of this version' "$fovea" $verb
-done
+expect no_train 2 'no verb of this version' "$fovea" train
 expect half_a_verb 2 'ppl or needle' "$fovea" eval
 expect unknown_name 2 "did you mean 'sinkwin'" "$fovea" show sinkwn
 expect no_name 2 'NAME' "$fovea" show
-expect unknown_kind 2 'mechanism, policy, probe or model' "$fovea" list caches
+expect unknown_kind 2 'mechanism, policy, probe, layer, operator, reducer, steer or model' "$fovea" list caches
 expect near_kind 2 "did you mean 'policy'" "$fovea" list polcy
 expect unknown_policy 2 "did you mean 'sinkring'" "$fovea" show sinkrng
 expect too_many 2 'not expected' "$fovea" show dense power
@@ -66,7 +64,7 @@ expect full_disk 1 'cannot be written' sh -c "exec $fovea list > /dev/full"
 sh -c "$fovea help --man; echo \$? > status" | head -c 1 > /dev/null
 echo ok closed_pipe_is_no_signal
 
-for verb in run compare recommend "eval ppl" "eval needle" "eval cache" "eval recall" "inspect srh" "inspect hylra" "inspect moa" "inspect attn_influence" inspect attend list show tokenize bench serve; do
+for verb in run compare recommend "eval ppl" "eval needle" "eval cache" "eval recall" "inspect srh" "inspect hylra" "inspect moa" "inspect attn_influence" inspect attend apply list show tokenize bench serve; do
     expect "help ${verb}" 0 '' "$fovea" help $verb
     cp out first
     expect "${verb} --help" 0 '' "$fovea" $verb --help
@@ -90,6 +88,7 @@ cp out completion
 [ "$(complete_with fovea attend -a sinkw)" = sinkwin ] || fail completes_names "$(complete_with fovea attend -a sinkw)"
 [ "$(complete_with fovea run --cache sinkr)" = sinkring ] || fail completes_policies "$(complete_with fovea run --cache sinkr)"
 [ "$(complete_with fovea show sinkr)" = sinkring ] || fail completes_shown "$(complete_with fovea show sinkr)"
+[ "$(complete_with fovea apply hc)" = hcam ] || fail completes_layers "$(complete_with fovea apply hc)"
 [ "$(complete_with fovea list po)" = policy ] || fail completes_kinds "$(complete_with fovea list po)"
 [ "$(complete_with fovea inspect --probe hyl)" = hylra ] || fail completes_probes "$(complete_with fovea inspect --probe hyl)"
 [ "$(complete_with fovea inspect mo)" = moa ] || fail completes_both "$(complete_with fovea inspect mo)"

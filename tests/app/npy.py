@@ -77,7 +77,7 @@ def main(verb, *rest):
         write(path, shape, [draw(-1, 1) if code[0] == "f" else draw(0, 100) for _ in range(math.prod(shape))], code)
     elif verb == "values":
         path, shape, numbers, code = (list(rest) + ["f4"])[:4]
-        write(path, shape_of(shape), [float(n) for n in numbers.split()], code)
+        write(path, shape_of(shape), [(float if code[0] == "f" else int)(n) for n in numbers.split()], code)
     elif verb == "raw":
         path, descr, order, shape, count, version = (list(rest) + ["1"])[:6]
         open(path, "wb").write(header(descr, order, shape, int(version)) + bytes(int(count)))

@@ -84,34 +84,32 @@ static const char *draw_param(struct trial *t, const char *text)
     return text + strspn(text, " ");
 }
 
-/* The sheet's view of the SPEC: numbers, and places in the list of choices. */
-static void read_options(struct trial *t)
+int trial_options(const char *text, const fv_option *table, sheet_option *options, double values[][TRIAL_VALUES])
 {
     fv_spec spec;
 
-    assert_ok(fv_spec_parse(&spec, t->c->spec));
+    assert_ok(fv_spec_parse(&spec, text));
     for (int i = 0; i < spec.count; i++) {
         fv_assignment given = fv_spec_option(&spec, i);
-        const fv_option *option = t->mechanism->options;
+        const fv_option *option = table;
         while (strcmp(option->name, given.name) != 0)
             option++;
-        t->options[i] = (sheet_option){.name = option->name, .values = t->values[i]};
+        options[i] = (sheet_option){.name = option->name, .values = values[i]};
         if (option->type == FV_OPTION_ENUM) {
-            while (strcmp(option->choices[(int)t->values[i][0]], given.value) != 0)
-                t->values[i][0]++;
-            t->options[i].count = 1;
+            while (strcmp(option->choices[(int)values[i][0]], given.value) != 0)
+                values[i][0]++;
+            options[i].count = 1;
         }
         bool word = false;
         for (int w = 0; option->type == FV_OPTION_LIST && option->choices && option->choices[w]; w++) {
             if (strcmp(option->choices[w], given.value) != 0) continue;
-            t->values[i][t->options[i].count++] = -1 - w;
+            values[i][options[i].count++] = -1 - w;
             word = true;
         }
         for (const char *at = given.value; option->type != FV_OPTION_ENUM && !word && *at; at += *at != 0)
-            t->values[i][t->options[i].count++] = strtod(at, (char **)&at);
+            values[i][options[i].count++] = strtod(at, (char **)&at);
     }
-    t->sheet.options = spec.count;
-    t->sheet.option = t->options;
+    return spec.count;
 }
 
 void trial_define(struct trial *t)
@@ -185,7 +183,8 @@ static void draw(struct trial *t)
     t->scale = (float)(0.7 / sqrt((double)c->D));
     if (!trial_has(t, FV_NO_SCALE)) t->args.scale = &t->scale;
     draw_sheet(t);
-    read_options(t);
+    t->sheet.options = trial_options(c->spec, t->mechanism->options, t->options, t->values);
+    t->sheet.option = t->options;
     for (const char *text = c->params; text && *text;)
         text = draw_param(t, text);
     if (fv_call_make(t->attention, &t->args, &call) != FV_OK) fail_msg("%s: %s", t->what, fv_error());

@@ -47,6 +47,9 @@ fv_tensor trial_like(struct trial *t, const fv_tensor *x);
 double *trial_doubled(const fv_tensor *t);
 void *trial_zeros(int64_t count, size_t size);
 
+/* A sheet's view of a SPEC: numbers, and places in lists of choices.  `values` are zeros; returns how many options. */
+int trial_options(const char *text, const fv_option *table, sheet_option *options, double values[][TRIAL_VALUES]);
+
 #define CHECK_OK(t, expression)                                                                                        \
     do {                                                                                                               \
         fv_status check_status_ = (expression);                                                                        \

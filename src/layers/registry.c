@@ -1,0 +1,24 @@
+/* Every layer.  A new one adds its line here, in the order `fovea list` shows. */
+#include <string.h>
+
+#include "layers/layer.h"
+
+/* clang-format off */
+#define LAYERS(add) \
+    add(hcam) \
+    add(tab) \
+
+#define DECLARE(name) extern const fv_layer_type fv_layer_##name;
+#define LIST(name) &fv_layer_##name,
+/* clang-format on */
+
+LAYERS(DECLARE)
+
+const fv_layer_type *const fv_layer_types[] = {LAYERS(LIST) NULL};
+
+const fv_layer_type *fv_layer_type_find(const char *name)
+{
+    for (int i = 0; fv_layer_types[i]; i++)
+        if (strcmp(fv_layer_types[i]->name, name) == 0) return fv_layer_types[i];
+    return NULL;
+}

@@ -1,0 +1,73 @@
+#include <stdarg.h>
+#include <stdio.h>
+
+#include "layers/layer.h"
+
+/* x [..,C] as rows [rows, C]. */
+static fv_tensor rows_of(const fv_tensor *x)
+{
+    int64_t C = x->dims[x->rank - 1], rows = 1;
+
+    for (int d = 0; d < x->rank - 1; d++)
+        rows *= x->dims[d];
+    return fv_reshaped(x, FV_DIMS(rows, C));
+}
+
+fv_status fv_layer_linear(fv_ctx *ctx, const fv_tensor *x, const fv_tensor *weight, const fv_tensor *bias,
+                          fv_tensor *out)
+{
+    fv_linear_part part = {.weight = *weight};
+    int64_t dims[FV_MAX_RANK];
+
+    if (!fv_present(out)) {
+        memcpy(dims, x->dims, sizeof dims);
+        dims[x->rank - 1] = weight->dims[0];
+        FV_TRY(fv_tensor_new(ctx, out, FV_F32, x->rank, dims));
+    }
+    if (bias) part.bias = *bias;
+    part.out = rows_of(out);
+    return fv_linear(ctx, &(fv_linear_args){.x = rows_of(x), .parts = 1, .part = {part}});
+}
+
+fv_status fv_layer_norm(fv_ctx *ctx, const fv_tensor *x, const fv_tensor *weight, const fv_tensor *bias, float epsilon,
+                        fv_tensor *out)
+{
+    FV_TRY(fv_tensor_new(ctx, out, FV_F32, x->rank, x->dims));
+    return fv_norm(ctx, &(fv_norm_args){
+                            .layer = true, .x = *x, .weight = *weight, .bias = *bias, .out = *out, .epsilon = epsilon});
+}
+
+fv_status fv_layer_map(fv_ctx *ctx, fv_map op, const fv_tensor *x, const fv_tensor *y, fv_tensor *out)
+{
+    fv_map_args map = {.op = op, .x = *x};
+
+    *out = *x;
+    if (ctx->recording) FV_TRY(fv_tensor_new(ctx, out, FV_F32, map.x.rank, map.x.dims));
+    if (y) map.y = *y;
+    map.out = *out;
+    return fv_map_apply(ctx, &map);
+}
+
+fv_tensor fv_layer_heads(const fv_tensor *x, int64_t heads)
+{
+    const int64_t *s = x->strides;
+    int64_t D = x->dims[2] / heads;
+
+    return fv_view(x, FV_DIMS(x->dims[0], heads, x->dims[1], D), (const int64_t[]){s[0], D * s[2], s[1], s[2]}, 0);
+}
+
+fv_status fv_layer_attend(fv_ctx *ctx, const fv_attention_args *args, const char *format, ...)
+{
+    char spec[FV_SPEC_TEXT];
+    fv_attention *attention;
+    fv_status status;
+    va_list values;
+
+    va_start(values, format);
+    vsnprintf(spec, sizeof spec, format, values);
+    va_end(values);
+    FV_TRY(fv_attention_new(spec, &attention));
+    status = fv_attention_forward(ctx, attention, args);
+    fv_attention_free(attention);
+    return status;
+}

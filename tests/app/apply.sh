@@ -1,0 +1,113 @@
+# fovea apply: results, gradients, what it says, and every way to refuse.
+. "$(dirname "$(realpath "$0")")/common.bash"
+
+same() { # NAME A B TOLERANCE
+    npy close "$2" "$3" "$4" > why 2>&1 || fail "$1" "$(cat why)"
+    echo "ok $1"
+}
+# reshaped FILE SHAPE OTHER SHAPE: the same random numbers in two shapes
+reshaped() {
+    npy random "$1" "$2" && mv "$1" kept && npy random "$1" "$4" && mv "$1" "$3" && mv kept "$1"
+}
+
+for t in x:1,5,4 keys:1,3,4 contents:1,3,2,4 do:1,5,4 b:4 w5:5,5 x3:1,5,3; do
+    npy random "${t%%:*}.npy" "${t#*:}" || fail setup npy
+done
+npy values unit.npy 4,4 '1 0 0 0 0 1 0 0 0 0 1 0 0 0 0 1'
+npy values mask.npy 1,5,3 '1 0 1 1 1 1 0 0 1 1 1 0 0 0 0' u1
+npy values mask8.npy 1,5,3 '1 0 1 1 1 1 0 0 1 1 1 0 0 0 0' i8
+units=()
+for name in summary_q summary_k q k v out; do units+=(--param ${name}_weight=unit.npy); done
+memory=(--in x=x.npy --in keys=keys.npy --in contents=contents.npy)
+call=("$fovea" apply hcam:chunk=2,top=2,heads=1,position=0 "${memory[@]}" "${units[@]}")
+
+# ---- results: with unit matrices the layer is the mechanism ----
+reshaped x.npy 1,5,4 q.npy 1,1,5,4
+reshaped contents.npy 1,3,2,4 k.npy 1,1,6,4
+expect layer 0 'y \[1,5,4\]' "${call[@]}" --out y=y.npy
+expect mechanism 0 '' "$fovea" attend -a hcam:chunk=2,top=2 --q q.npy --k k.npy --v k.npy --param summary_k=keys.npy -o o.npy
+npy shape y.npy 1,5,4 '<f4' || fail shape y
+python3 - "$source_dir" << 'PYTHON' || fail layer_is_the_mechanism "numbers differ"
+import struct, sys
+read = lambda path: struct.unpack("<20f", open(path, "rb").read()[-80:])
+sys.exit(any(abs(a - b) > 1e-5 for a, b in zip(read("y.npy"), read("o.npy"))))
+PYTHON
+echo ok layer_is_the_mechanism
+expect masked 0 '' "${call[@]}" --in mask=mask.npy --out y=m.npy
+expect masked_i8 0 '' "${call[@]}" --in mask=mask8.npy --out y=m8.npy
+cmp -s m.npy m8.npy || fail masked_i8 "the files differ"
+! cmp -s m.npy y.npy || fail masked "the mask does nothing"
+expect reference 0 '' "${call[@]}" --in mask=mask.npy --param out_bias=b.npy --out y=r.npy --device ref
+expect cpu 0 '' "${call[@]}" --in mask=mask.npy --param out_bias=b.npy --out y=c.npy
+same reference_agrees r.npy c.npy 1e-5
+
+# tab, from its table
+tab=("$fovea" apply tab:heads=2,group=3,size=2x4)
+for t in tx:2,8,6 centres:3,6 q_weight:4,6 k_weight:4,6 v_weight:6,6 centre_k_weight:4,6 centre_v_weight:6,6 \
+    proj_weight:6,6 conv_weight:6,6 ffn.fc1_weight:5,6 ffn.dw_weight:5,5,5 ffn.fc2_weight:6,5; do
+    npy random "${t%%:*}.npy" "${t#*:}" || fail setup npy
+    [ "$t" = tx:2,8,6 ] || tab+=(--param "${t%%:*}=${t%%:*}.npy")
+done
+expect tab 0 '' "${tab[@]}" --in x=tx.npy --out y=ty.npy
+expect tab_reference 0 '' "${tab[@]}" --in x=tx.npy --out y=tr.npy --device ref
+same tab_agrees ty.npy tr.npy 1e-4
+
+# ---- gradients ----
+expect gradients 0 '' "${call[@]}" --out y=g.npy --grad y=do.npy --din x=dx.npy --dparam q_weight=dq.npy --dparam summary_k_weight=ds.npy
+same gradients_write_the_output g.npy y.npy 1e-6
+npy shape dx.npy 1,5,4 '<f4' && npy shape dq.npy 4,4 '<f4' && npy shape ds.npy 4,4 '<f4' || fail gradient_shapes
+expect gradients_reference 0 '' "${call[@]}" --out y=g.npy --grad y=do.npy --din x=dr.npy --dparam summary_k_weight=dsr.npy --device ref
+same gradients_agree dx.npy dr.npy 1e-4
+same gradients_of_params_agree ds.npy dsr.npy 1e-4
+
+# ---- what it says ----
+expect json 0 '' "${call[@]}" --out y=y.npy --json
+holds json_fields 'set(j) == {"layer", "backend", "seconds", "outputs"}'
+holds json_values 'j["layer"] == "hcam" and j["seconds"] > 0 and j["outputs"] == {"y": [1, 5, 4]}'
+[ ! -s err ] || fail json_is_alone "standard error: $(cat err)"
+expect quiet 0 '' "${call[@]}" --out y=y.npy --quiet
+[ ! -s out ] && [ ! -s err ] || fail quiet_is_quiet "$(cat out err)"
+
+# ---- the command line is wrong: 2, before any file is opened ----
+rm -f y.npy
+expect unknown_layer 2 "did you mean 'hcam'" "$fovea" apply hcm --in x=none --out y=y.npy
+expect mechanism_is_no_layer 2 "layer 'moba' is not known" "$fovea" apply moba --in x=none --out y=y.npy
+expect unknown_option 2 "did you mean 'chunk'" "$fovea" apply hcam:chunks=3 --in x=none --out y=y.npy
+expect needs_size 2 'size' "$fovea" apply tab --in x=none --out y=y.npy
+expect no_name 2 'NAME' "$fovea" apply --in x=none --out y=y.npy
+expect no_in 2 'in is missing' "$fovea" apply hcam --out y=y.npy
+expect no_out 2 'out is missing' "$fovea" apply hcam --in x=none
+expect missing_input 2 "input 'contents' .* is missing" "$fovea" apply hcam --in x=none --in keys=none --out y=y.npy
+expect missing_matrix 2 "param 'summary_q_weight' .* is missing" "$fovea" apply hcam --in x=none --in keys=none --in contents=none --out y=y.npy
+expect unknown_input 2 "input 'key' is not known; did you mean 'keys'" "${call[@]}" --in key=none --out y=y.npy
+expect unknown_param 2 "param 'qbias' is not known; did you mean 'q_bias'" "${call[@]}" --param qbias=none --out y=y.npy
+expect unknown_weights 2 "param 'weights' is not known" "${call[@]}" --param weights=none.safetensors --out y=y.npy
+expect unknown_output 2 "output 'z' is not known" "${call[@]}" --out z=y.npy
+expect bad_pair 2 'in: expected NAME=FILE' "${call[@]}" --in mask --out y=y.npy
+expect twice 2 'is given twice' "${call[@]}" --in x=none --out y=y.npy
+expect grad_without 2 'din' "${call[@]}" --out y=y.npy --grad y=do.npy
+expect din_without_grad 2 'grad is missing' "${call[@]}" --out y=y.npy --din x=dx.npy
+expect grad_of_unknown 2 "output 'o' is not known" "${call[@]}" --out y=y.npy --grad o=do.npy --din x=dy.npy
+expect gradient_of_memory 2 "'keys' has no gradient" "${call[@]}" --out y=y.npy --grad y=do.npy --din keys=dy.npy
+expect gradient_of_what_is_not_given 2 'expected a tensor given with --param' "${call[@]}" --out y=y.npy --grad y=do.npy --dparam q_bias=dy.npy
+
+# ---- the work fails: 1 ----
+expect no_file 1 'none.npy: cannot be opened' "${call[@]}" --in mask=none.npy --out y=y.npy
+expect mask_of_floats 1 'holds f32, expected integers' "${call[@]}" --in mask=x.npy --out y=y.npy
+expect shape 1 "param 'q_bias': expected \[E\] = \[4\], got \[5,5\]" "${call[@]}" --param q_bias=w5.npy --out y=y.npy
+expect chunk 1 "'contents': expected \[B, Mc, Cn, E\] = \[1,3,7,4\], got \[1,3,2,4\]" "$fovea" apply hcam:chunk=7,heads=1 "${memory[@]}" "${units[@]}" --out y=y.npy
+expect heads 1 '3 heads do not divide 4 channels' "$fovea" apply hcam:chunk=2,heads=3 "${memory[@]}" "${units[@]}" --out y=y.npy
+expect grid 1 "expected \[B, N, C\] = \[2,9,6\], got \[2,8,6\]" "${tab[@]:0:2}" tab:heads=2,size=3x3 "${tab[@]:3}" --in x=tx.npy --out y=y.npy
+expect gradient_shape 1 "gradient of output 'y'" "${call[@]}" --out y=y.npy --grad y=x3.npy --din x=dy.npy
+expect no_folder 1 'cannot be created' "${call[@]}" --out y=none/y.npy
+absent no_half_files y.npy dy.npy none
+
+# ---- list and show ----
+expect list_layers 0 '' "$fovea" list layers --json
+holds layers_listed 'j and all(r["kind"] == "layer" and r["traits"] == ["differentiable"] for r in j) and {"hcam", "tab"} <= {r["name"] for r in j}'
+expect show 0 '' "$fovea" show hcam --json
+holds show_has_both '[j["kind"]] + [a["kind"] for a in j["also"]] == ["mechanism", "layer"]'
+holds show_tensors '(lambda l: [p["name"] for p in l["inputs"]] == ["x", "keys", "contents", "mask"] and [p["name"] for p in l["outputs"]] == ["y"]
+    and {"summary_q_weight", "out_bias"} <= {p["name"] for p in l["params"]})(j["also"][0])'
+expect show_text 0 '' "$fovea" show tab
+grep -q '^Inputs (--in NAME=FILE):' out && grep -q 'ffn.dw_weight \[F, 5, 5\] .*must be given' out || fail show_text "$(cat out)"
