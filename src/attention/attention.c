@@ -79,9 +79,11 @@ int64_t fv_attention_choice(const fv_attention *attention, int64_t keys)
     return attention->mechanism->choice_width ? attention->mechanism->choice_width(&call, keys) : 0;
 }
 
-fv_dtype fv_kept_type(const fv_mechanism *mechanism, fv_dtype keys, fv_dtype values)
+fv_dtype fv_kept_type(const fv_mechanism *mechanism, fv_precision precision, fv_dtype keys, fv_dtype values)
 {
-    return mechanism->kept_half && keys != FV_F32 && values != FV_F32 ? FV_BF16 : FV_F32;
+    bool half = precision != FV_PRECISION_F32 && keys != FV_F32 && values != FV_F32;
+
+    return mechanism->kept_half && half ? FV_BF16 : FV_F32;
 }
 
 fv_status fv_keep(fv_ctx *ctx, const fv_call *call, fv_kept_fn *kept, int kind, int64_t count, fv_make_rows_fn *make,
@@ -95,7 +97,7 @@ fv_status fv_keep(fv_ctx *ctx, const fv_call *call, fv_kept_fn *kept, int kind, 
         from = fv_min(own->count, before);
         own->count = from;
     } else {
-        fv_dtype type = fv_kept_type(call->mechanism, call->k.dtype, call->v.dtype);
+        fv_dtype type = fv_kept_type(call->mechanism, ctx->precision, call->k.dtype, call->v.dtype);
         FV_TRY(fv_tensor_new(ctx, out, type, FV_DIMS(call->batch, call->key_heads, count, width)));
     }
     if (from < count) {
@@ -360,7 +362,7 @@ static fv_status new_state(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_
     }
     for (int kind = 0; kind < FV_KEPT && mechanism->kept; kind++) {
         int64_t rows = mechanism->kept(call, kind, call->keys, &width);
-        fv_dtype type = fv_kept_type(mechanism, call->k.dtype, call->v.dtype);
+        fv_dtype type = fv_kept_type(mechanism, ctx->precision, call->k.dtype, call->v.dtype);
         FV_TRY(fv_tensor_new(ctx, &state->kept[kind].rows, type, FV_DIMS(B, call->key_heads, rows, width)));
     }
     width = mechanism->choice_width ? mechanism->choice_width(call, call->keys) : 0;

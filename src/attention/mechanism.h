@@ -150,7 +150,8 @@ typedef struct fv_mechanism {
     /* Width of the state for call->head_dim and params (nothing else of the call is set); NULL: the head dim itself. */
     int64_t (*state_width)(const fv_call *call);
     fv_kept_fn *kept; /* with plan or forward; NULL: it keeps no rows */
-    bool kept_half;   /* these are attended to: bf16 where keys and values are stored in 16 bits or less */
+    bool kept_half;   /* these are attended to: bf16 where keys and values are stored in 16 bits or less, unless f32 is
+                         asked for throughout */
     fv_choice_width_fn *choice_width; /* NULL: it keeps no choice */
     /* Composes primitives; writes call->o (and lse if present). */
     fv_status (*forward)(fv_ctx *ctx, const fv_call *call);
@@ -182,7 +183,7 @@ fv_logits fv_call_logits(const fv_call *call);
 fv_status fv_count_pairs(fv_ctx *ctx, const fv_call *call, const fv_plan *plan, int64_t keys);
 
 /* What kept rows are stored as, f32 or bf16, beside keys and values of these types. */
-fv_dtype fv_kept_type(const fv_mechanism *mechanism, fv_dtype keys, fv_dtype values);
+fv_dtype fv_kept_type(const fv_mechanism *mechanism, fv_precision precision, fv_dtype keys, fv_dtype values);
 
 /* Rows 0..count-1 of a kind, [B,Hkv,count,width] in *out: what is kept, and new ones from make, which writes rows
  * from.. (as many as `out` has) and reads no key or value behind the last of their own.  Kept rows that lie beyond the

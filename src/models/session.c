@@ -49,7 +49,7 @@ static fv_status make_kept(const fv_session *session, fv_session_layer *layer, c
     const fv_call sizes = {
         .query_heads = s->query_heads, .key_heads = s->key_heads, .head_dim = s->key_dim, .value_dim = s->value_dim};
     const fv_mechanism *mechanism = fv_attention_mechanism(layer->attention);
-    fv_dtype type = fv_kept_type(mechanism, options->key_type, options->value_type);
+    fv_dtype type = fv_kept_type(mechanism, session->precision, options->key_type, options->value_type);
     int64_t choice = fv_attention_choice(layer->attention, session->context);
 
     for (int kind = 0; kind < FV_KEPT; kind++) {
