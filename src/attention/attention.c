@@ -101,8 +101,10 @@ fv_status fv_keep(fv_ctx *ctx, const fv_call *call, fv_kept_fn *kept, int kind, 
         FV_TRY(fv_tensor_new(ctx, out, type, FV_DIMS(call->batch, call->key_heads, count, width)));
     }
     if (from < count) {
-        fv_tensor fresh = fv_slice(out, 2, from, count - from);
-        FV_TRY(make(ctx, call, from, &fresh));
+        fv_tensor fresh = fv_slice(out, 2, from, count - from), made = fresh;
+        if (fresh.dtype != FV_F32) FV_TRY(fv_tensor_new(ctx, &made, FV_F32, 4, fresh.dims));
+        FV_TRY(make(ctx, call, from, &made));
+        if (fresh.dtype != FV_F32) FV_TRY(fv_map_apply(ctx, &(fv_map_args){.x = made, .out = fresh}));
         if (own) own->count = count;
     }
     return FV_OK;

@@ -186,8 +186,8 @@ fv_status fv_count_pairs(fv_ctx *ctx, const fv_call *call, const fv_plan *plan, 
 fv_dtype fv_kept_type(const fv_mechanism *mechanism, fv_precision precision, fv_dtype keys, fv_dtype values);
 
 /* Rows 0..count-1 of a kind, [B,Hkv,count,width] in *out: what is kept, and new ones from make, which writes rows
- * from.. (as many as `out` has) and reads no key or value behind the last of their own.  Kept rows that lie beyond the
- * positions before this call are made again: a chunk that failed leaves nothing behind. */
+ * from.. (as many as `out` has, f32) and reads no key or value behind the last of their own.  Kept rows that lie beyond
+ * the positions before this call are made again: a chunk that failed leaves nothing behind. */
 typedef fv_status fv_make_rows_fn(fv_ctx *ctx, const fv_call *call, int64_t from, const fv_tensor *out);
 fv_status fv_keep(fv_ctx *ctx, const fv_call *call, fv_kept_fn *kept, int kind, int64_t count, fv_make_rows_fn *make,
                   fv_tensor *out);

@@ -75,17 +75,15 @@ fv_status fv_pyramid_pool(fv_ctx *ctx, const fv_tensor *x, int64_t block, int64_
     int64_t each = fv_pyramid_rows(block), first = from / each * block;
     int64_t whole = fv_min(out->dims[2] / each, (x->dims[2] - first) / block), pooled = whole * each;
     int64_t rest = pooled < out->dims[2] ? x->dims[2] - first - whole * block : 0;
-    fv_tensor stored = fv_slice(x, 2, first, whole * block + rest), rows, means = *out, part, into;
+    fv_tensor stored = fv_slice(x, 2, first, whole * block + rest), rows, part, into;
 
     FV_TRY(fv_as_f32(ctx, &stored, &rows));
-    if (out->dtype != FV_F32) FV_TRY(fv_tensor_new(ctx, &means, FV_F32, 4, out->dims));
     part = fv_slice(&rows, 2, 0, whole * block);
-    into = fv_slice(&means, 2, 0, pooled);
+    into = fv_slice(out, 2, 0, pooled);
     if (whole > 0) FV_TRY(pool_blocks(ctx, &part, block, &into));
     part = fv_slice(&rows, 2, whole * block, rest);
-    into = fv_slice(&means, 2, pooled, out->dims[2] - pooled);
-    if (rest > 0) FV_TRY(pool_blocks(ctx, &part, rest, &into));
-    return out->dtype == FV_F32 ? FV_OK : fv_map_apply(ctx, &(fv_map_args){.x = means, .out = *out});
+    into = fv_slice(out, 2, pooled, out->dims[2] - pooled);
+    return rest > 0 ? pool_blocks(ctx, &part, rest, &into) : FV_OK;
 }
 
 fv_status fv_group_means(fv_ctx *ctx, const fv_tensor *q, int64_t key_heads, fv_tensor *mean)
