@@ -4,7 +4,7 @@
 #include <math.h>
 
 /* Held at once: scores; and rows of queries that are compared, for keys to be packed seldom. */
-#define SCORES ((int64_t)1 << 19)
+#define SCORES ((int64_t)1 << 18)
 #define ROWS 512
 
 /* ---- blocks ------------------------------------------------------------------------------------------------------ */
