@@ -79,6 +79,13 @@ int64_t fv_attention_choice(const fv_attention *attention, int64_t keys)
     return attention->mechanism->choice_width ? attention->mechanism->choice_width(&call, keys) : 0;
 }
 
+fv_dtype fv_kept_type(const fv_mechanism *mechanism, fv_precision precision, fv_dtype keys, fv_dtype values)
+{
+    bool half = precision != FV_PRECISION_F32 && keys != FV_F32 && values != FV_F32;
+
+    return mechanism->kept_half && half ? FV_BF16 : FV_F32;
+}
+
 fv_status fv_keep(fv_ctx *ctx, const fv_call *call, fv_kept_fn *kept, int kind, int64_t count, fv_make_rows_fn *make,
                   fv_tensor *out)
 {
@@ -90,11 +97,14 @@ fv_status fv_keep(fv_ctx *ctx, const fv_call *call, fv_kept_fn *kept, int kind, 
         from = fv_min(own->count, before);
         own->count = from;
     } else {
-        FV_TRY(fv_tensor_new(ctx, out, FV_F32, FV_DIMS(call->batch, call->key_heads, count, width)));
+        fv_dtype type = fv_kept_type(call->mechanism, ctx->precision, call->k.dtype, call->v.dtype);
+        FV_TRY(fv_tensor_new(ctx, out, type, FV_DIMS(call->batch, call->key_heads, count, width)));
     }
     if (from < count) {
-        fv_tensor fresh = fv_slice(out, 2, from, count - from);
-        FV_TRY(make(ctx, call, from, &fresh));
+        fv_tensor fresh = fv_slice(out, 2, from, count - from), made = fresh;
+        if (fresh.dtype != FV_F32) FV_TRY(fv_tensor_new(ctx, &made, FV_F32, 4, fresh.dims));
+        FV_TRY(make(ctx, call, from, &made));
+        if (fresh.dtype != FV_F32) FV_TRY(fv_map_apply(ctx, &(fv_map_args){.x = made, .out = fresh}));
         if (own) own->count = count;
     }
     return FV_OK;
@@ -347,7 +357,8 @@ static fv_status new_state(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_
     }
     for (int kind = 0; kind < FV_KEPT && mechanism->kept; kind++) {
         int64_t rows = mechanism->kept(call, kind, call->keys, &width);
-        FV_TRY(fv_tensor_new(ctx, &state->kept[kind].rows, FV_F32, FV_DIMS(B, call->key_heads, rows, width)));
+        fv_dtype type = fv_kept_type(mechanism, ctx->precision, call->k.dtype, call->v.dtype);
+        FV_TRY(fv_tensor_new(ctx, &state->kept[kind].rows, type, FV_DIMS(B, call->key_heads, rows, width)));
     }
     width = mechanism->choice_width ? mechanism->choice_width(call, call->keys) : 0;
     return width > 0 ? fv_tensor_new(ctx, &state->choice.index, FV_I32, FV_DIMS(B, call->query_heads, width)) : FV_OK;

@@ -4,11 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static int64_t floor_div(int64_t a, int64_t b)
-{
-    return a / b - (a % b < 0);
-}
-
 fv_status fv_lists_begin(fv_ctx *ctx, fv_list_builder *builder, const fv_list_shape *shape)
 {
     fv_list_builder *b = builder;
@@ -27,7 +22,8 @@ fv_status fv_lists_begin(fv_ctx *ctx, fv_list_builder *builder, const fv_list_sh
             fv_fail(FV_E_ARGUMENT, "lists: query block %lld, key block %lld, %lld queries, %lld keys",
                     (long long)b->query_block, (long long)b->key_block, (long long)b->queries, (long long)b->keys);
     FV_TRY(b->status);
-    if (b->queries > 0) b->groups = floor_div(b->offset + b->queries - 1, b->query_block) - fv_lists_first_block(b) + 1;
+    if (b->queries > 0)
+        b->groups = fv_floor_div(b->offset + b->queries - 1, b->query_block) - fv_lists_first_block(b) + 1;
     b->key_start = shape->key_start;
     b->key_blocks = shape->key_start ? shape->key_blocks : fv_ceil_div(b->keys, b->key_block);
     if (b->key_blocks > INT32_MAX)
@@ -43,7 +39,7 @@ fv_status fv_lists_begin(fv_ctx *ctx, fv_list_builder *builder, const fv_list_sh
 
 int64_t fv_lists_first_block(const fv_list_builder *builder)
 {
-    return floor_div(builder->offset, builder->query_block);
+    return fv_floor_div(builder->offset, builder->query_block);
 }
 
 static int ascending(const void *a, const void *b)

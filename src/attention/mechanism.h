@@ -47,7 +47,7 @@ enum { FV_PARAMS = 16 };
 /* Rows that a mechanism makes of the keys and values so far and that stay as they are: means of blocks, compressed
  * keys. They are kept between the chunks of a sequence, so that a step of decoding makes only the new ones. */
 typedef struct fv_kept_rows {
-    fv_tensor rows; /* [B,Hkv,capacity,width] f32 */
+    fv_tensor rows; /* [B,Hkv,capacity,width] of fv_kept_type */
     int64_t count;  /* made so far */
 } fv_kept_rows;
 enum { FV_KEPT = 2 }; /* kinds of them */
@@ -126,7 +126,9 @@ typedef struct fv_mechanism {
     fv_status (*scan)(fv_ctx *ctx, const fv_call *call, fv_scan_args *scan);
     /* Width of the state for call->head_dim and params (nothing else of the call is set); NULL: the head dim itself. */
     int64_t (*state_width)(const fv_call *call);
-    fv_kept_fn *kept;                 /* with plan or forward; NULL: it keeps no rows */
+    fv_kept_fn *kept; /* with plan or forward; NULL: it keeps no rows */
+    bool kept_half;   /* these are attended to: bf16 where keys and values are stored in 16 bits or less, unless f32 is
+                         asked for throughout */
     fv_choice_width_fn *choice_width; /* NULL: it keeps no choice */
     /* Composes primitives; writes call->o (and lse if present). */
     fv_status (*forward)(fv_ctx *ctx, const fv_call *call);
@@ -157,9 +159,12 @@ fv_logits fv_call_logits(const fv_call *call);
 /* Adds the pairs that a plan shows over `keys` keys to what the call counts, if anybody counts. */
 fv_status fv_count_pairs(fv_ctx *ctx, const fv_call *call, const fv_plan *plan, int64_t keys);
 
+/* What kept rows are stored as, f32 or bf16, beside keys and values of these types. */
+fv_dtype fv_kept_type(const fv_mechanism *mechanism, fv_precision precision, fv_dtype keys, fv_dtype values);
+
 /* Rows 0..count-1 of a kind, [B,Hkv,count,width] in *out: what is kept, and new ones from make, which writes rows
- * from.. (as many as `out` has) and reads no key or value behind the last of their own.  Kept rows that lie beyond the
- * positions before this call are made again: a chunk that failed leaves nothing behind. */
+ * from.. (as many as `out` has, f32) and reads no key or value behind the last of their own.  Kept rows that lie beyond
+ * the positions before this call are made again: a chunk that failed leaves nothing behind. */
 typedef fv_status fv_make_rows_fn(fv_ctx *ctx, const fv_call *call, int64_t from, const fv_tensor *out);
 fv_status fv_keep(fv_ctx *ctx, const fv_call *call, fv_kept_fn *kept, int kind, int64_t count, fv_make_rows_fn *make,
                   fv_tensor *out);

@@ -25,6 +25,12 @@ static inline int64_t fv_ceil_div(int64_t a, int64_t b)
     return a / b + (a % b != 0);
 }
 
+/* b > 0 */
+static inline int64_t fv_floor_div(int64_t a, int64_t b)
+{
+    return a / b - (a % b < 0);
+}
+
 static inline int64_t fv_round_up(int64_t a, int64_t b)
 {
     return fv_ceil_div(a, b) * b;

@@ -86,7 +86,7 @@ static void copy_kept(fv_session_layer *to, const fv_session_layer *from, const 
         own->count = fv_present(&own->rows) ? fv_min(rows->count, most) : 0;
         for (int64_t g = 0; g < s->key_heads && own->count > 0; g++)
             memcpy(fv_at(&own->rows, 0, g, 0, 0), fv_at(&rows->rows, 0, g, 0, 0),
-                   (size_t)(own->count * width) * sizeof(float));
+                   (size_t)(own->count * width) * fv_dtype_size(own->rows.dtype));
     }
 }
 

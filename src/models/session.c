@@ -48,11 +48,13 @@ static fv_status make_state(const fv_session *session, fv_session_layer *layer, 
 }
 
 /* Room for rows and a choice that a mechanism keeps; pages become resident when they are first written. */
-static fv_status make_kept(const fv_session *session, fv_session_layer *layer)
+static fv_status make_kept(const fv_session *session, fv_session_layer *layer, const fv_rows_options *options)
 {
     const fv_sizes *s = &session->model->sizes;
     const fv_call sizes = {
         .query_heads = s->query_heads, .key_heads = s->key_heads, .head_dim = s->key_dim, .value_dim = s->value_dim};
+    const fv_mechanism *mechanism = fv_attention_mechanism(layer->attention);
+    fv_dtype type = fv_kept_type(mechanism, session->precision, options->key_type, options->value_type);
     int64_t choice = fv_attention_choice(layer->attention, session->context);
 
     for (int kind = 0; kind < FV_KEPT; kind++) {
@@ -62,8 +64,8 @@ static fv_status make_kept(const fv_session *session, fv_session_layer *layer)
         if (rows == 0) continue;
         if (!fv_mul_i64(s->key_heads * width, rows, &count))
             return fv_fail(FV_E_MEMORY, "%lld kept rows are more than memory can hold", (long long)rows);
-        FV_TRY(fv_alloc(&layer->kept[kind], count, sizeof(float)));
-        FV_TRY(fv_tensor_wrap(&kept->rows, layer->kept[kind], FV_F32, FV_DIMS(1, s->key_heads, rows, width)));
+        FV_TRY(fv_alloc(&layer->kept[kind], count, fv_dtype_size(type)));
+        FV_TRY(fv_tensor_wrap(&kept->rows, layer->kept[kind], type, FV_DIMS(1, s->key_heads, rows, width)));
     }
     if (choice == 0) return FV_OK;
     FV_TRY(fv_alloc(&layer->choice, s->query_heads * choice, sizeof(int32_t)));
@@ -146,7 +148,7 @@ static fv_status make_rows(fv_session *session, int64_t l)
         return fv_fail(FV_E_USAGE, "layer %lld: the cache policy '%s' acts on the model's own attention, not on '%s'",
                        (long long)l, own->policy->use->policy->name, fv_attention_mechanism(own->attention)->name);
     if (own->policy) FV_TRY(use_pool(session, own->policy, &options));
-    if (width == 0) FV_TRY(make_kept(session, own));
+    if (width == 0) FV_TRY(make_kept(session, own, &options));
     if (width == 0) return fv_rows_new(&own->rows, &options);
     session->recurrent = true;
     return make_state(session, own, width);
@@ -391,7 +393,7 @@ size_t fv_session_state_bytes(const fv_session *session)
         bytes += layer->state_bytes;
         for (int kind = 0; kind < FV_KEPT; kind++) {
             const fv_kept_rows *kept = &layer->state.kept[kind];
-            bytes += (size_t)(kept->count * kept->rows.dims[1] * kept->rows.dims[3]) * sizeof(float);
+            bytes += (size_t)(kept->count * kept->rows.dims[1] * kept->rows.dims[3]) * fv_dtype_size(kept->rows.dtype);
         }
         if (layer->state.choice.end > 0) bytes += (size_t)fv_tensor_count(&layer->state.choice.index) * sizeof(int32_t);
     }

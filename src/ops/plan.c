@@ -17,18 +17,13 @@ void fv_plan_window(const fv_plan *plan, int64_t heads, int64_t h, int64_t *sink
     }
 }
 
-static int64_t floor_div(int64_t a, int64_t b)
-{
-    return a / b - (a % b < 0);
-}
-
 static bool window_sees(const fv_plan *plan, int64_t heads, int64_t h, int64_t p, int64_t position)
 {
     int64_t sink, window, block = plan->window.block > 1 ? plan->window.block : 1, distance;
 
     fv_plan_window(plan, heads, h, &sink, &window);
     if (window <= 0 || position < sink) return true;
-    distance = floor_div(p, block) - floor_div(position, block);
+    distance = fv_floor_div(p, block) - fv_floor_div(position, block);
     return distance < window && (plan->causal || -distance < window);
 }
 

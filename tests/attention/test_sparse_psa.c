@@ -143,7 +143,7 @@ static void levels_are_capped(void **state)
 
 /* ---- sequences --------------------------------------------------------------------------------------------------- */
 
-static void run_chunk(struct fixture *f, int64_t from, int64_t count, double *pairs)
+static void run_chunk(struct fixture *f, fv_attention_state *state, int64_t from, int64_t count, double *pairs)
 {
     fv_attention_args part = f->args;
     fv_call call;
@@ -154,7 +154,7 @@ static void run_chunk(struct fixture *f, int64_t from, int64_t count, double *pa
     part.v = fv_slice(&f->args.v, 2, 0, from + count);
     assert_ok(fv_call_chunk(f->attention, &part, &call));
     call.pairs = pairs;
-    assert_ok(fv_attention_chunk(f->ctx, f->attention, &call, NULL, NULL));
+    assert_ok(fv_attention_chunk(f->ctx, f->attention, &call, state, NULL));
 }
 
 /* Chunks that end with query blocks give what the whole call gives; a token alone reads everything. */
@@ -182,17 +182,78 @@ static void chunks_and_steps(void **state)
             for (int64_t n = 0; n < count; n++)
                 expected[n] = ((float *)f.args.o.data)[n];
             memset(f.args.o.data, 0, (size_t)count * sizeof(float));
-            run_chunk(&f, 0, 48, &pairs);
-            run_chunk(&f, 48, 16, &pairs);
-            run_chunk(&f, 64, 26, &pairs);
+            run_chunk(&f, NULL, 0, 48, &pairs);
+            run_chunk(&f, NULL, 48, 16, &pairs);
+            run_chunk(&f, NULL, 64, 26, &pairs);
             test_close(specs[s], &f.args.o, expected, 1e-5);
             assert_true(pairs == (double)work.pairs);
             pairs = 0;
-            run_chunk(&f, 89, 1, &pairs);
+            run_chunk(&f, NULL, 89, 1, &pairs);
             assert_true(pairs == 4 * 90);
             free(expected);
             end(&f);
         }
+}
+
+static fv_tensor halves(fv_ctx *ctx, const fv_tensor *x)
+{
+    fv_tensor half;
+
+    assert_ok(fv_tensor_new(ctx, &half, FV_F16, x->rank, x->dims));
+    for (int64_t n = 0; n < fv_tensor_count(x); n++)
+        ((uint16_t *)half.data)[n] = fv_f32_to_f16(((float *)x->data)[n]);
+    return half;
+}
+
+/* Means are made once: a sequence that has them does not read the keys of whole blocks for them again, and a chunk is
+ * what it is without them.  Of halves they are halves. */
+static void means_are_kept(void **state)
+{
+    const fv_call sizes = {.query_heads = 4, .key_heads = 2, .head_dim = 16, .value_dim = 16};
+    (void)state;
+
+    for (int n = 0; test_devices[n / 2]; n++) {
+        struct fixture f;
+        fv_attention_state kept = {0};
+        int64_t width, rows, count = 4 * 90 * 16;
+        double *expected = calloc((size_t)count, sizeof *expected);
+        bool half = n % 2;
+
+        assert_non_null(expected);
+        begin(&f, test_devices[n / 2], "psa:block_q=16,block_k=16,widths=0.1+0.3+0.3+0.3", 4, 2, 90, 90, 16);
+        f.args.causal = true;
+        if (half) f.args.k = halves(f.ctx, &f.args.k);
+        if (half) f.args.v = halves(f.ctx, &f.args.v);
+        for (int64_t from = 0; from < 90; from += 48)
+            run_chunk(&f, NULL, from, fv_min(48, 90 - from), NULL);
+        for (int64_t e = 0; e < count; e++)
+            expected[e] = ((float *)f.args.o.data)[e];
+        for (int kind = 0; kind < 2; kind++) {
+            rows = fv_attention_kept(f.attention, &sizes, kind, 90, &width);
+            assert_int_equal(rows, 5 * (8 + 4 + 2));
+            assert_ok(fv_tensor_new(f.ctx, &kept.kept[kind].rows, half ? FV_BF16 : FV_F32, FV_DIMS(1, 2, rows, width)));
+        }
+        memset(f.args.o.data, 0, (size_t)count * sizeof(float));
+        for (int64_t from = 0; from < 90; from += 48)
+            run_chunk(&f, &kept, from, fv_min(48, 90 - from), NULL);
+        test_close(half ? "halves" : "floats", &f.args.o, expected, 1e-6);
+        for (int kind = 0; kind < 2; kind++) {
+            int64_t made = kept.kept[kind].count;
+            assert_true(made > 3 * 14); /* those of the first chunk, and more */
+            memset(fv_at(&kept.kept[kind].rows, 0, 0, 14, 0),
+                   0, /* of the second block: the first one is read by keys */
+                   (size_t)(14 * 16) * fv_dtype_size(kept.kept[kind].rows.dtype));
+            run_chunk(&f, &kept, 48, 42, NULL);
+            assert_int_equal(kept.kept[kind].count, made);
+        }
+        double moved = 0;
+        for (int64_t h = 0; h < 4; h++)
+            for (int64_t e = 48 * 16; e < 90 * 16; e++)
+                moved = fmax(moved, fabs(((float *)f.args.o.data)[h * 90 * 16 + e] - expected[h * 90 * 16 + e]));
+        assert_true(moved > 1e-4); /* a mean that is there is not made again */
+        free(expected);
+        end(&f);
+    }
 }
 
 static void what_is_not_finite_does_no_harm(void **state)
@@ -270,13 +331,10 @@ static void calls_are_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(worked_outputs),
-        cmocka_unit_test(worked_levels),
-        cmocka_unit_test(levels_are_capped),
-        cmocka_unit_test(chunks_and_steps),
-        cmocka_unit_test(what_is_not_finite_does_no_harm),
-        cmocka_unit_test(specs_are_refused),
-        cmocka_unit_test(calls_are_refused),
+        cmocka_unit_test(worked_outputs),    cmocka_unit_test(worked_levels),
+        cmocka_unit_test(levels_are_capped), cmocka_unit_test(chunks_and_steps),
+        cmocka_unit_test(means_are_kept),    cmocka_unit_test(what_is_not_finite_does_no_harm),
+        cmocka_unit_test(specs_are_refused), cmocka_unit_test(calls_are_refused),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -249,6 +249,7 @@ const conformance_case conformance_cases[] = {
      false},
     {"psa:block_q=16,block_k=16,order=kmeans,mode=topk,widths=0.3+0.3,round=0", 2, 4, 2, 50, 50, 16, 16, false, NULL,
      false},
+    {"psa:block_q=8,block_k=8,mode=topk,widths=0+0.4+0.3+0.3,round=0", 1, 2, 1, 30, 39, 16, 16, false, NULL, false},
     {"psa:block_q=8,block_k=8,text=3", 1, 2, 1, 20, 29, 16, 16, false, "importance=1x2x3x4", false},
     {"psa:block_q=16,block_k=8", 1, 2, 1, 30, 43, 16, 16, true, "levels=1x1x3x6<3", false},
     {"psa", 1, 1, 1, 1, 1, 16, 16, true, NULL, false},

@@ -14,7 +14,7 @@ fv_status fv_run_parts(fv_ctx *ctx, const fv_call *call, int64_t block, int64_t 
 
     for (int64_t from = 0, next; from < call->queries && status == FV_OK; from = next) {
         fv_mark mark = fv_scratch_mark(ctx);
-        int64_t p = call->offset + from, first = p / block - (p % block < 0);
+        int64_t p = call->offset + from, first = fv_floor_div(p, block);
         fv_call part;
         next = fv_clamp((first + step) * block - call->offset, from + 1, call->queries);
         fv_call_cut(call, from, next - from, &part);
@@ -38,6 +38,52 @@ fv_status fv_block_means(fv_ctx *ctx, const fv_tensor *x, int64_t block, int64_t
         status = fv_pool_rows(ctx, &(fv_pool_args){.kind = FV_POOL_MEAN, .x = plain, .out = *out, .block = block});
     fv_phase_enter(ctx, before);
     return status;
+}
+
+enum { HIGHEST = 3 }; /* level of a pyramid: means of 8 */
+
+int64_t fv_pyramid_rows(int64_t block)
+{
+    int64_t rows = 0;
+
+    for (int n = 1; n <= HIGHEST; n++)
+        rows += fv_ceil_div(block, (int64_t)1 << n);
+    return rows;
+}
+
+/* x is blocks of `block` rows each. */
+static fv_status pool_blocks(fv_ctx *ctx, const fv_tensor *x, int64_t block, const fv_tensor *out)
+{
+    int64_t B = x->dims[0], H = x->dims[1], blocks = x->dims[2] / block, D = x->dims[3], from = 0;
+    const int64_t *s = x->strides, *t = out->strides;
+    fv_pool_args pool = {
+        .x = fv_view(x, FV_DIMS(B, H, blocks, block, D), (const int64_t[]){s[0], s[1], s[2] * block, s[2], s[3]}, 0)};
+
+    for (int n = 1; n <= HIGHEST; n++) {
+        int64_t rows = fv_ceil_div(block, (int64_t)1 << n);
+        pool.block = (int64_t)1 << n;
+        pool.out = fv_view(out, FV_DIMS(B, H, blocks, rows, D),
+                           (const int64_t[]){t[0], t[1], t[2] * fv_pyramid_rows(block), t[2], t[3]}, from * t[2]);
+        FV_TRY(fv_pool_rows(ctx, &pool));
+        from += rows;
+    }
+    return FV_OK;
+}
+
+fv_status fv_pyramid_pool(fv_ctx *ctx, const fv_tensor *x, int64_t block, int64_t from, const fv_tensor *out)
+{
+    int64_t each = fv_pyramid_rows(block), first = from / each * block;
+    int64_t whole = fv_min(out->dims[2] / each, (x->dims[2] - first) / block), pooled = whole * each;
+    int64_t rest = pooled < out->dims[2] ? x->dims[2] - first - whole * block : 0;
+    fv_tensor stored = fv_slice(x, 2, first, whole * block + rest), rows, part, into;
+
+    FV_TRY(fv_as_f32(ctx, &stored, &rows));
+    part = fv_slice(&rows, 2, 0, whole * block);
+    into = fv_slice(out, 2, 0, pooled);
+    if (whole > 0) FV_TRY(pool_blocks(ctx, &part, block, &into));
+    part = fv_slice(&rows, 2, whole * block, rest);
+    into = fv_slice(out, 2, pooled, out->dims[2] - pooled);
+    return rest > 0 ? pool_blocks(ctx, &part, rest, &into) : FV_OK;
 }
 
 fv_status fv_group_means(fv_ctx *ctx, const fv_tensor *q, int64_t key_heads, fv_tensor *mean)

@@ -19,6 +19,13 @@ fv_status fv_run_parts(fv_ctx *ctx, const fv_call *call, int64_t block, int64_t 
  * The last block of x may be short; its mean is that of the rows it has. */
 fv_status fv_block_means(fv_ctx *ctx, const fv_tensor *x, int64_t block, int64_t from, const fv_tensor *out);
 
+/* A pyramid: the means of 2, 4 and 8 neighbours of each block of rows, block by block, a block's by level; the last
+ * mean of a level may be of fewer.  How many rows it has for a block; and those of the blocks of x [B,Hx,M,D] (rows of
+ * any type) from row `from` of the pyramid on, as many as out [B,Hx,rows,D] f32 has, whole blocks; with
+ * what is left of x behind those as the last one. */
+int64_t fv_pyramid_rows(int64_t block);
+fv_status fv_pyramid_pool(fv_ctx *ctx, const fv_tensor *x, int64_t block, int64_t from, const fv_tensor *out);
+
 /* mean [B,Hkv,N,D] over the query heads of each group. */
 fv_status fv_group_means(fv_ctx *ctx, const fv_tensor *q, int64_t key_heads, fv_tensor *mean);
 

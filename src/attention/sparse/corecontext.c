@@ -264,6 +264,7 @@ const fv_mechanism fv_mechanism_corecontext = {
     .options = options,
     .options_size = sizeof(struct corecontext),
     .kept = kept,
+    .kept_half = true,
     .forward = forward,
     .counts = true,
     .apart = true,

@@ -4,6 +4,7 @@
 
 #include <math.h>
 
+#include "attention/sparse/core.h"
 #include "attention/sparse/order.h"
 
 enum { ORDER_NONE, ORDER_GILBERT, ORDER_TILE, ORDER_KMEANS };
@@ -114,21 +115,43 @@ static fv_status accept(fv_call *call)
                    (long long)cells, (long long)tokens);
 }
 
-/* ---- the pyramid --------------------------------------------------------------------------------------------------
- */
+/* ---- the pyramid ------------------------------------------------------------------------------------------------- */
 
-/* What is attended to.  Columns are keys, then the means of each level that is used; blocks of columns are those of
- * each such level, and the last mean where it has fewer keys than the others. */
+static int64_t kept(const fv_call *call, int kind, int64_t keys, int64_t *width)
+{
+    const struct psa *o = call->options;
+
+    *width = kind == 0 ? call->head_dim : call->value_dim;
+    return keys / o->block_k * fv_pyramid_rows(o->block_k);
+}
+
+static fv_status pool_keys(fv_ctx *ctx, const fv_call *call, int64_t from, const fv_tensor *out)
+{
+    return fv_pyramid_pool(ctx, &call->k, ((const struct psa *)call->options)->block_k, from, out);
+}
+
+static fv_status pool_values(fv_ctx *ctx, const fv_call *call, int64_t from, const fv_tensor *out)
+{
+    return fv_pyramid_pool(ctx, &call->v, ((const struct psa *)call->options)->block_k, from, out);
+}
+
+/* ---- who reads what ---------------------------------------------------------------------------------------------- */
+
+/* What is attended to. */
 struct pyramid {
-    fv_call call; /* with q, k and v in their order, f32 */
+    fv_call call; /* with q, k and v in their order */
     struct psa_blocks blocks;
     fv_order order; /* absent: their own */
     uint8_t *level; /* [B,H,query blocks,key blocks] */
-    bool used[PSA_LEVELS];
-    int64_t columns, base[PSA_LEVELS + 1]; /* first column of a level */
-    int64_t *start;                        /* [PSA_LEVELS * (key blocks + 1) + 1]: first columns of blocks */
-    int32_t *first, *count, *last;         /* [columns]: first key, keys, last key */
-    uint8_t *mark;                         /* [columns]: the level */
+    int64_t pooled; /* key blocks up to the last one that is read by means */
+};
+
+/* What lists are made of: for each key block and level from `lowest` to `highest` (0 to 3) a cell of columns. */
+struct cells {
+    int64_t count, *start;      /* [count + 1]; NULL: of a block each */
+    int64_t of_block, of_level; /* from one block's, or level's, to the next one's */
+    int lowest, highest;
+    int32_t *position; /* [columns]; NULL: the columns' own */
 };
 
 static fv_status choose_order(fv_ctx *ctx, const fv_call *call, fv_order *order)
@@ -150,163 +173,186 @@ static fv_status choose_order(fv_ctx *ctx, const fv_call *call, fv_order *order)
 
 static fv_status lay_out(fv_ctx *ctx, const fv_call *call, struct pyramid *p)
 {
-    const struct psa *o = call->options;
-
     p->call = *call;
-    if (o->order == ORDER_NONE) {
-        FV_TRY(fv_as_f32(ctx, &call->k, &p->call.k));
-        return fv_as_f32(ctx, &call->v, &p->call.v);
-    }
+    if (((const struct psa *)call->options)->order == ORDER_NONE) return FV_OK;
     fv_choosing before = fv_choosing_begin(ctx);
     fv_status status = choose_order(ctx, call, &p->order);
     fv_choosing_end(ctx, before);
     FV_TRY(status);
+    p->call.kept = NULL;
     FV_TRY(fv_order_rows(ctx, &p->order.order, &call->q, &p->call.q));
     FV_TRY(fv_order_rows(ctx, &p->order.order, &call->k, &p->call.k));
     return fv_order_rows(ctx, &p->order.order, &call->v, &p->call.v);
 }
 
-/* Block j of the columns of a level; j = key blocks: its last mean, if that is of fewer keys. */
-static int64_t column_block(const struct pyramid *p, int n, int64_t j)
-{
-    return n * (p->blocks.keys + 1) + j;
-}
-
-static fv_status number_columns(fv_ctx *ctx, struct pyramid *p)
-{
-    const struct psa *o = p->call.options;
-    int64_t M = p->call.keys, pairs = p->call.batch * p->call.query_heads * p->blocks.queries * p->blocks.keys;
-
-    for (int64_t n = 0; n < pairs; n++)
-        if (p->level[n] > 1) p->used[__builtin_ctz(p->level[n])] = true;
-    p->used[0] = true;
-    for (int n = 0; n < PSA_LEVELS; n++)
-        p->base[n + 1] = p->base[n] + (p->used[n] ? fv_ceil_div(M, (int64_t)1 << n) : 0);
-    p->columns = p->base[PSA_LEVELS];
-    FV_TRY(FV_SCRATCH(ctx, p->start, column_block(p, PSA_LEVELS, 0) + 1));
-    FV_TRY(FV_SCRATCH(ctx, p->first, p->columns));
-    FV_TRY(FV_SCRATCH(ctx, p->count, p->columns));
-    FV_TRY(FV_SCRATCH(ctx, p->last, p->columns));
-    FV_TRY(FV_SCRATCH(ctx, p->mark, p->columns));
-    for (int n = 0; n < PSA_LEVELS; n++) {
-        int64_t keys = (int64_t)1 << n, whole = p->used[n] ? M / keys : 0;
-        for (int64_t j = 0; j <= p->blocks.keys; j++)
-            p->start[column_block(p, n, j)] = p->base[n] + fv_min(j * o->block_k / keys, whole);
-        for (int64_t c = p->base[n]; c < p->base[n + 1]; c++) {
-            p->first[c] = (int32_t)((c - p->base[n]) * keys);
-            p->count[c] = (int32_t)fv_min(keys, M - p->first[c]);
-            p->last[c] = p->first[c] + p->count[c] - 1;
-            p->mark[c] = (uint8_t)keys;
-        }
-    }
-    p->start[column_block(p, PSA_LEVELS, 0)] = p->columns;
-    return FV_OK;
-}
-
-/* Entries by level, then by block. */
-static fv_status make_lists(fv_ctx *ctx, const struct pyramid *p, fv_plan *plan)
+static fv_status make_lists(fv_ctx *ctx, const struct pyramid *p, const struct cells *cells, fv_plan *plan)
 {
     const fv_call *call = &p->call;
     const struct psa *o = call->options;
     fv_list_builder lists;
-    float *bias;
 
+    if (call->causal) plan->key_position = cells->position;
     FV_TRY(fv_lists_begin(ctx, &lists,
                           &(fv_list_shape){.query_block = o->block_q,
                                            .key_block = o->block_k,
-                                           .key_start = p->start,
-                                           .key_blocks = column_block(p, PSA_LEVELS, 0),
+                                           .key_start = cells->start,
+                                           .key_blocks = cells->count,
                                            .batches = call->batch,
                                            .heads = call->query_heads,
                                            .queries = call->queries,
-                                           .keys = p->columns,
+                                           .keys = call->keys,
                                            .offset = p->blocks.offset}));
     for (int64_t row = 0; row < lists.rows; row++) {
         const uint8_t *level = p->level + row * p->blocks.keys;
         fv_lists_row(&lists);
-        for (int n = 0; n < PSA_LEVELS; n++)
-            for (int64_t j = 0; j < p->blocks.keys; j++) {
-                if (level[j] != 1 << n) continue;
-                fv_lists_add(&lists, column_block(p, n, j));
-                if (j + 1 == p->blocks.keys) fv_lists_add(&lists, column_block(p, n, j + 1));
-            }
+        for (int64_t j = 0; j < p->blocks.keys; j++) {
+            int n = level[j] ? __builtin_ctz(level[j]) : -1;
+            if (n >= cells->lowest && n <= cells->highest)
+                fv_lists_add(&lists, j * cells->of_block + (n - cells->lowest) * cells->of_level);
+        }
     }
-    FV_TRY(fv_lists_end(&lists, plan));
-    if (p->columns == call->keys) return FV_OK; /* nothing is pooled */
-    if (call->causal) plan->key_position = p->last;
-    if (!o->log_bias) return FV_OK;
-    FV_TRY(FV_SCRATCH(ctx, bias, lists.row_start[lists.rows]));
-    for (int64_t e = 0; e < lists.row_start[lists.rows]; e++)
-        bias[e] = logf((float)p->count[fv_min(p->start[plan->lists.entry[e]], p->columns - 1)]);
-    plan->lists.entry_bias = bias;
-    return FV_OK;
+    return fv_lists_end(&lists, plan);
 }
 
-static fv_status choose(fv_ctx *ctx, struct pyramid *p, fv_plan *plan)
+static fv_status choose(fv_ctx *ctx, struct pyramid *p)
 {
     const fv_call *call = &p->call;
 
     psa_blocks_of(call, &p->blocks);
     FV_TRY(FV_SCRATCH(ctx, p->level, call->batch * call->query_heads * p->blocks.queries * p->blocks.keys));
     FV_TRY(psa_levels(ctx, call, &p->blocks, p->level));
-    FV_TRY(number_columns(ctx, p));
-    return make_lists(ctx, p, plan);
+    for (int64_t row = 0; row < call->batch * call->query_heads * p->blocks.queries; row++)
+        for (int64_t j = p->pooled; j < p->blocks.keys; j++)
+            if (p->level[row * p->blocks.keys + j] > 1) p->pooled = j + 1;
+    return FV_OK;
 }
 
-static fv_status prepare(fv_ctx *ctx, const fv_call *call, struct pyramid *p, fv_plan *plan)
+static fv_status prepare(fv_ctx *ctx, const fv_call *call, struct pyramid *p)
 {
     *p = (struct pyramid){0};
     FV_TRY(lay_out(ctx, call, p));
     fv_choosing before = fv_choosing_begin(ctx);
-    fv_status status = choose(ctx, p, plan);
+    fv_status status = choose(ctx, p);
     fv_choosing_end(ctx, before);
     return status;
 }
 
-/* Rows of x, and behind them their means. */
-static fv_status pool(fv_ctx *ctx, const struct pyramid *p, const fv_tensor *x, fv_tensor *out)
+/* ---- attention --------------------------------------------------------------------------------------------------- */
+
+static fv_status attend_cells(fv_ctx *ctx, const struct pyramid *p, const struct cells *cells, fv_attend_args *attend)
 {
-    *out = *x;
-    if (p->columns == p->call.keys) return FV_OK;
-    FV_TRY(fv_tensor_new(ctx, out, FV_F32, FV_DIMS(x->dims[0], x->dims[1], p->columns, x->dims[3])));
-    for (int n = 0; n < PSA_LEVELS; n++) {
-        fv_tensor to = fv_slice(out, 2, p->base[n], p->base[n + 1] - p->base[n]);
-        if (n == 0)
-            FV_TRY(fv_map_apply(ctx, &(fv_map_args){.x = *x, .out = to}));
-        else if (p->used[n])
-            FV_TRY(fv_pool_rows(ctx, &(fv_pool_args){.x = *x, .out = to, .block = (int64_t)1 << n}));
+    const fv_call *call = &p->call;
+    fv_plan plan = {.causal = call->causal, .offset = call->offset};
+    fv_choosing before = fv_choosing_begin(ctx);
+    fv_status status = make_lists(ctx, p, cells, &plan);
+
+    fv_choosing_end(ctx, before);
+    FV_TRY(status);
+    FV_TRY(fv_count_pairs(ctx, call, &plan, attend->k.dims[2]));
+    attend->plan = &plan;
+    return fv_attend(ctx, attend);
+}
+
+static fv_status attend_keys(fv_ctx *ctx, const struct pyramid *p, fv_attend_args *attend)
+{
+    return attend_cells(ctx, p, &(struct cells){.of_block = 1}, attend);
+}
+
+static fv_status attend_means(fv_ctx *ctx, const struct pyramid *p, fv_attend_args *attend)
+{
+    const struct psa *o = p->call.options;
+    struct cells cells = {.count = 3 * p->pooled, .of_block = 3, .of_level = 1, .lowest = 1, .highest = 3};
+    int64_t block = o->block_k, whole = fv_min(p->pooled, p->call.keys / block), row = 0;
+    int64_t rows = whole * fv_pyramid_rows(block);
+    fv_call call = p->call;
+    float *bias;
+
+    if (whole < p->pooled) {
+        rows += fv_pyramid_rows(call.keys % block);
+        call.kept = NULL; /* the last block may yet have more keys */
     }
-    return FV_OK;
+    FV_TRY(fv_keep(ctx, &call, kept, 0, rows, pool_keys, &attend->k));
+    FV_TRY(fv_keep(ctx, &call, kept, 1, rows, pool_values, &attend->v));
+    FV_TRY(fv_tensor_new(ctx, &attend->logits.bias, FV_F32, FV_DIMS(1, 1, 1, rows)));
+    FV_TRY(FV_SCRATCH(ctx, cells.start, cells.count + 1));
+    FV_TRY(FV_SCRATCH(ctx, cells.position, rows));
+    bias = attend->logits.bias.data;
+    for (int64_t n = 0; n < cells.count; n++) {
+        int64_t end = fv_min((n / 3 + 1) * block, call.keys), keys = (int64_t)2 << n % 3;
+        cells.start[n] = row;
+        for (int64_t from = n / 3 * block; from < end; from += keys, row++) {
+            cells.position[row] = (int32_t)fv_min(from + keys, end) - 1;
+            bias[row] = logf((float)fv_min(keys, end - from));
+        }
+    }
+    cells.start[cells.count] = row;
+    if (!o->log_bias) attend->logits.bias = (fv_tensor){0};
+    return attend_cells(ctx, p, &cells, attend);
+}
+
+/* Keys and means apart, and merged: keys are read where they lie. */
+static fv_status attend_both(fv_ctx *ctx, const struct pyramid *p, const fv_tensor *o, const fv_tensor *lse)
+{
+    const fv_call *call = &p->call;
+    fv_attend_args attend = {
+        .q = call->q, .k = call->k, .v = call->v, .o = *o, .lse = *lse, .logits = fv_call_logits(call)};
+    fv_merge_args merge = {.parts = 2, .o = *o, .lse = *lse};
+
+    if (p->pooled == 0) return attend_keys(ctx, p, &attend);
+    for (int part = 0; part < 2; part++) {
+        FV_TRY(fv_tensor_new(ctx, &merge.o_part[part], FV_F32, 4, o->dims));
+        FV_TRY(fv_tensor_new(ctx, &merge.lse_part[part], FV_F32, 3, o->dims));
+        attend.o = merge.o_part[part];
+        attend.lse = merge.lse_part[part];
+        FV_TRY((part == 0 ? attend_keys : attend_means)(ctx, p, &attend));
+    }
+    return fv_merge(ctx, &merge);
 }
 
 static fv_status forward(fv_ctx *ctx, const fv_call *call)
 {
+    fv_tensor o = call->o, lse = call->lse;
     struct pyramid p;
-    fv_plan plan = {.causal = call->causal, .offset = call->offset};
-    fv_attend_args attend = {.o = call->o, .lse = call->lse, .plan = &plan, .logits = fv_call_logits(call)};
 
-    FV_TRY(prepare(ctx, call, &p, &plan));
-    attend.q = p.call.q;
-    FV_TRY(pool(ctx, &p, &p.call.k, &attend.k));
-    FV_TRY(pool(ctx, &p, &p.call.v, &attend.v));
-    FV_TRY(fv_count_pairs(ctx, call, &plan, p.columns));
-    if (!fv_present(&p.order.order)) return fv_attend(ctx, &attend);
-    FV_TRY(fv_tensor_new(ctx, &attend.o, FV_F32, 4, call->o.dims));
-    if (fv_present(&call->lse)) FV_TRY(fv_tensor_new(ctx, &attend.lse, FV_F32, 3, call->lse.dims));
-    FV_TRY(fv_attend(ctx, &attend));
-    if (fv_present(&call->lse)) FV_TRY(fv_order_back(ctx, &p.order, &attend.lse, &call->lse));
-    return fv_order_back(ctx, &p.order, &attend.o, &call->o);
+    FV_TRY(prepare(ctx, call, &p));
+    if (!fv_present(&p.order.order)) return attend_both(ctx, &p, &o, &lse);
+    FV_TRY(fv_tensor_new(ctx, &o, FV_F32, 4, call->o.dims));
+    if (fv_present(&lse)) FV_TRY(fv_tensor_new(ctx, &lse, FV_F32, 3, call->lse.dims));
+    FV_TRY(attend_both(ctx, &p, &o, &lse));
+    if (fv_present(&lse)) FV_TRY(fv_order_back(ctx, &p.order, &lse, &call->lse));
+    return fv_order_back(ctx, &p.order, &o, &call->o);
 }
 
+/* A column for each level and key. */
 static fv_status map(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs)
 {
+    int64_t M = call->keys, block = ((const struct psa *)call->options)->block_k;
+    int32_t *key, *one;
+    uint8_t *mark;
+    struct cells cells = {.of_block = 1, .highest = PSA_LEVELS - 1};
     struct pyramid p;
 
-    FV_TRY(prepare(ctx, call, &p, &pairs->plan));
-    pairs->columns = p.columns;
-    pairs->column_key = p.first;
-    pairs->column_keys = p.count;
-    pairs->column_mark = p.mark;
+    FV_TRY(prepare(ctx, call, &p));
+    cells.of_level = p.blocks.keys;
+    cells.count = PSA_LEVELS * p.blocks.keys;
+    FV_TRY(FV_SCRATCH(ctx, cells.start, cells.count + 1));
+    FV_TRY(FV_SCRATCH(ctx, cells.position, PSA_LEVELS * M));
+    FV_TRY(FV_SCRATCH(ctx, key, PSA_LEVELS * M));
+    FV_TRY(FV_SCRATCH(ctx, one, PSA_LEVELS * M));
+    FV_TRY(FV_SCRATCH(ctx, mark, PSA_LEVELS * M));
+    for (int64_t n = 0; n <= cells.count; n++)
+        cells.start[n] = n / p.blocks.keys * M + n % p.blocks.keys * block;
+    for (int64_t c = 0; c < PSA_LEVELS * M; c++) {
+        mark[c] = (uint8_t)(1 << c / M);
+        one[c] = 1;
+        key[c] = (int32_t)(c % M);
+        cells.position[c] = (int32_t)fv_min(key[c] | (mark[c] - 1), M - 1);
+    }
+    FV_TRY(make_lists(ctx, &p, &cells, &pairs->plan));
+    pairs->columns = PSA_LEVELS * M;
+    pairs->column_key = key;
+    pairs->column_keys = one;
+    pairs->column_mark = mark;
     if (!fv_present(&p.order.order)) return FV_OK;
     pairs->query_order = pairs->key_order = p.order.order.data;
     pairs->batch_stride = p.order.order.dims[0] > 1 ? call->queries : 0;
@@ -332,6 +378,8 @@ const fv_mechanism fv_mechanism_psa = {
     .size = size,
     .accept = accept,
     .ahead = ahead,
+    .kept = kept,
+    .kept_half = true,
     .forward = forward,
     .counts = true,
     .apart = true,

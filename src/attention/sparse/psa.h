@@ -24,12 +24,9 @@ struct psa_blocks {
     int64_t offset, first, queries, keys; /* first: number of the first query block; how many there are */
 };
 void psa_blocks_of(const fv_call *call, struct psa_blocks *blocks);
-/* First position behind a query block, and how many key blocks it may see. */
-int64_t psa_end(const fv_call *call, const struct psa_blocks *blocks, int64_t g);
-int64_t psa_visible(const fv_call *call, const struct psa_blocks *blocks, int64_t g);
 
-/* level [B,H,query blocks,key blocks]: keys that are read as one, 0: the block is not read.  k is f32; q and k may be
- * in an order of their own. */
+/* level [B,H,query blocks,key blocks]: keys that are read as one, 0: the block is not read.  q and k may be in an
+ * order of their own. */
 fv_status psa_levels(fv_ctx *ctx, const fv_call *call, const struct psa_blocks *blocks, uint8_t *level);
 
 #endif
