@@ -17,14 +17,9 @@ static fv_status map(fv_ctx *ctx, fv_map op, const fv_tensor *x, const fv_tensor
 /* out [n,1] = sums of the rows of x [n,C]. */
 static fv_status sum_rows(fv_ctx *ctx, const fv_tensor *x, const fv_tensor *out)
 {
-    int64_t n = x->dims[0], C = x->dims[1];
-    fv_tensor columns = fv_view(x, FV_DIMS(n, C, 1), (const int64_t[]){x->strides[0], x->strides[1], 1}, 0);
-
     return fv_pool_rows(
-        ctx, &(fv_pool_args){.kind = FV_POOL_SUM,
-                             .x = columns,
-                             .out = fv_view(out, FV_DIMS(n, 1, 1), (const int64_t[]){out->strides[0], 1, 1}, 0),
-                             .block = C});
+        ctx,
+        &(fv_pool_args){.kind = FV_POOL_SUM, .x = fv_expanded(x, 2), .out = fv_expanded(out, 2), .block = x->dims[1]});
 }
 
 /* out [n,1] /= the length of the rows of x [n,C]. */
@@ -116,7 +111,6 @@ fv_status fv_dhsa_predict(fv_ctx *ctx, const fv_tensor *k, const fv_dhsa_network
 {
     int64_t B = k->dims[0], Hkv = k->dims[1], M = k->dims[2], D = k->dims[3], C = Hkv * D, rows = M + 2 * reach - 1;
     fv_tensor plain, padded, qkv, heads;
-    fv_status status = FV_OK;
 
     FV_TRY(fv_as_f32(ctx, k, &plain));
     FV_TRY(fv_tensor_new(ctx, logits, FV_F32, FV_DIMS(B, M)));
@@ -125,17 +119,15 @@ fv_status fv_dhsa_predict(fv_ctx *ctx, const fv_tensor *k, const fv_dhsa_network
     heads = fv_view(&padded, FV_DIMS(B, Hkv, M, D), (const int64_t[]){rows * C, D, C, 1}, (reach - 1) * C);
     FV_TRY(map(ctx, FV_MAP_COPY, &plain, NULL, 1, &heads));
     FV_TRY(product(ctx, &padded, &network->qkv_weight, &network->qkv_bias, &qkv));
-    for (int64_t n = 0; n < B * fv_ceil_div(M, GAPS) && status == FV_OK; n++) {
+    for (int64_t n = 0; n < B * fv_ceil_div(M, GAPS); n++) {
         int64_t b = n % B, from = n / B * GAPS, count = fv_min(GAPS, M - from);
-        fv_mark mark = fv_scratch_mark(ctx);
         fv_tensor windows = fv_view(&qkv, FV_DIMS(count + 2 * reach - 1, 3 * C), (const int64_t[]){3 * C, 1},
                                     (b * rows + from) * 3 * C);
         fv_tensor out = fv_view(logits, FV_DIMS(count, 1), (const int64_t[]){1, 1}, b * M + from);
-        status = judge(ctx, &windows, network, reach, &out);
-        fv_scratch_release(ctx, mark);
-        if (status == FV_OK) status = fv_ctx_check(ctx);
+        FV_TRY_SCRATCH(ctx, judge(ctx, &windows, network, reach, &out));
+        FV_TRY(fv_ctx_check(ctx));
     }
-    return status;
+    return FV_OK;
 }
 
 /* ---- suppression ------------------------------------------------------------------------------------------------ */

@@ -56,7 +56,7 @@ static fv_status pool_keys(fv_ctx *ctx, const struct choosing *c, int64_t from, 
     fv_tensor batch = fv_slice(&c->call->k, 0, c->batch, 1), rows = fv_slice(&batch, 2, from, count), plain, mean;
 
     FV_TRY(fv_as_f32(ctx, &rows, &plain));
-    FV_TRY(fv_group_means(ctx, &plain, 1, &mean));
+    FV_TRY(fv_pool_heads(ctx, FV_POOL_MEAN, &plain, 1, &mean));
     return fv_pool_rows(
         ctx, &(fv_pool_args){
                  .kind = o->pool == FV_DHSA_MAX ? FV_POOL_MAX : FV_POOL_MEAN, .x = mean, .out = *out, .start = start});
@@ -174,7 +174,7 @@ static fv_status pool_queries(fv_ctx *ctx, const fv_call *call, const struct fv_
     const struct fv_dhsa *o = call->options;
     fv_tensor mean;
 
-    FV_TRY(fv_group_means(ctx, &call->q, 1, &mean));
+    FV_TRY(fv_pool_heads(ctx, FV_POOL_MEAN, &call->q, 1, &mean));
     FV_TRY(fv_tensor_new(ctx, out, FV_F32, FV_DIMS(call->batch, 1, g->blocks, call->head_dim)));
     return fv_pool_rows(ctx, &(fv_pool_args){.kind = o->pool == FV_DHSA_MAX ? FV_POOL_MAX : FV_POOL_MEAN,
                                              .x = mean,
@@ -206,7 +206,7 @@ static fv_status prepare(fv_ctx *ctx, struct choosing *c, fv_tensor *logits, fv_
     c->equal = !fv_present(logits) && !fv_present(&p[FV_DHSA_BOUNDARIES]);
     if (c->equal && o->pool != FV_DHSA_MAX && whole > 0) {
         FV_TRY(fv_keep(ctx, call, fv_dhsa_kept, 0, whole, make_means, &means));
-        FV_TRY(fv_group_means(ctx, &means, 1, &c->means));
+        FV_TRY(fv_pool_heads(ctx, FV_POOL_MEAN, &means, 1, &c->means));
     }
     return pool_queries(ctx, call, c->groups, q);
 }
@@ -217,14 +217,9 @@ static fv_status choose_of_batch(fv_ctx *ctx, struct choosing *c, const fv_tenso
     const struct fv_dhsa *o = c->call->options;
     int64_t first = g->block[g->block[0] < 0]; /* block of the first list */
     fv_tensor batch = fv_slice(q, 0, c->batch, 1), rows = fv_slice(&batch, 2, first - o->strict, g->listed);
-    fv_phase before;
-    fv_status status;
 
     FV_TRY(cut_chunks(ctx, logits, c));
-    before = fv_phase_enter(ctx, FV_PHASE_SCORE);
-    status = summarise(ctx, c);
-    fv_phase_enter(ctx, before);
-    FV_TRY(status);
+    FV_TRY_PHASE(ctx, FV_PHASE_SCORE, summarise(ctx, c));
     return fv_score_rows(ctx, &rows, &c->summary, 1, choose_chunks, c);
 }
 
@@ -232,14 +227,9 @@ fv_status fv_dhsa_choose_by_chunks(fv_ctx *ctx, const fv_call *call, const struc
 {
     struct choosing c = {.call = call, .groups = g};
     fv_tensor logits, q;
-    fv_phase before = fv_phase_enter(ctx, FV_PHASE_SCORE);
-    fv_status status = prepare(ctx, &c, &logits, &q);
 
-    fv_phase_enter(ctx, before);
-    for (c.batch = 0; c.batch < call->batch && status == FV_OK; c.batch++) {
-        fv_mark mark = fv_scratch_mark(ctx);
-        status = choose_of_batch(ctx, &c, &logits, &q);
-        fv_scratch_release(ctx, mark);
-    }
-    return status;
+    FV_TRY_PHASE(ctx, FV_PHASE_SCORE, prepare(ctx, &c, &logits, &q));
+    for (c.batch = 0; c.batch < call->batch; c.batch++)
+        FV_TRY_SCRATCH(ctx, choose_of_batch(ctx, &c, &logits, &q));
+    return FV_OK;
 }

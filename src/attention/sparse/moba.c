@@ -38,7 +38,7 @@ static fv_status choose(fv_ctx *ctx, const fv_call *call, fv_choice *choice)
 
 static fv_status forward(fv_ctx *ctx, const fv_call *call)
 {
-    return fv_choice_forward(ctx, call, choose, &call->o);
+    return fv_choice_forward(ctx, call, choose);
 }
 
 static fv_status map(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs)

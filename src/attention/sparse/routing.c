@@ -175,9 +175,7 @@ static fv_status spread_bias(fv_ctx *ctx, const fv_call *call, int64_t members, 
         ((int32_t *)index.data)[x] = (int32_t)fv_clamp(R - x, 0, fv_max(ranks - 1, 0));
     if (masked) ((float *)self.data)[R] = SELF_BIAS;
     if (ranks > 0) {
-        fv_tensor rows =
-            fv_view(given, FV_DIMS(H, ranks, 1), (const int64_t[]){given->strides[0], given->strides[1], 1}, 0);
-        FV_TRY(fv_gather(ctx, &(fv_gather_args){.x = rows, .index = index, .out = spread}));
+        FV_TRY(fv_gather(ctx, &(fv_gather_args){.x = fv_expanded(given, 2), .index = index, .out = spread}));
     }
     return fv_map_apply(
         ctx, &(fv_map_args){.op = FV_MAP_ADD, .x = fv_reshaped(&spread, FV_DIMS(H, 2 * R)), .y = self, .out = *bias});
@@ -235,13 +233,6 @@ struct members {
     int64_t *start, *end;
 };
 
-static fv_status select_rows(fv_ctx *ctx, void *user, int64_t from, const fv_tensor *scores)
-{
-    fv_tensor index = fv_slice(user, 2, from, scores->dims[2]);
-
-    return fv_select(ctx, &(fv_select_args){.scores = *scores, .index = index});
-}
-
 /* The best rows of x [1,1,R,D] for each centroid [1,1,k,D], or each row in its best cluster. */
 static fv_status gather_members(fv_ctx *ctx, const struct routing *o, const struct operands *p, const fv_tensor *x,
                                 const fv_tensor *centroids, struct members *m)
@@ -257,7 +248,7 @@ static fv_status gather_members(fv_ctx *ctx, const struct routing *o, const stru
     if (o->membership == TOP) {
         const int32_t *index = m->index.data;
         best = fv_reshaped(&m->index, FV_DIMS(1, 1, k, p->members));
-        FV_TRY(fv_score_rows(ctx, centroids, x, 1, select_rows, &best));
+        FV_TRY(fv_best_rows(ctx, centroids, x, &best));
         for (int64_t c = 0; c < k; c++)
             for (m->start[c] = m->end[c] = c * p->members; m->end[c] < (c + 1) * p->members && index[m->end[c]] >= 0;)
                 m->end[c]++;
@@ -265,7 +256,7 @@ static fv_status gather_members(fv_ctx *ctx, const struct routing *o, const stru
     }
     FV_TRY(fv_tensor_new(ctx, &best, FV_I32, FV_DIMS(1, 1, R, 1)));
     memset(m->index.data, -1, (size_t)slots * sizeof(int32_t));
-    FV_TRY(fv_score_rows(ctx, x, centroids, 1, select_rows, &best));
+    FV_TRY(fv_best_rows(ctx, x, centroids, &best));
     FV_TRY(fv_sort_by_key(ctx, best.data, 1, R, k, m->index.data, start));
     memcpy(m->end, start + 1, (size_t)k * sizeof *start);
     return FV_OK;
@@ -342,16 +333,6 @@ static fv_status choose(fv_ctx *ctx, const fv_call *call, const struct operands 
     return FV_OK;
 }
 
-static fv_status choose_aside(fv_ctx *ctx, const fv_call *call, const struct operands *p, int64_t b, int64_t h,
-                              struct slots *s)
-{
-    fv_choosing before = fv_choosing_begin(ctx);
-    fv_status status = choose(ctx, call, p, b, h, s);
-
-    fv_choosing_end(ctx, before);
-    return status;
-}
-
 /* ---- attention -------------------------------------------------------------------------------------------------- */
 
 static fv_status pick(fv_ctx *ctx, const fv_tensor *x, const fv_tensor *index, fv_tensor *out)
@@ -372,7 +353,7 @@ static fv_status attend_head(fv_ctx *ctx, const fv_call *call, const struct oper
     fv_attend_args attend = {.plan = &plan, .logits = fv_call_logits(call)};
     struct slots s;
 
-    FV_TRY(choose_aside(ctx, call, p, b, h, &s));
+    FV_TRY_CHOOSING(ctx, choose(ctx, call, p, b, h, &s));
     plan.key_from = s.from;
     plan.key_to = s.to;
     if (N == 1) plan.offset = s.rank;
@@ -381,10 +362,7 @@ static fv_status attend_head(fv_ctx *ctx, const fv_call *call, const struct oper
     FV_TRY(pick(ctx, &k, &s.key, &attend.k));
     FV_TRY(pick(ctx, &v, &s.key, &attend.v));
     FV_TRY(fv_tensor_new(ctx, &attend.o, FV_F32, FV_DIMS(1, 1, s.query.index.dims[0], Dv)));
-    FV_TRY(fv_count_pairs(
-        ctx, &(fv_call){.batch = 1, .query_heads = 1, .queries = s.query.index.dims[0], .pairs = call->pairs}, &plan,
-        s.key.dims[0]));
-    FV_TRY(fv_attend(ctx, &attend));
+    FV_TRY(fv_attend_counted(ctx, call, &attend));
     FV_TRY(fv_tensor_zeros(ctx, &sum, FV_F32, FV_DIMS(1, 1, N, Dv)));
     FV_TRY(fv_gather(ctx, &(fv_gather_args){.x = attend.o, .index = s.query.index, .out = sum, .scatter = true}));
     return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_MUL, .x = sum, .y = s.factor, .out = o});
@@ -393,16 +371,13 @@ static fv_status attend_head(fv_ctx *ctx, const fv_call *call, const struct oper
 static fv_status forward(fv_ctx *ctx, const fv_call *call)
 {
     struct operands p;
-    fv_status status = FV_OK;
 
     FV_TRY(prepare(ctx, call, &p));
-    for (int64_t head = 0; head < call->batch * call->query_heads && status == FV_OK; head++) {
-        fv_mark mark = fv_scratch_mark(ctx);
-        status = attend_head(ctx, call, &p, head / call->query_heads, head % call->query_heads);
-        fv_scratch_release(ctx, mark);
-        if (status == FV_OK) status = fv_ctx_check(ctx);
+    for (int64_t head = 0; head < call->batch * call->query_heads; head++) {
+        FV_TRY_SCRATCH(ctx, attend_head(ctx, call, &p, head / call->query_heads, head % call->query_heads));
+        FV_TRY(fv_ctx_check(ctx));
     }
-    return status;
+    return FV_OK;
 }
 
 /* The keys of each query, from the slots it has. */
@@ -413,7 +388,7 @@ static fv_status list_head(fv_ctx *ctx, const fv_call *call, const struct operan
     int32_t *order;
     int64_t *start, slots;
 
-    FV_TRY(choose_aside(ctx, call, p, b, h, &s));
+    FV_TRY_CHOOSING(ctx, choose(ctx, call, p, b, h, &s));
     slots = s.query.index.dims[0];
     FV_TRY(FV_SCRATCH(ctx, order, slots));
     FV_TRY(FV_SCRATCH(ctx, start, call->queries + 1));
@@ -430,18 +405,12 @@ static fv_status list_head(fv_ctx *ctx, const fv_call *call, const struct operan
 
 static fv_status map(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs)
 {
+    fv_list_shape shape = fv_call_lists(call, call->query_heads, 1, 1);
     fv_list_builder lists;
     struct operands p;
 
     FV_TRY(prepare(ctx, call, &p));
-    FV_TRY(fv_lists_begin(ctx, &lists,
-                          &(fv_list_shape){.query_block = 1,
-                                           .key_block = 1,
-                                           .batches = call->batch,
-                                           .heads = call->query_heads,
-                                           .queries = call->queries,
-                                           .keys = call->keys,
-                                           .offset = call->offset}));
+    FV_TRY(fv_lists_begin(ctx, &lists, &shape));
     for (int64_t head = 0; head < call->batch * call->query_heads; head++)
         FV_TRY(list_head(ctx, call, &p, head / call->query_heads, head % call->query_heads, &lists));
     return fv_lists_end(&lists, &pairs->plan);
