@@ -336,6 +336,27 @@ fv_call fv_call_rows(const fv_call *call, int64_t from, int64_t count)
     return part;
 }
 
+/* The rows that query head h of `heads` reads in x [B,Hx,..]. */
+static fv_tensor head_of(const fv_tensor *x, int64_t heads, int64_t b, int64_t h)
+{
+    fv_tensor batch = fv_slice(x, 0, b, 1);
+
+    return fv_slice(&batch, 1, h / (heads / x->dims[1]), 1);
+}
+
+fv_call fv_call_head(const fv_call *call, int64_t b, int64_t h)
+{
+    fv_call head = *call;
+
+    head.batch = head.query_heads = head.key_heads = 1;
+    head.q = head_of(&call->q, call->query_heads, b, h);
+    head.k = head_of(&call->k, call->query_heads, b, h);
+    head.v = head_of(&call->v, call->query_heads, b, h);
+    head.o = head_of(&call->o, call->query_heads, b, h);
+    head.lse = (fv_tensor){0};
+    return head;
+}
+
 fv_logits fv_call_logits(const fv_call *call)
 {
     return (fv_logits){

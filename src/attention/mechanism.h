@@ -175,6 +175,8 @@ fv_status fv_mechanism_named(const char *name, const fv_mechanism **mechanism);
 void fv_call_cut(const fv_call *call, int64_t from, int64_t count, fv_call *part);
 /* The same queries with all keys; tensors of the mechanism's own stay whole. */
 fv_call fv_call_rows(const fv_call *call, int64_t from, int64_t count);
+/* One query head of one batch; k and v may have a head for each key-value head or each query head.  No lse. */
+fv_call fv_call_head(const fv_call *call, int64_t b, int64_t h);
 
 /* The logits of a call: its scale, soft-cap and gain. */
 fv_logits fv_call_logits(const fv_call *call);

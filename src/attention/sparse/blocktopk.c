@@ -26,16 +26,9 @@ static int64_t blocks_of(const struct blocktopk *o, int64_t keys)
 
 static int64_t kept(const fv_call *call, int kind, int64_t keys, int64_t *width)
 {
-    *width = kind == 0 ? call->head_dim : 0;
-    return kind == 0 ? blocks_of(call->options, keys) : 0;
-}
-
-static fv_status make_means(fv_ctx *ctx, const fv_call *call, int64_t from, const fv_tensor *out)
-{
     const struct blocktopk *o = call->options;
-    fv_tensor behind = fv_slice(&call->k, 2, o->sink, call->keys - o->sink);
 
-    return fv_block_means(ctx, &behind, o->block, from, out);
+    return fv_kept_means(call, kind, o->sink, o->block, keys, width);
 }
 
 /* The largest score of a group's heads. */
@@ -58,7 +51,7 @@ static fv_status choose(fv_ctx *ctx, const fv_call *call, fv_choice *choice)
         .block = o->block, .init = o->sink > 0, .first = o->sink, .tail = o->local, .heads = call->key_heads};
     FV_TRY(fv_choice_new(ctx, call, fv_min(o->top, blocks), choice));
     if (blocks == 0) return FV_OK;
-    FV_TRY(fv_keep(ctx, call, kept, 0, blocks_of(o, call->keys), make_means, &means));
+    FV_TRY(fv_keep_means(ctx, call, o->sink, o->block, blocks_of(o, call->keys), &means));
     means = fv_slice(&means, 2, 0, blocks);
     if (o->agg == AGG_MAX)
         return fv_score_blocks(ctx, call, &call->q, &means, o->sink, o->block, 1, choose_by_largest,

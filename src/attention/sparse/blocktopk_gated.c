@@ -33,14 +33,7 @@ static fv_status check(const void *values)
 
 static int64_t kept(const fv_call *call, int kind, int64_t keys, int64_t *width)
 {
-    *width = kind == 0 ? call->head_dim : 0;
-    return kind == 0 ? keys / ((const struct blocktopk_gated *)call->options)->block : 0;
-}
-
-/* Means of whole blocks of keys. */
-static fv_status make_means(fv_ctx *ctx, const fv_call *call, int64_t from, const fv_tensor *out)
-{
-    return fv_block_means(ctx, &call->k, ((const struct blocktopk_gated *)call->options)->block, from, out);
+    return fv_kept_means(call, kind, 0, ((const struct blocktopk_gated *)call->options)->block, keys, width);
 }
 
 /* scores [B,H,n,C] become weights among the blocks that end at or before each query; those of a group add up. */
@@ -68,7 +61,7 @@ static fv_status choose(fv_ctx *ctx, const fv_call *call, fv_choice *choice)
 
     FV_TRY(fv_choice_between(ctx, call, o->block, o->top, o->init, o->local, choice));
     if (choice->index.dims[3] == 0) return FV_OK;
-    FV_TRY(fv_keep(ctx, call, kept, 0, call->keys / o->block, make_means, &means));
+    FV_TRY(fv_keep_means(ctx, call, 0, o->block, call->keys / o->block, &means));
     return fv_score_blocks(ctx, call, &call->q, &means, 0, o->block, call->scale, choose_by_weight,
                            &(fv_chooser){call, choice});
 }

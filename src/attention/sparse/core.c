@@ -34,6 +34,39 @@ fv_status fv_block_means(fv_ctx *ctx, const fv_tensor *x, int64_t block, int64_t
     return FV_OK;
 }
 
+int64_t fv_kept_means(const fv_call *call, int kind, int64_t first, int64_t block, int64_t keys, int64_t *width)
+{
+    *width = kind == 0 ? call->head_dim : 0;
+    return kind == 0 ? fv_max(keys - first, 0) / block : 0;
+}
+
+struct means {
+    int64_t first, block;
+};
+
+static int64_t kept(const fv_call *call, int kind, int64_t keys, int64_t *width)
+{
+    const struct means *m = call->options;
+
+    return fv_kept_means(call, kind, m->first, m->block, keys, width);
+}
+
+static fv_status make_means(fv_ctx *ctx, const fv_call *call, int64_t from, const fv_tensor *out)
+{
+    const struct means *m = call->options;
+    fv_tensor behind = fv_slice(&call->k, 2, m->first, call->keys - m->first);
+
+    return fv_block_means(ctx, &behind, m->block, from, out);
+}
+
+fv_status fv_keep_means(fv_ctx *ctx, const fv_call *call, int64_t first, int64_t block, int64_t count, fv_tensor *means)
+{
+    fv_call keeping = *call;
+
+    keeping.options = &(struct means){first, block};
+    return fv_keep(ctx, &keeping, kept, 0, count, make_means, means);
+}
+
 fv_status fv_pool_heads(fv_ctx *ctx, fv_pool_kind kind, const fv_tensor *x, int64_t heads, fv_tensor *out)
 {
     int64_t B = x->dims[0], N = x->dims[2], C = x->dims[3], group = x->dims[1] / heads;

@@ -19,6 +19,12 @@ fv_status fv_run_parts(fv_ctx *ctx, const fv_call *call, int64_t block, int64_t 
  * The last block of x may be short; its mean is that of the rows it has. */
 fv_status fv_block_means(fv_ctx *ctx, const fv_tensor *x, int64_t block, int64_t from, const fv_tensor *out);
 
+/* Those of the whole blocks behind key `first`, [B,Hkv,count,D], as rows that are kept, of kind 0; and how many there
+ * are of them, for the descriptor of a mechanism. */
+fv_status fv_keep_means(fv_ctx *ctx, const fv_call *call, int64_t first, int64_t block, int64_t count,
+                        fv_tensor *means);
+int64_t fv_kept_means(const fv_call *call, int kind, int64_t first, int64_t block, int64_t keys, int64_t *width);
+
 /* x [B,H,N,C] pooled over the heads of each group: [B,heads,N,C]; x itself where groups are single heads. */
 fv_status fv_pool_heads(fv_ctx *ctx, fv_pool_kind kind, const fv_tensor *x, int64_t heads, fv_tensor *out);
 

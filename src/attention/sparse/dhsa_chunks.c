@@ -6,15 +6,9 @@
 int64_t fv_dhsa_kept(const fv_call *call, int kind, int64_t keys, int64_t *width)
 {
     const struct fv_dhsa *o = call->options;
-    bool keeps = kind == 0 && o->score == FV_DHSA_BY_CHUNKS && o->pool != FV_DHSA_MAX;
+    bool keeps = o->score == FV_DHSA_BY_CHUNKS && o->pool != FV_DHSA_MAX;
 
-    *width = keeps ? call->head_dim : 0;
-    return keeps ? keys / o->chunk : 0;
-}
-
-static fv_status make_means(fv_ctx *ctx, const fv_call *call, int64_t from, const fv_tensor *out)
-{
-    return fv_block_means(ctx, &call->k, ((const struct fv_dhsa *)call->options)->chunk, from, out);
+    return fv_kept_means(call, keeps ? kind : 1, 0, o->chunk, keys, width);
 }
 
 struct choosing {
@@ -188,24 +182,14 @@ static fv_status prepare(fv_ctx *ctx, struct choosing *c, fv_tensor *logits, fv_
     const fv_call *call = c->call;
     const struct fv_dhsa *o = call->options;
     const fv_tensor *p = call->param;
-    const fv_dhsa_network network = {.norm_weight = p[FV_DHSA_NORM_WEIGHT],
-                                     .norm_bias = p[FV_DHSA_NORM_BIAS],
-                                     .qkv_weight = p[FV_DHSA_QKV_WEIGHT],
-                                     .qkv_bias = p[FV_DHSA_QKV_BIAS],
-                                     .out_weight = p[FV_DHSA_OUT_WEIGHT],
-                                     .out_bias = p[FV_DHSA_OUT_BIAS],
-                                     .fc1_weight = p[FV_DHSA_FC1_WEIGHT],
-                                     .fc1_bias = p[FV_DHSA_FC1_BIAS],
-                                     .fc2_weight = p[FV_DHSA_FC2_WEIGHT],
-                                     .fc2_bias = p[FV_DHSA_FC2_BIAS]};
     int64_t whole = call->keys / o->chunk;
     fv_tensor means;
 
     *logits = p[FV_DHSA_LOGITS];
-    if (fv_dhsa_has_network(call)) FV_TRY(fv_dhsa_predict(ctx, &call->k, &network, o->reach, logits));
+    if (fv_dhsa_has_network(call)) FV_TRY(fv_dhsa_predict(ctx, call, logits));
     c->equal = !fv_present(logits) && !fv_present(&p[FV_DHSA_BOUNDARIES]);
     if (c->equal && o->pool != FV_DHSA_MAX && whole > 0) {
-        FV_TRY(fv_keep(ctx, call, fv_dhsa_kept, 0, whole, make_means, &means));
+        FV_TRY(fv_keep_means(ctx, call, 0, o->chunk, whole, &means));
         FV_TRY(fv_pool_heads(ctx, FV_POOL_MEAN, &means, 1, &c->means));
     }
     return pool_queries(ctx, call, c->groups, q);

@@ -36,18 +36,13 @@ static int64_t size(const void *values, const fv_call *call, const char *name)
 
 static int64_t kept(const fv_call *call, int kind, int64_t keys, int64_t *width)
 {
-    *width = kind == 0 ? call->head_dim : 0;
-    return kind == 0 ? keys / ((const struct hcam *)call->options)->chunk : 0;
-}
-
-static fv_status make_means(fv_ctx *ctx, const fv_call *call, int64_t from, const fv_tensor *out)
-{
-    return fv_block_means(ctx, &call->k, ((const struct hcam *)call->options)->chunk, from, out);
+    return fv_kept_means(call, kind, 0, ((const struct hcam *)call->options)->chunk, keys, width);
 }
 
 /* Summaries of the chunks, [B,C,E]. */
 static fv_status summarise(fv_ctx *ctx, const fv_call *call, fv_tensor *summaries)
 {
+    const struct hcam *o = call->options;
     const fv_tensor *given = &call->param[SUMMARY_K];
     fv_tensor means, wide;
 
@@ -55,7 +50,7 @@ static fv_status summarise(fv_ctx *ctx, const fv_call *call, fv_tensor *summarie
         *summaries = fv_slice(given, 1, 0, chunks_of(call));
         return FV_OK;
     }
-    FV_TRY(fv_keep(ctx, call, kept, 0, chunks_of(call), make_means, &means));
+    FV_TRY(fv_keep_means(ctx, call, 0, o->chunk, chunks_of(call), &means));
     FV_TRY(fv_repeat_heads(ctx, &means, call->query_heads, &wide));
     return fv_join_heads(ctx, &wide, summaries);
 }

@@ -2,6 +2,7 @@
  * those of each section before by a softmax of their own; landmarks, which nobody reads, are the gates to theirs in the
  * softmax over own tokens and sections.  arXiv 2305.16300. */
 #include "attention/sparse/core.h"
+#include "attention/sparse/order.h"
 
 struct landmark {
     int64_t period;
@@ -112,17 +113,6 @@ static fv_status look(fv_ctx *ctx, const fv_call *call, const struct sections *s
 
 /* ---- attention -------------------------------------------------------------------------------------------------- */
 
-/* Keys of all gates, f32 [B,Hkv,gates,D]. */
-static fv_status gate_keys(fv_ctx *ctx, const fv_call *call, const struct sections *s, fv_tensor *keys)
-{
-    fv_tensor k = call->k, index;
-
-    if (fv_dtype_block(k.dtype) > 1) FV_TRY(fv_as_f32(ctx, &call->k, &k));
-    FV_TRY(fv_tensor_wrap(&index, s->gate, FV_I32, FV_DIMS(1, 1, s->gates)));
-    FV_TRY(fv_tensor_new(ctx, keys, FV_F32, FV_DIMS(call->batch, call->key_heads, s->gates, call->head_dim)));
-    return fv_gather(ctx, &(fv_gather_args){.x = k, .index = index, .out = *keys});
-}
-
 /* The sections before that of each query, and the logits of their landmarks. */
 static fv_status choose(fv_ctx *ctx, const fv_call *call, const struct sections *s, const struct view *view,
                         const fv_tensor *keys, fv_choice *choice)
@@ -167,10 +157,11 @@ static fv_status forward(fv_ctx *ctx, const fv_call *call)
 {
     int64_t step;
     struct sections s;
-    fv_tensor keys;
+    fv_tensor gates, keys;
 
     FV_TRY(find_sections(ctx, call, &s));
-    if (s.gates > 0) FV_TRY(gate_keys(ctx, call, &s, &keys));
+    FV_TRY(fv_tensor_wrap(&gates, s.gate, FV_I32, FV_DIMS(s.gates)));
+    if (s.gates > 0) FV_TRY(fv_order_rows(ctx, &gates, &call->k, &keys));
     step = fv_max(GATES / (call->batch * call->query_heads * fv_max(s.gates, 1)), 64);
     for (int64_t end = call->queries, count; end > 0; end -= count) {
         count = end % step ? end % step : step;

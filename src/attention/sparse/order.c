@@ -263,10 +263,11 @@ fv_status fv_order_clusters(fv_ctx *ctx, const fv_tensor *features, int64_t clus
 
 fv_status fv_order_rows(fv_ctx *ctx, const fv_tensor *index, const fv_tensor *x, fv_tensor *out)
 {
-    fv_tensor plain;
+    int64_t rows = index->dims[index->rank - 1];
+    fv_tensor plain = *x;
 
-    FV_TRY(fv_plain(ctx, x, &plain));
-    FV_TRY(fv_tensor_new(ctx, out, FV_F32, FV_DIMS(x->dims[0], x->dims[1], index->dims[2], x->dims[3])));
+    if (fv_dtype_block(x->dtype) > 1 || x->strides[3] != 1) FV_TRY(fv_plain(ctx, x, &plain)); /* others in one pass */
+    FV_TRY(fv_tensor_new(ctx, out, FV_F32, FV_DIMS(x->dims[0], x->dims[1], rows, x->dims[3])));
     return fv_gather(ctx, &(fv_gather_args){.x = plain, .index = *index, .out = *out});
 }
 

@@ -77,11 +77,11 @@ static fv_status accept(fv_call *call)
 /* ---- orders ----------------------------------------------------------------------------------------------------- */
 
 struct layout {
+    const fv_call *call;
     int64_t blocks;
     fv_tensor token[ORDERS]; /* [N] i32 at each place of an order */
     int *chosen;             /* [B,H] orders */
     uint8_t *selected;       /* [B,H,blocks,blocks] by weight; NULL: not asked for */
-    fv_tensor k;             /* f32, to choose by */
     fv_order order;          /* of each head */
     fv_tensor mask;          /* u8 [1|B,1|H,blocks,blocks]; absent: all are read */
 };
@@ -103,17 +103,11 @@ static void read_tokens(const struct paro *o, int order, int32_t *token)
 
 /* ---- choosing by this input ------------------------------------------------------------------------------------- */
 
-struct choosing {
-    const fv_call *call;
-    struct layout *layout;
-};
-
 /* How many blocks hold next to nothing of their rows, and how uneven weights are within blocks, on average. */
-static void judge(const struct choosing *c, const fv_tensor *sum, const fv_tensor *largest, double *empty,
-                  double *uneven)
+static void judge(const struct layout *l, const fv_tensor *sum, const fv_tensor *largest, double *empty, double *uneven)
 {
-    const struct paro *o = c->call->options;
-    int64_t N = c->call->queries, n = c->layout->blocks;
+    const struct paro *o = l->call->options;
+    int64_t N = l->call->queries, n = l->blocks;
 
     *empty = *uneven = 0;
     for (int64_t r = 0; r < n; r++)
@@ -140,36 +134,24 @@ static int best_of(const double *empty, const double *uneven)
     return best;
 }
 
-/* Rows of a head of x in an order of tokens. */
-static fv_status read_head(fv_ctx *ctx, const fv_tensor *x, int64_t b, int64_t h, const fv_tensor *token,
-                           fv_tensor *out)
+static fv_status select_blocks(fv_ctx *ctx, const struct layout *l, int64_t head, const fv_tensor *sum)
 {
-    fv_tensor head = fv_view(x, 2, x->dims + 2, x->strides + 2, b * x->strides[0] + h * x->strides[1]);
-
-    FV_TRY(fv_tensor_new(ctx, out, FV_F32, 2, head.dims));
-    return fv_gather(ctx, &(fv_gather_args){.x = head, .index = *token, .out = *out});
-}
-
-static fv_status select_blocks(fv_ctx *ctx, const struct choosing *c, int64_t head, const fv_tensor *sum)
-{
-    const struct paro *o = c->call->options;
-    int64_t count = c->layout->blocks * c->layout->blocks;
+    const struct paro *o = l->call->options;
+    int64_t count = l->blocks * l->blocks;
     fv_tensor index;
 
     FV_TRY(fv_tensor_new(ctx, &index, FV_I32, FV_DIMS((int64_t)ceil(o->density * (double)count))));
     FV_TRY(fv_select(ctx, &(fv_select_args){.scores = fv_reshaped(sum, FV_DIMS(count)), .index = index}));
     for (int64_t n = 0; n < index.dims[0] && ((int32_t *)index.data)[n] >= 0; n++)
-        c->layout->selected[head * count + ((int32_t *)index.data)[n]] = 1;
+        l->selected[head * count + ((int32_t *)index.data)[n]] = 1;
     return FV_OK;
 }
 
 static fv_status choose_head(fv_ctx *ctx, void *user, int64_t head)
 {
-    const struct choosing *c = user;
-    const fv_call *call = c->call;
-    struct layout *l = c->layout;
-    int64_t block = ((const struct paro *)call->options)->block, b = head / call->query_heads,
-            h = head % call->query_heads;
+    struct layout *l = user;
+    const fv_call call = fv_call_head(l->call, head / l->call->query_heads, head % l->call->query_heads);
+    int64_t block = ((const struct paro *)call.options)->block;
     double empty[ORDERS], uneven[ORDERS];
     fv_tensor q, k, sum[ORDERS], largest;
 
@@ -177,19 +159,15 @@ static fv_status choose_head(fv_ctx *ctx, void *user, int64_t head)
         if (l->chosen[head] != AUTO && l->chosen[head] != n) continue;
         FV_TRY(fv_tensor_new(ctx, &sum[n], FV_F32, FV_DIMS(l->blocks, l->blocks)));
         FV_TRY(fv_tensor_new(ctx, &largest, FV_F32, FV_DIMS(l->blocks, l->blocks)));
-        FV_TRY(read_head(ctx, &call->q, b, h, &l->token[n], &q));
-        FV_TRY(read_head(ctx, &l->k, b, h, &l->token[n], &k));
-        FV_TRY(fv_block_weights(ctx, &q, &k, call->scale, block, &sum[n], &largest));
-        judge(c, &sum[n], &largest, &empty[n], &uneven[n]);
+        FV_TRY(fv_order_rows(ctx, &l->token[n], &call.q, &q));
+        FV_TRY(fv_order_rows(ctx, &l->token[n], &call.k, &k));
+        q = fv_reshaped(&q, 2, q.dims + 2);
+        k = fv_reshaped(&k, 2, k.dims + 2);
+        FV_TRY(fv_block_weights(ctx, &q, &k, call.scale, block, &sum[n], &largest));
+        judge(l, &sum[n], &largest, &empty[n], &uneven[n]);
     }
     if (l->chosen[head] == AUTO) l->chosen[head] = best_of(empty, uneven);
-    return l->selected ? select_blocks(ctx, c, head, &sum[l->chosen[head]]) : FV_OK;
-}
-
-static fv_status choose(fv_ctx *ctx, const fv_call *call, struct layout *l)
-{
-    FV_TRY(fv_as_f32(ctx, &call->k, &l->k));
-    return fv_run_apart(ctx, call->batch * call->query_heads, choose_head, &(struct choosing){call, l});
+    return l->selected ? select_blocks(ctx, l, head, &sum[l->chosen[head]]) : FV_OK;
 }
 
 /* Lists of what the mask shows, and of text and the last blocks, which are always read. */
@@ -222,7 +200,7 @@ static fv_status lay_out(fv_ctx *ctx, const fv_call *call, struct layout *l, fv_
     int32_t *key;
     bool by_weight = o->density < 1 && !fv_present(&call->param[MASK]);
 
-    *l = (struct layout){.blocks = blocks, .mask = call->param[MASK]};
+    *l = (struct layout){.call = call, .blocks = blocks, .mask = call->param[MASK]};
     FV_TRY(FV_SCRATCH(ctx, l->chosen, B * H));
     for (int n = 0; n < ORDERS; n++) {
         FV_TRY(fv_tensor_new(ctx, &l->token[n], FV_I32, FV_DIMS(N)));
@@ -234,7 +212,8 @@ static fv_status lay_out(fv_ctx *ctx, const fv_call *call, struct layout *l, fv_
     }
     for (int64_t head = 0; head < B * H; head++)
         l->chosen[head] = (int)o->order.items[head % H % o->order.count];
-    if (by_weight || o->order.items[0] == AUTO) FV_TRY_PHASE(ctx, FV_PHASE_SCORE, choose(ctx, call, l));
+    if (by_weight || o->order.items[0] == AUTO)
+        FV_TRY_PHASE(ctx, FV_PHASE_SCORE, fv_run_apart(ctx, B * H, choose_head, l));
     FV_TRY(FV_SCRATCH(ctx, key, B * H * N));
     for (int64_t head = 0; head < B * H; head++)
         for (int64_t t = 0; t < N; t++)
