@@ -244,7 +244,7 @@ static fv_status prepare(fv_ctx *ctx, const fv_call *call, struct choosing *c)
     return drop_tokens(ctx, call, c);
 }
 
-/* The keys of some queries; there are no keys before them that are not theirs, so the offset is their number. */
+/* The keys of some queries: with as many keys as queries in all, their offset is the number of the first. */
 static fv_status choose(fv_ctx *ctx, struct choosing *c, const fv_call *part, fv_plan *plan)
 {
     const struct sparsifiner *o = part->options;
