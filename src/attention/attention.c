@@ -216,13 +216,7 @@ fv_status fv_call_plan(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call
                        fv_attend_args *attend)
 {
     *plan = (fv_plan){.causal = call->causal, .offset = call->offset};
-    *attend = (fv_attend_args){.q = call->q,
-                               .k = call->k,
-                               .v = call->v,
-                               .o = call->o,
-                               .lse = call->lse,
-                               .plan = plan,
-                               .logits = fv_call_logits(call)};
+    *attend = fv_call_attend(call, plan);
     return mechanism->plan(ctx, call, plan, attend);
 }
 
@@ -231,14 +225,9 @@ static fv_status run_plan(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_c
     fv_plan plan;
     fv_attend_args attend;
 
-    fv_phase before = fv_phase_enter(ctx, FV_PHASE_SELECT);
-    fv_status status = fv_call_plan(ctx, mechanism, call, &plan, &attend);
-
-    fv_phase_enter(ctx, before);
-    FV_TRY(status);
+    FV_TRY_PHASE(ctx, FV_PHASE_SELECT, fv_call_plan(ctx, mechanism, call, &plan, &attend));
     if (sinks && fv_present(sinks)) attend.sinks = *sinks;
-    FV_TRY(fv_count_pairs(ctx, call, &plan, call->keys));
-    return fv_attend(ctx, &attend);
+    return fv_attend_counted(ctx, call, &attend);
 }
 
 bool fv_call_reads_all(const fv_mechanism *mechanism, const fv_call *call)
@@ -251,13 +240,7 @@ bool fv_call_reads_all(const fv_mechanism *mechanism, const fv_call *call)
 static fv_status run_dense(fv_ctx *ctx, const fv_call *call, const fv_tensor *sinks)
 {
     fv_plan plan = {.causal = call->causal, .offset = call->offset};
-    fv_attend_args attend = {.q = call->q,
-                             .k = call->k,
-                             .v = call->v,
-                             .o = call->o,
-                             .lse = call->lse,
-                             .plan = &plan,
-                             .logits = fv_call_logits(call)};
+    fv_attend_args attend = fv_call_attend(call, &plan);
 
     if (sinks && fv_present(sinks)) attend.sinks = *sinks;
     if (call->pairs) *call->pairs += fv_call_dense_pairs(call);
@@ -392,12 +375,8 @@ static fv_status decode(fv_ctx *ctx, const fv_attention *attention, const fv_att
         return fv_fail(FV_E_USAGE, "%s: has no decoding of its own: its selection sees the rest of a block",
                        mechanism->name);
     FV_TRY(new_state(ctx, mechanism, &call, &state));
-    for (int64_t t = 0; t < call.queries; t++) {
-        fv_mark mark = fv_scratch_mark(ctx);
-        fv_status status = step(ctx, mechanism, &call, t, &state);
-        fv_scratch_release(ctx, mark);
-        FV_TRY(status);
-    }
+    for (int64_t t = 0; t < call.queries; t++)
+        FV_TRY_SCRATCH(ctx, step(ctx, mechanism, &call, t, &state));
     for (int i = 0; mechanism->scan && i < fv_params_count(mechanism->params); i++)
         if (fv_present(&call.param_out[i]))
             FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = state.s, .out = call.param_out[i]}));

@@ -185,14 +185,10 @@ void fv_call_cut(const fv_call *call, int64_t from, int64_t count, fv_call *part
     int64_t keys = fv_clamp(call->offset + from + count, 0, call->keys);
     int64_t key_from = recurrent && from > 0 ? fv_clamp(call->offset + from, 0, call->keys) : 0;
 
-    *part = *call;
+    *part = fv_call_rows(call, from, count);
     part->decoding = true;
-    part->queries = count;
     part->keys = keys - key_from;
-    part->offset = call->offset + from - key_from;
-    part->q = fv_slice(&call->q, 2, from, count);
-    part->o = fv_slice(&call->o, 2, from, count);
-    if (fv_present(&call->lse)) part->lse = fv_slice(&call->lse, 2, from, count);
+    part->offset -= key_from;
     part->k = fv_slice(&call->k, 2, key_from, part->keys);
     part->v = fv_slice(&call->v, 2, key_from, part->keys);
     for (int i = 0; i < fv_params_count(mechanism->params); i++) {
@@ -206,8 +202,63 @@ void fv_call_cut(const fv_call *call, int64_t from, int64_t count, fv_call *part
     }
 }
 
+fv_call fv_call_rows(const fv_call *call, int64_t from, int64_t count)
+{
+    fv_call part = *call;
+
+    part.queries = count;
+    part.offset = call->offset + from;
+    part.q = fv_slice(&call->q, 2, from, count);
+    part.o = fv_slice(&call->o, 2, from, count);
+    if (fv_present(&call->lse)) part.lse = fv_slice(&call->lse, 2, from, count);
+    return part;
+}
+
+/* The rows that query head h of `heads` reads in x [B,Hx,..]. */
+static fv_tensor head_of(const fv_tensor *x, int64_t heads, int64_t b, int64_t h)
+{
+    fv_tensor batch = fv_slice(x, 0, b, 1);
+
+    return fv_slice(&batch, 1, h / (heads / x->dims[1]), 1);
+}
+
+fv_call fv_call_head(const fv_call *call, int64_t b, int64_t h)
+{
+    fv_call head = *call;
+
+    head.batch = head.query_heads = head.key_heads = 1;
+    head.q = head_of(&call->q, call->query_heads, b, h);
+    head.k = head_of(&call->k, call->query_heads, b, h);
+    head.v = head_of(&call->v, call->query_heads, b, h);
+    head.o = head_of(&call->o, call->query_heads, b, h);
+    head.lse = (fv_tensor){0};
+    return head;
+}
+
 fv_logits fv_call_logits(const fv_call *call)
 {
     return (fv_logits){
         .scale = call->scale, .zero_scale = call->scale == 0, .softcap = call->softcap, .gain = call->gain};
+}
+
+fv_attend_args fv_call_attend(const fv_call *call, const fv_plan *plan)
+{
+    return (fv_attend_args){.q = call->q,
+                            .k = call->k,
+                            .v = call->v,
+                            .o = call->o,
+                            .lse = call->lse,
+                            .plan = plan,
+                            .logits = fv_call_logits(call)};
+}
+
+fv_list_shape fv_call_lists(const fv_call *call, int64_t heads, int64_t query_block, int64_t key_block)
+{
+    return (fv_list_shape){.query_block = query_block,
+                           .key_block = key_block,
+                           .batches = call->batch,
+                           .heads = heads,
+                           .queries = call->queries,
+                           .keys = call->keys,
+                           .offset = call->offset};
 }

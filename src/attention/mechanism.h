@@ -152,9 +152,26 @@ fv_status fv_mechanism_named(const char *name, const fv_mechanism **mechanism);
 /* The part of a causal call that computes queries from .. from+count-1, as a chunk of the sequence: keys end with the
  * last of them (of a recurrent mechanism they are the chunk's own). */
 void fv_call_cut(const fv_call *call, int64_t from, int64_t count, fv_call *part);
+/* The same queries with all keys; tensors of the mechanism's own stay whole. */
+fv_call fv_call_rows(const fv_call *call, int64_t from, int64_t count);
+/* One query head of one batch; k and v may have a head for each key-value head or each query head.  No lse. */
+fv_call fv_call_head(const fv_call *call, int64_t b, int64_t h);
 
 /* The logits of a call: its scale, soft-cap and gain. */
 fv_logits fv_call_logits(const fv_call *call);
+
+/* Attention of a call's q over what the plan shows of its k and v, to its o and lse. */
+fv_attend_args fv_call_attend(const fv_call *call, const fv_plan *plan);
+/* fv_attend, whose pairs are added to what the call counts. */
+fv_status fv_attend_counted(fv_ctx *ctx, const fv_call *call, const fv_attend_args *attend);
+
+/* Room for partial results of a call, which fv_merge then combines in its o and lse; the call that fills one of them.
+ */
+fv_status fv_call_merge(fv_ctx *ctx, const fv_call *call, int parts, fv_merge_args *merge);
+fv_call fv_merge_part(const fv_call *call, const fv_merge_args *merge, int part);
+
+/* Lists for every batch of a call and so many heads; groups of queries are cut by position. */
+fv_list_shape fv_call_lists(const fv_call *call, int64_t heads, int64_t query_block, int64_t key_block);
 
 /* Adds the pairs that a plan shows over `keys` keys to what the call counts, if anybody counts. */
 fv_status fv_count_pairs(fv_ctx *ctx, const fv_call *call, const fv_plan *plan, int64_t keys);
@@ -174,6 +191,8 @@ fv_status fv_keep(fv_ctx *ctx, const fv_call *call, fv_kept_fn *kept, int kind, 
 fv_status fv_repeat_heads(fv_ctx *ctx, const fv_tensor *x, int64_t heads, fv_tensor *out);
 /* x [B,H,N,D] as [B,groups,H/groups,N,D]. */
 fv_tensor fv_grouped(const fv_tensor *x, int64_t groups);
+/* x [B,H,N,D] as rows of all heads joined, [B,N,H*D]. */
+fv_status fv_join_heads(fv_ctx *ctx, const fv_tensor *x, fv_tensor *out);
 /* x itself if it is f32 and contiguous, otherwise a copy that is, in scratch memory.  x may be of blocks, in rows that
  * are whole ones; then the tape does not see where the copy comes from. */
 fv_status fv_plain(fv_ctx *ctx, const fv_tensor *x, fv_tensor *out);
@@ -185,13 +204,20 @@ fv_status fv_as_f32(fv_ctx *ctx, const fv_tensor *x, fv_tensor *out);
 fv_status fv_add_local(fv_ctx *ctx, const fv_call *call, const fv_tensor *part, const fv_tensor *weight,
                        const fv_tensor *bias, int64_t height, int64_t width);
 /* Around a choice by content: the tape does not record it (what is chosen is constant to gradients), and its time
- * counts as selection. */
+ * counts as selection.  FV_TRY_CHOOSING is FV_TRY between the two. */
 typedef struct fv_choosing {
     bool recording;
     fv_phase phase;
 } fv_choosing;
 fv_choosing fv_choosing_begin(fv_ctx *ctx);
 void fv_choosing_end(fv_ctx *ctx, fv_choosing before);
+#define FV_TRY_CHOOSING(ctx, expression)                                                                               \
+    do {                                                                                                               \
+        fv_choosing fv_before_ = fv_choosing_begin(ctx);                                                               \
+        fv_status fv_status_ = (expression);                                                                           \
+        fv_choosing_end(ctx, fv_before_);                                                                              \
+        if (fv_status_ != FV_OK) return fv_status_;                                                                    \
+    } while (0)
 
 /* ---- for models: the same mechanisms over a cache ---------------------------------------------------------------- */
 

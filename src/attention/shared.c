@@ -21,6 +21,16 @@ fv_status fv_repeat_heads(fv_ctx *ctx, const fv_tensor *x, int64_t heads, fv_ten
     return FV_OK;
 }
 
+fv_status fv_join_heads(fv_ctx *ctx, const fv_tensor *x, fv_tensor *out)
+{
+    int64_t B = x->dims[0], H = x->dims[1], N = x->dims[2], D = x->dims[3];
+
+    FV_TRY(fv_tensor_new(ctx, out, FV_F32, FV_DIMS(B, N, H, D)));
+    FV_TRY(fv_map_apply(ctx, &(fv_map_args){.x = fv_permuted(x, (const int[]){0, 2, 1, 3}), .out = *out}));
+    *out = fv_reshaped(out, FV_DIMS(B, N, H * D));
+    return FV_OK;
+}
+
 /* Blocks have no cast of their own. */
 static fv_status unpack(fv_ctx *ctx, const fv_tensor *x, const fv_tensor *out)
 {
@@ -89,6 +99,34 @@ fv_status fv_add_local(fv_ctx *ctx, const fv_call *call, const fv_tensor *part, 
         FV_TRY(fv_conv2d(ctx, &conv));
     }
     return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_ADD, .x = *part, .y = local, .out = call->o});
+}
+
+fv_status fv_attend_counted(fv_ctx *ctx, const fv_call *call, const fv_attend_args *attend)
+{
+    const int64_t *q = attend->q.dims;
+    const fv_call counted = {.batch = q[0], .query_heads = q[1], .queries = q[2], .pairs = call->pairs};
+
+    FV_TRY(fv_count_pairs(ctx, &counted, attend->plan, attend->k.dims[2]));
+    return fv_attend(ctx, attend);
+}
+
+fv_status fv_call_merge(fv_ctx *ctx, const fv_call *call, int parts, fv_merge_args *merge)
+{
+    *merge = (fv_merge_args){.parts = parts, .o = call->o, .lse = call->lse};
+    for (int p = 0; p < parts; p++) {
+        FV_TRY(fv_tensor_new(ctx, &merge->o_part[p], FV_F32, 4, call->o.dims));
+        FV_TRY(fv_tensor_new(ctx, &merge->lse_part[p], FV_F32, 3, call->o.dims));
+    }
+    return FV_OK;
+}
+
+fv_call fv_merge_part(const fv_call *call, const fv_merge_args *merge, int part)
+{
+    fv_call filled = *call;
+
+    filled.o = merge->o_part[part];
+    filled.lse = merge->lse_part[part];
+    return filled;
 }
 
 fv_choosing fv_choosing_begin(fv_ctx *ctx)

@@ -66,6 +66,22 @@ void fv_ctx_report(fv_ctx *ctx, const char *what, double fraction);
 fv_mark fv_scratch_mark(fv_ctx *ctx);
 void fv_scratch_release(fv_ctx *ctx, fv_mark mark);
 
+/* As FV_TRY: in a phase of attention; and with the scratch memory that it takes given back behind it. */
+#define FV_TRY_PHASE(ctx, phase, expression)                                                                           \
+    do {                                                                                                               \
+        fv_phase fv_before_ = fv_phase_enter(ctx, phase);                                                              \
+        fv_status fv_status_ = (expression);                                                                           \
+        fv_phase_enter(ctx, fv_before_);                                                                               \
+        if (fv_status_ != FV_OK) return fv_status_;                                                                    \
+    } while (0)
+#define FV_TRY_SCRATCH(ctx, expression)                                                                                \
+    do {                                                                                                               \
+        fv_mark fv_mark_ = fv_scratch_mark(ctx);                                                                       \
+        fv_status fv_status_ = (expression);                                                                           \
+        fv_scratch_release(ctx, fv_mark_);                                                                             \
+        if (fv_status_ != FV_OK) return fv_status_;                                                                    \
+    } while (0)
+
 static inline void fv_run(fv_ctx *ctx, int64_t count, fv_item_fn *item, void *user)
 {
     fv_pool_run(ctx->pool, count, item, user);

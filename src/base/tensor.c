@@ -217,6 +217,20 @@ fv_tensor fv_broadcast(const fv_tensor *t, int rank, const int64_t *dims)
     return view;
 }
 
+fv_tensor fv_expanded(const fv_tensor *t, int dim)
+{
+    fv_tensor view = *t;
+
+    assert(t->rank < FV_MAX_RANK && dim <= t->rank);
+    view.rank++;
+    for (int d = dim; d < t->rank; d++) {
+        view.dims[d + 1] = t->dims[d];
+        view.strides[d + 1] = t->strides[d];
+    }
+    view.dims[dim] = view.strides[dim] = 1;
+    return view;
+}
+
 /* ---- elements -------------------------------------------------------------------------------------------------- */
 
 float fv_f16_to_f32(uint16_t half)

@@ -39,6 +39,7 @@ fv_tensor fv_transposed(const fv_tensor *t);                               /* la
 fv_tensor fv_permuted(const fv_tensor *t, const int *order);               /* out dim d is in dim order[d] */
 fv_tensor fv_reshaped(const fv_tensor *t, int rank, const int64_t *dims);  /* t contiguous, same count */
 fv_tensor fv_broadcast(const fv_tensor *t, int rank, const int64_t *dims); /* missing or 1 dims get stride 0 */
+fv_tensor fv_expanded(const fv_tensor *t, int dim);                        /* a dim of 1 is put in at `dim` */
 
 /* Address of an element of a plain (not blocked) tensor of up to four used dims. */
 size_t fv_dtype_size(fv_dtype dtype);

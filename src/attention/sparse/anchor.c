@@ -87,21 +87,10 @@ static fv_status pool(fv_ctx *ctx, const fv_tensor *row_max, struct choosing *c)
 /* Logits of the mean queries with `count` keys from c->from on. */
 static fv_status score(fv_ctx *ctx, struct choosing *c, int64_t count)
 {
-    const fv_call *call = c->call;
-    int64_t Hkv = call->key_heads, dims[] = {call->batch, call->query_heads, c->blocks, count};
-    fv_tensor rows = fv_slice(&call->k, 2, c->from, count), k;
+    fv_tensor rows = fv_slice(&c->call->k, 2, c->from, count), k;
 
-    if (call->scale == 0) return fv_tensor_zeros(ctx, &c->scores, FV_F32, 4, dims);
-    FV_TRY(fv_tensor_new(ctx, &c->scores, FV_F32, 4, dims));
     FV_TRY(fv_as_f32(ctx, &rows, &k));
-    k = fv_grouped(&k, Hkv);
-    FV_TRY(fv_gemm(ctx, &(fv_gemm_args){.a = fv_grouped(&c->q, Hkv),
-                                        .b = fv_transposed(&k),
-                                        .c = fv_grouped(&c->scores, Hkv),
-                                        .alpha = call->scale}));
-    if (call->softcap == 0) return FV_OK;
-    return fv_map_apply(ctx,
-                        &(fv_map_args){.op = FV_MAP_SOFTCAP, .x = c->scores, .out = c->scores, .alpha = call->softcap});
+    return fv_call_products(ctx, c->call, &c->q, &k, &c->scores);
 }
 
 /* Adds the scored keys that come near the anchor of some block of a group to its list. */
@@ -138,11 +127,7 @@ static void list_keys(void *user, int64_t index, int thread)
 
 static fv_status take_keys(fv_ctx *ctx, struct choosing *c, int64_t count)
 {
-    fv_phase before = fv_phase_enter(ctx, FV_PHASE_SCORE);
-    fv_status status = score(ctx, c, count);
-
-    fv_phase_enter(ctx, before);
-    FV_TRY(status);
+    FV_TRY_PHASE(ctx, FV_PHASE_SCORE, score(ctx, c, count));
     fv_run(ctx, c->lists.lists, list_keys, c);
     return fv_ctx_check(ctx);
 }
@@ -150,64 +135,48 @@ static fv_status take_keys(fv_ctx *ctx, struct choosing *c, int64_t count)
 static fv_status choose(fv_ctx *ctx, const fv_tensor *row_max, struct choosing *c)
 {
     int64_t H = c->call->query_heads, step;
-    fv_phase before = fv_phase_enter(ctx, FV_PHASE_SCORE);
-    fv_status status = pool(ctx, row_max, c);
 
-    fv_phase_enter(ctx, before);
-    FV_TRY(status);
+    FV_TRY_PHASE(ctx, FV_PHASE_SCORE, pool(ctx, row_max, c));
     FV_TRY(fv_key_lists_new(ctx, c->call, H, group_of(c->options), c->end - c->begin, &c->lists));
     step = fv_max(SCORES / (c->call->batch * H * c->blocks), KEYS);
-    for (c->from = c->begin; c->from < c->end; c->from += step) {
-        fv_mark mark = fv_scratch_mark(ctx);
-        status = take_keys(ctx, c, fv_min(step, c->end - c->from));
-        fv_scratch_release(ctx, mark);
-        FV_TRY(status);
-    }
+    for (c->from = c->begin; c->from < c->end; c->from += step)
+        FV_TRY_SCRATCH(ctx, take_keys(ctx, c, fv_min(step, c->end - c->from)));
     return FV_OK;
 }
 
 /* ---- the whole -------------------------------------------------------------------------------------------------- */
 
 /* Attention to the first keys and the own group, and, where there are candidates, the choice among them. */
-static fv_status begin(fv_ctx *ctx, const fv_call *call, const fv_tensor *o, const fv_tensor *lse, struct choosing *c)
+static fv_status begin(fv_ctx *ctx, const fv_call *call, struct choosing *c)
 {
     fv_plan near = {.causal = true,
                     .offset = call->offset,
                     .window = {.sink = c->options->init, .window = 1, .block = group_of(c->options)}};
-    fv_attend_args attend = {
-        .q = call->q, .k = call->k, .v = call->v, .o = *o, .lse = *lse, .plan = &near, .logits = fv_call_logits(call)};
+    fv_attend_args attend = fv_call_attend(call, &near);
     bool any = c->begin < c->end;
-    fv_choosing before;
-    fv_status status;
 
     if (any) FV_TRY(fv_tensor_new(ctx, &attend.row_max, FV_F32, 3, call->o.dims));
-    FV_TRY(fv_count_pairs(ctx, call, &near, call->keys));
-    FV_TRY(fv_attend(ctx, &attend));
-    if (!any) return FV_OK;
-    before = fv_choosing_begin(ctx);
-    status = choose(ctx, &attend.row_max, c);
-    fv_choosing_end(ctx, before);
-    return status;
+    FV_TRY(fv_attend_counted(ctx, call, &attend));
+    if (any) FV_TRY_CHOOSING(ctx, choose(ctx, &attend.row_max, c));
+    return FV_OK;
 }
 
 static fv_status forward_part(fv_ctx *ctx, const fv_call *call)
 {
     struct choosing c = candidates(call);
     fv_plan plan = {.offset = call->offset};
-    fv_attend_args far = {.q = call->q, .k = call->k, .v = call->v, .plan = &plan, .logits = fv_call_logits(call)};
-    fv_merge_args merge = {.parts = 2, .o = call->o, .lse = call->lse};
+    fv_attend_args attend;
+    fv_merge_args merge;
+    fv_call near, far;
 
-    if (c.begin >= c.end) return begin(ctx, call, &call->o, &call->lse, &c);
-    for (int p = 0; p < 2; p++) {
-        FV_TRY(fv_tensor_new(ctx, &merge.o_part[p], FV_F32, 4, call->o.dims));
-        FV_TRY(fv_tensor_new(ctx, &merge.lse_part[p], FV_F32, 3, call->o.dims));
-    }
-    FV_TRY(begin(ctx, call, &merge.o_part[0], &merge.lse_part[0], &c));
+    if (c.begin >= c.end) return begin(ctx, call, &c);
+    FV_TRY(fv_call_merge(ctx, call, 2, &merge));
+    near = fv_merge_part(call, &merge, 0);
+    far = fv_merge_part(call, &merge, 1);
+    FV_TRY(begin(ctx, &near, &c));
     FV_TRY(fv_key_lists_plan(ctx, call, &c.lists, &plan));
-    FV_TRY(fv_count_pairs(ctx, call, &plan, call->keys));
-    far.o = merge.o_part[1];
-    far.lse = merge.lse_part[1];
-    FV_TRY(fv_attend(ctx, &far));
+    attend = fv_call_attend(&far, &plan);
+    FV_TRY(fv_attend_counted(ctx, call, &attend));
     return fv_merge(ctx, &merge);
 }
 
@@ -219,22 +188,16 @@ static fv_status forward(fv_ctx *ctx, const fv_call *call)
 static fv_status map(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs)
 {
     struct choosing c = candidates(call);
-    int64_t group = group_of(c.options), groups;
-    fv_tensor o, lse = {0};
+    int64_t group = group_of(c.options);
+    fv_list_shape shape = fv_call_lists(call, call->query_heads, group, 1);
+    fv_call part = *call;
     fv_list_builder lists;
 
-    FV_TRY(fv_tensor_new(ctx, &o, FV_F32, 4, call->o.dims));
-    FV_TRY(begin(ctx, call, &o, &lse, &c));
-    FV_TRY(fv_lists_begin(ctx, &lists,
-                          &(fv_list_shape){.query_block = group,
-                                           .key_block = 1,
-                                           .batches = call->batch,
-                                           .heads = call->query_heads,
-                                           .queries = call->queries,
-                                           .keys = call->keys,
-                                           .offset = call->offset}));
-    groups = call->batch * call->query_heads * lists.groups;
-    for (int64_t r = 0; r < groups; r++) {
+    part.lse = (fv_tensor){0};
+    FV_TRY(fv_tensor_new(ctx, &part.o, FV_F32, 4, call->o.dims));
+    FV_TRY(begin(ctx, &part, &c));
+    FV_TRY(fv_lists_begin(ctx, &lists, &shape));
+    for (int64_t r = 0; r < lists.rows; r++) {
         int64_t own = (fv_lists_first_block(&lists) + r % lists.groups) * group;
         fv_lists_row(&lists);
         fv_lists_add_range(&lists, 0, c.options->init);

@@ -26,36 +26,18 @@ static int64_t blocks_of(const struct blocktopk *o, int64_t keys)
 
 static int64_t kept(const fv_call *call, int kind, int64_t keys, int64_t *width)
 {
-    *width = kind == 0 ? call->head_dim : 0;
-    return kind == 0 ? blocks_of(call->options, keys) : 0;
-}
-
-static fv_status make_means(fv_ctx *ctx, const fv_call *call, int64_t from, const fv_tensor *out)
-{
     const struct blocktopk *o = call->options;
-    fv_tensor behind = fv_slice(&call->k, 2, o->sink, call->keys - o->sink);
 
-    return fv_block_means(ctx, &behind, o->block, from, out);
+    return fv_kept_means(call, kind, o->sink, o->block, keys, width);
 }
-
-struct choosing {
-    const fv_call *call;
-    fv_choice *choice;
-};
 
 /* The largest score of a group's heads. */
 static fv_status choose_by_largest(fv_ctx *ctx, void *user, int64_t from, const fv_tensor *scores)
 {
-    const struct choosing *c = user;
-    int64_t B = c->call->batch, Hkv = c->call->key_heads, group = c->call->query_heads / Hkv;
-    int64_t n = scores->dims[2], blocks = scores->dims[3];
+    const fv_chooser *c = user;
     fv_tensor most;
 
-    FV_TRY(fv_tensor_new(ctx, &most, FV_F32, FV_DIMS(B, Hkv, n, blocks)));
-    FV_TRY(fv_pool_rows(ctx, &(fv_pool_args){.kind = FV_POOL_MAX,
-                                             .x = fv_reshaped(scores, FV_DIMS(B, Hkv, group, n * blocks)),
-                                             .out = fv_reshaped(&most, FV_DIMS(B, Hkv, 1, n * blocks)),
-                                             .block = group}));
+    FV_TRY(fv_pool_heads(ctx, FV_POOL_MAX, scores, c->choice->heads, &most));
     return fv_choose(ctx, c->call, c->choice, from, &most);
 }
 
@@ -69,18 +51,18 @@ static fv_status choose(fv_ctx *ctx, const fv_call *call, fv_choice *choice)
         .block = o->block, .init = o->sink > 0, .first = o->sink, .tail = o->local, .heads = call->key_heads};
     FV_TRY(fv_choice_new(ctx, call, fv_min(o->top, blocks), choice));
     if (blocks == 0) return FV_OK;
-    FV_TRY(fv_keep(ctx, call, kept, 0, blocks_of(o, call->keys), make_means, &means));
+    FV_TRY(fv_keep_means(ctx, call, o->sink, o->block, blocks_of(o, call->keys), &means));
     means = fv_slice(&means, 2, 0, blocks);
     if (o->agg == AGG_MAX)
         return fv_score_blocks(ctx, call, &call->q, &means, o->sink, o->block, 1, choose_by_largest,
-                               &(struct choosing){call, choice});
-    FV_TRY(fv_group_means(ctx, &call->q, call->key_heads, &q));
+                               &(fv_chooser){call, choice});
+    FV_TRY(fv_pool_heads(ctx, FV_POOL_MEAN, &call->q, call->key_heads, &q));
     return fv_choose_by_product(ctx, call, choice, &q, &means);
 }
 
 static fv_status forward(fv_ctx *ctx, const fv_call *call)
 {
-    return fv_choice_forward(ctx, call, choose, &call->o);
+    return fv_choice_forward(ctx, call, choose);
 }
 
 static fv_status map(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs)

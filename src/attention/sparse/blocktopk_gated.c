@@ -33,76 +33,52 @@ static fv_status check(const void *values)
 
 static int64_t kept(const fv_call *call, int kind, int64_t keys, int64_t *width)
 {
-    *width = kind == 0 ? call->head_dim : 0;
-    return kind == 0 ? keys / ((const struct blocktopk_gated *)call->options)->block : 0;
+    return fv_kept_means(call, kind, 0, ((const struct blocktopk_gated *)call->options)->block, keys, width);
 }
-
-/* Means of whole blocks of keys. */
-static fv_status make_means(fv_ctx *ctx, const fv_call *call, int64_t from, const fv_tensor *out)
-{
-    return fv_block_means(ctx, &call->k, ((const struct blocktopk_gated *)call->options)->block, from, out);
-}
-
-struct choosing {
-    const fv_call *call;
-    fv_choice *choice;
-};
 
 /* scores [B,H,n,C] become weights among the blocks that end at or before each query; those of a group add up. */
 static fv_status choose_by_weight(fv_ctx *ctx, void *user, int64_t from, const fv_tensor *scores)
 {
-    const struct choosing *c = user;
+    const fv_chooser *c = user;
     const fv_call *call = c->call;
-    int64_t B = call->batch, H = call->query_heads, Hkv = call->key_heads, init = c->choice->init;
-    int64_t n = scores->dims[2], blocks = scores->dims[3], *valid;
-    fv_tensor sums = *scores;
+    int64_t n = scores->dims[2], blocks = scores->dims[3], rows = call->batch * call->query_heads * n, *valid;
+    int64_t init = fv_min(c->choice->init, blocks);
+    fv_tensor sums;
 
-    FV_TRY(FV_SCRATCH(ctx, valid, B * H * n));
-    for (int64_t row = 0; row < B * H * n; row++)
+    FV_TRY(FV_SCRATCH(ctx, valid, rows));
+    for (int64_t row = 0; row < rows; row++)
         valid[row] = fv_max(call->offset + from + row % n + 1, 0) / c->choice->block;
     FV_TRY(fv_softmax(ctx, &(fv_softmax_args){.x = *scores, .out = *scores, .valid = valid}));
-    if (H > Hkv) {
-        fv_tensor heads = fv_reshaped(scores, FV_DIMS(B, Hkv, H / Hkv, n * blocks));
-        FV_TRY(fv_tensor_new(ctx, &sums, FV_F32, FV_DIMS(B, Hkv, n, blocks)));
-        FV_TRY(fv_pool_rows(ctx, &(fv_pool_args){.kind = FV_POOL_SUM,
-                                                 .x = heads,
-                                                 .out = fv_reshaped(&sums, FV_DIMS(B, Hkv, 1, n * blocks)),
-                                                 .block = H / Hkv}));
-    }
-    sums = fv_slice(&sums, 3, fv_min(init, blocks), fv_max(blocks - init, 0));
+    FV_TRY(fv_pool_heads(ctx, FV_POOL_SUM, scores, call->key_heads, &sums));
+    sums = fv_slice(&sums, 3, init, blocks - init);
     return fv_choose(ctx, call, c->choice, from, &sums);
 }
 
 static fv_status choose(fv_ctx *ctx, const fv_call *call, fv_choice *choice)
 {
     const struct blocktopk_gated *o = call->options;
-    int64_t between = fv_max(fv_ceil_div(call->keys, o->block) - o->init - o->local, 0);
     fv_tensor means;
 
-    *choice = (fv_choice){.block = o->block,
-                          .init = o->init,
-                          .first = o->init * o->block,
-                          .tail = (o->local - 1) * o->block + 1,
-                          .heads = call->key_heads};
-    FV_TRY(fv_choice_new(ctx, call, fv_min(o->top - o->init - o->local, between), choice));
+    FV_TRY(fv_choice_between(ctx, call, o->block, o->top, o->init, o->local, choice));
     if (choice->index.dims[3] == 0) return FV_OK;
-    FV_TRY(fv_keep(ctx, call, kept, 0, call->keys / o->block, make_means, &means));
+    FV_TRY(fv_keep_means(ctx, call, 0, o->block, call->keys / o->block, &means));
     return fv_score_blocks(ctx, call, &call->q, &means, 0, o->block, call->scale, choose_by_weight,
-                           &(struct choosing){call, choice});
+                           &(fv_chooser){call, choice});
 }
 
 static fv_status forward(fv_ctx *ctx, const fv_call *call)
 {
     const fv_tensor *logits = &call->param[GATE];
-    fv_tensor o = call->o, gate;
+    fv_call open = *call;
+    fv_tensor gate;
 
-    if (fv_present(logits)) FV_TRY(fv_tensor_new(ctx, &o, FV_F32, 4, call->o.dims));
-    FV_TRY(fv_choice_forward(ctx, call, choose, &o));
-    if (!fv_present(logits)) return FV_OK;
+    if (!fv_present(logits)) return fv_choice_forward(ctx, call, choose);
+    FV_TRY(fv_tensor_new(ctx, &open.o, FV_F32, 4, call->o.dims));
+    FV_TRY(fv_choice_forward(ctx, &open, choose));
     FV_TRY(fv_tensor_new(ctx, &gate, FV_F32, FV_DIMS(call->batch, call->query_heads, call->queries, 1)));
     FV_TRY(
         fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_SIGMOID, .x = *logits, .out = fv_reshaped(&gate, 3, gate.dims)}));
-    return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_MUL, .x = o, .y = gate, .out = call->o});
+    return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_MUL, .x = open.o, .y = gate, .out = call->o});
 }
 
 static fv_status map(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs)

@@ -69,22 +69,16 @@ static fv_status lay_out(fv_ctx *ctx, const fv_call *call, struct layout *l)
 /* Mean rows of each region over all channels: x [B,Hx,N,D] by place -> [B,regions,H*D]. */
 static fv_status describe(fv_ctx *ctx, const fv_call *call, const struct layout *l, const fv_tensor *x, fv_tensor *out)
 {
-    int64_t B = call->batch, H = call->query_heads, D = call->head_dim;
     fv_tensor means, wide;
 
-    FV_TRY(fv_tensor_new(ctx, &means, FV_F32, FV_DIMS(B, x->dims[1], l->regions, D)));
+    FV_TRY(fv_tensor_new(ctx, &means, FV_F32, FV_DIMS(call->batch, x->dims[1], l->regions, call->head_dim)));
     FV_TRY(fv_pool_rows(ctx, &(fv_pool_args){.x = *x, .out = means, .start = l->start}));
-    FV_TRY(fv_repeat_heads(ctx, &means, H, &wide));
-    FV_TRY(fv_tensor_new(ctx, out, FV_F32, FV_DIMS(B, l->regions, H, D)));
-    FV_TRY(fv_map_apply(
-        ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = fv_permuted(&wide, (const int[]){0, 2, 1, 3}), .out = *out}));
-    *out = fv_reshaped(out, FV_DIMS(B, l->regions, H * D));
-    return FV_OK;
+    FV_TRY(fv_repeat_heads(ctx, &means, call->query_heads, &wide));
+    return fv_join_heads(ctx, &wide, out);
 }
 
-/* The regions that each region reads, as lists shared by all heads. */
-static fv_status route(fv_ctx *ctx, const fv_call *call, const struct layout *l, const fv_tensor *q, const fv_tensor *k,
-                       fv_plan *plan)
+/* The regions that each region of a call that is laid out reads, as lists shared by all heads. */
+static fv_status route(fv_ctx *ctx, const fv_call *call, const struct layout *l, fv_plan *plan)
 {
     const struct bra *o = call->options;
     int64_t B = call->batch, R = l->regions, top = fv_min(o->top, R), *row_start;
@@ -93,8 +87,8 @@ static fv_status route(fv_ctx *ctx, const fv_call *call, const struct layout *l,
     FV_TRY(FV_SCRATCH(ctx, row_start, B * R + 1));
     FV_TRY(fv_tensor_new(ctx, &index, FV_I32, FV_DIMS(B, R, top)));
     FV_TRY(fv_tensor_new(ctx, &scores, FV_F32, FV_DIMS(B, R, R)));
-    FV_TRY(describe(ctx, call, l, q, &queries));
-    FV_TRY(describe(ctx, call, l, k, &keys));
+    FV_TRY(describe(ctx, call, l, &call->q, &queries));
+    FV_TRY(describe(ctx, call, l, &call->k, &keys));
     FV_TRY(fv_gemm(
         ctx, &(fv_gemm_args){.a = queries, .b = fv_transposed(&keys), .c = scores, .alpha = (float)o->route_scale}));
     FV_TRY(fv_select(ctx, &(fv_select_args){.scores = scores, .index = index}));
@@ -113,16 +107,6 @@ static fv_status route(fv_ctx *ctx, const fv_call *call, const struct layout *l,
     return FV_OK;
 }
 
-static fv_status route_unrecorded(fv_ctx *ctx, const fv_call *call, const struct layout *l, const fv_tensor *q,
-                                  const fv_tensor *k, fv_plan *plan)
-{
-    fv_choosing before = fv_choosing_begin(ctx);
-    fv_status status = route(ctx, call, l, q, k, plan);
-
-    fv_choosing_end(ctx, before);
-    return status;
-}
-
 /* ---- the whole -------------------------------------------------------------------------------------------------- */
 
 static fv_status forward(fv_ctx *ctx, const fv_call *call)
@@ -130,37 +114,32 @@ static fv_status forward(fv_ctx *ctx, const fv_call *call)
     const struct bra *o = call->options;
     struct layout l;
     fv_plan plan = {0};
-    fv_attend_args attend = {.plan = &plan, .logits = fv_call_logits(call)};
-    fv_tensor out = call->o;
+    fv_attend_args attend;
+    fv_call laid, whole = *call;
     bool local = fv_present(&call->param[LEPE_WEIGHT]) || fv_present(&call->param[LEPE_BIAS]);
 
     FV_TRY(lay_out(ctx, call, &l));
-    FV_TRY(fv_order_rows(ctx, &l.order.order, &call->q, &attend.q));
-    FV_TRY(fv_order_rows(ctx, &l.order.order, &call->k, &attend.k));
-    FV_TRY(fv_order_rows(ctx, &l.order.order, &call->v, &attend.v));
-    FV_TRY(route_unrecorded(ctx, call, &l, &attend.q, &attend.k, &plan));
-    FV_TRY(fv_tensor_new(ctx, &attend.o, FV_F32, 4, call->o.dims));
-    FV_TRY(fv_tensor_new(ctx, &attend.lse, FV_F32, 3, call->o.dims));
-    FV_TRY(fv_count_pairs(ctx, call, &plan, call->keys));
-    FV_TRY(fv_attend(ctx, &attend));
-    if (fv_present(&call->lse)) FV_TRY(fv_order_back(ctx, &l.order, &attend.lse, &call->lse));
-    if (local) FV_TRY(fv_tensor_new(ctx, &out, FV_F32, 4, call->o.dims));
-    FV_TRY(fv_order_back(ctx, &l.order, &attend.o, &out));
+    FV_TRY(fv_order_call(ctx, &l.order, call, &laid));
+    FV_TRY_CHOOSING(ctx, route(ctx, &laid, &l, &plan));
+    attend = fv_call_attend(&laid, &plan);
+    FV_TRY(fv_attend_counted(ctx, call, &attend));
+    if (local) FV_TRY(fv_tensor_new(ctx, &whole.o, FV_F32, 4, call->o.dims));
+    FV_TRY(fv_order_call_back(ctx, &l.order, &laid, &whole));
     if (!local) return FV_OK;
-    return fv_add_local(ctx, call, &out, &call->param[LEPE_WEIGHT], &call->param[LEPE_BIAS], o->grid.items[0],
+    return fv_add_local(ctx, call, &whole.o, &call->param[LEPE_WEIGHT], &call->param[LEPE_BIAS], o->grid.items[0],
                         o->grid.items[1]);
 }
 
 static fv_status map(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs)
 {
     struct layout l;
-    fv_tensor q, k;
+    fv_call laid;
 
     FV_TRY(lay_out(ctx, call, &l));
-    FV_TRY(fv_order_rows(ctx, &l.order.order, &call->q, &q));
-    FV_TRY(fv_order_rows(ctx, &l.order.order, &call->k, &k));
+    FV_TRY(fv_order_call(ctx, &l.order, call, &laid));
     pairs->query_order = pairs->key_order = l.order.order.data;
-    return route_unrecorded(ctx, call, &l, &q, &k, &pairs->plan);
+    FV_TRY_CHOOSING(ctx, route(ctx, &laid, &l, &pairs->plan));
+    return FV_OK;
 }
 
 const fv_mechanism fv_mechanism_bra = {

@@ -12,6 +12,16 @@ fv_status fv_choice_new(fv_ctx *ctx, const fv_call *call, int64_t chosen, fv_cho
     return fv_tensor_new(ctx, &choice->index, FV_I32, FV_DIMS(call->batch, choice->heads, call->queries, chosen));
 }
 
+fv_status fv_choice_between(fv_ctx *ctx, const fv_call *call, int64_t block, int64_t top, int64_t init, int64_t local,
+                            fv_choice *choice)
+{
+    int64_t between = fv_max(fv_ceil_div(call->keys, block) - init - local, 0);
+
+    *choice = (fv_choice){
+        .block = block, .init = init, .first = init * block, .tail = (local - 1) * block + 1, .heads = call->key_heads};
+    return fv_choice_new(ctx, call, fv_min(top - init - local, between), choice);
+}
+
 /* The first block of the tail at position p, which may lie among the first ones or before them. */
 static int64_t tail_block(const fv_choice *choice, int64_t p)
 {
@@ -34,14 +44,9 @@ fv_status fv_choose(fv_ctx *ctx, const fv_call *call, fv_choice *choice, int64_t
     return fv_select(ctx, &(fv_select_args){.scores = *scores, .index = index, .valid = valid});
 }
 
-struct choosing {
-    const fv_call *call;
-    fv_choice *choice;
-};
-
 static fv_status choose_rows(fv_ctx *ctx, void *user, int64_t from, const fv_tensor *scores)
 {
-    const struct choosing *c = user;
+    const fv_chooser *c = user;
 
     return fv_choose(ctx, c->call, c->choice, from, scores);
 }
@@ -50,7 +55,7 @@ fv_status fv_choose_by_product(fv_ctx *ctx, const fv_call *call, fv_choice *choi
                                const fv_tensor *keys)
 {
     return fv_score_blocks(ctx, call, q, keys, choice->first, choice->block, 1, choose_rows,
-                           &(struct choosing){call, choice});
+                           &(fv_chooser){call, choice});
 }
 
 /* ---- lists ------------------------------------------------------------------------------------------------------ */
@@ -106,19 +111,13 @@ fv_status fv_choice_plan(fv_ctx *ctx, const fv_call *call, const fv_choice *choi
 {
     const int64_t *start = choice->key_start;
     int64_t blocks = choice->key_blocks;
+    fv_list_shape shape = fv_call_lists(call, choice->heads, 1, choice->block);
     fv_list_builder lists;
 
     if (!start && choice->first != choice->init * choice->block) FV_TRY(shifted(ctx, call, choice, &start, &blocks));
-    FV_TRY(fv_lists_begin(ctx, &lists,
-                          &(fv_list_shape){.query_block = 1,
-                                           .key_block = choice->block,
-                                           .key_start = start,
-                                           .key_blocks = blocks,
-                                           .batches = call->batch,
-                                           .heads = choice->heads,
-                                           .queries = call->queries,
-                                           .keys = call->keys,
-                                           .offset = call->offset}));
+    shape.key_start = start;
+    shape.key_blocks = blocks;
+    FV_TRY(fv_lists_begin(ctx, &lists, &shape));
     for (int64_t b = 0; b < call->batch; b++)
         for (int64_t h = 0; h < choice->heads; h++)
             for (int64_t i = 0; i < call->queries; i++) {
@@ -249,47 +248,43 @@ static fv_status spread_slots(fv_ctx *ctx, const fv_call *call, const fv_choice 
     return FV_OK;
 }
 
-static fv_status attend_by_block(fv_ctx *ctx, const fv_call *call, const fv_choice *choice, fv_attend_args *attend,
-                                 fv_plan *plan)
+static fv_status attend_by_block(fv_ctx *ctx, const fv_call *call, const fv_choice *choice, fv_plan *plan)
 {
     struct turned turned;
-    fv_tensor o = attend->o, lse = attend->lse;
+    fv_attend_args attend = fv_call_attend(call, plan);
 
-    fv_choosing before = fv_choosing_begin(ctx);
-    fv_status status = turn_all(ctx, call, &plan->lists, choice, &turned);
-
-    fv_choosing_end(ctx, before);
-    FV_TRY(status);
+    FV_TRY_CHOOSING(ctx, turn_all(ctx, call, &plan->lists, choice, &turned));
     plan->lists = turned.lists;
     FV_TRY(
-        fv_tensor_new(ctx, &attend->o, FV_F32, FV_DIMS(call->batch, call->query_heads, turned.slots, call->value_dim)));
-    FV_TRY(fv_tensor_new(ctx, &attend->lse, FV_F32, FV_DIMS(call->batch, call->query_heads, turned.slots)));
-    FV_TRY(fv_attend(ctx, attend));
-    fv_merge_args merge = {
-        .parts = 1, .o_part = {attend->o}, .slot_start = turned.slot_start, .slot = turned.slot, .o = o, .lse = lse};
+        fv_tensor_new(ctx, &attend.o, FV_F32, FV_DIMS(call->batch, call->query_heads, turned.slots, call->value_dim)));
+    FV_TRY(fv_tensor_new(ctx, &attend.lse, FV_F32, FV_DIMS(call->batch, call->query_heads, turned.slots)));
+    FV_TRY(fv_attend(ctx, &attend));
+    fv_merge_args merge = {.parts = 1,
+                           .o_part = {attend.o},
+                           .slot_start = turned.slot_start,
+                           .slot = turned.slot,
+                           .o = call->o,
+                           .lse = call->lse};
     if (fv_present(&choice->weight))
         FV_TRY(spread_slots(ctx, call, choice, &turned, &choice->weight, &merge.weight[0]));
     else if (fv_present(&choice->gate))
         FV_TRY(spread_slots(ctx, call, choice, &turned, &choice->gate, &merge.lse_part[0]));
     else
-        merge.lse_part[0] = attend->lse;
+        merge.lse_part[0] = attend.lse;
     return fv_merge(ctx, &merge);
 }
 
 /* ---- attention -------------------------------------------------------------------------------------------------- */
 
-static fv_status attend_part(fv_ctx *ctx, const fv_call *part, const fv_choice *choice, bool by_block,
-                             fv_attend_args *attend)
+static fv_status attend_part(fv_ctx *ctx, const fv_call *part, const fv_choice *choice, bool by_block)
 {
     fv_plan plan = {.causal = part->causal, .offset = part->offset};
-    fv_choosing before = fv_choosing_begin(ctx);
-    fv_status status = fv_choice_plan(ctx, part, choice, &plan);
+    fv_attend_args attend = fv_call_attend(part, &plan);
 
-    attend->plan = &plan;
-    fv_choosing_end(ctx, before);
-    FV_TRY(status);
+    FV_TRY_CHOOSING(ctx, fv_choice_plan(ctx, part, choice, &plan));
+    if (!by_block) return fv_attend_counted(ctx, part, &attend);
     FV_TRY(fv_count_pairs(ctx, part, &plan, part->keys));
-    return by_block ? attend_by_block(ctx, part, choice, attend, &plan) : fv_attend(ctx, attend);
+    return attend_by_block(ctx, part, choice, &plan);
 }
 
 /* Blocks that a query chose, rounded up from their mean where their number varies. */
@@ -303,67 +298,45 @@ static int64_t chosen_by_query(const fv_choice *choice)
     return chosen * choice->mask.dims[3] / fv_max(bytes, 1) + 1;
 }
 
-fv_status fv_choice_attend(fv_ctx *ctx, const fv_call *call, const fv_choice *choice, bool by_block, const fv_tensor *q,
-                           const fv_tensor *k, const fv_tensor *o, const fv_tensor *lse)
+fv_status fv_choice_attend(fv_ctx *ctx, const fv_call *call, const fv_choice *choice, bool by_block)
 {
     int64_t lists = choice->init + choice->tail / choice->block + 2 + chosen_by_query(choice);
     int64_t row = call->batch * call->query_heads * (call->value_dim + 1) * 4 * lists; /* bytes of one query */
     bool turned = by_block || is_given(choice);
     int64_t step = turned ? fv_clamp(PART_BYTES / row, 64, call->queries) : call->queries;
-    fv_status status = FV_OK;
 
     /* the last ones first: they take most memory, and the others do with that */
-    for (int64_t end = call->queries, count; end > 0 && status == FV_OK; end -= count) {
+    for (int64_t end = call->queries, count; end > 0; end -= count) {
         count = end % step ? end % step : step;
         int64_t from = end - count;
-        fv_mark mark = fv_scratch_mark(ctx);
-        fv_call part = *call;
+        fv_call part = fv_call_rows(call, from, count);
         fv_choice chosen = *choice;
-        fv_attend_args attend = {.q = fv_slice(q, 2, from, count),
-                                 .k = *k,
-                                 .v = call->v,
-                                 .o = fv_slice(o, 2, from, count),
-                                 .logits = fv_call_logits(call)};
-        if (fv_present(lse)) attend.lse = fv_slice(lse, 2, from, count);
-        part.queries = count;
-        part.offset = call->offset + from;
         if (fv_present(&choice->mask))
             chosen.mask = fv_slice(&choice->mask, 2, from, count);
         else
             chosen.index = fv_slice(&choice->index, 2, from, count);
         if (fv_present(&choice->weight)) chosen.weight = fv_slice(&choice->weight, 2, from, count);
         if (fv_present(&choice->gate)) chosen.gate = fv_slice(&choice->gate, 2, from, count);
-        status = attend_part(ctx, &part, &chosen, turned, &attend);
-        fv_scratch_release(ctx, mark);
+        FV_TRY_SCRATCH(ctx, attend_part(ctx, &part, &chosen, turned));
     }
-    return status;
+    return FV_OK;
 }
 
-static fv_status choose_aside(fv_ctx *ctx, const fv_call *call, fv_choose_fn *choose, fv_choice *choice)
-{
-    fv_choosing before = fv_choosing_begin(ctx);
-    fv_status status = choose(ctx, call, choice);
-
-    fv_choosing_end(ctx, before);
-    return status;
-}
-
-fv_status fv_choice_forward(fv_ctx *ctx, const fv_call *call, fv_choose_fn *choose, const fv_tensor *o)
+fv_status fv_choice_forward(fv_ctx *ctx, const fv_call *call, fv_choose_fn *choose)
 {
     fv_choice choice;
     int64_t read;
 
-    FV_TRY(choose_aside(ctx, call, choose, &choice));
+    FV_TRY_CHOOSING(ctx, choose(ctx, call, &choice));
     read = choice.first + choice.tail + choice.index.dims[3] * choice.block;
     /* where much is read, neighbours read much alike */
-    return fv_choice_attend(ctx, call, &choice, call->queries > 1 && 2 * read < call->keys, &call->q, &call->k, o,
-                            &call->lse);
+    return fv_choice_attend(ctx, call, &choice, call->queries > 1 && 2 * read < call->keys);
 }
 
 fv_status fv_choice_map(fv_ctx *ctx, const fv_call *call, fv_choose_fn *choose, fv_pairs *pairs)
 {
     fv_choice choice;
 
-    FV_TRY(choose_aside(ctx, call, choose, &choice));
+    FV_TRY_CHOOSING(ctx, choose(ctx, call, &choice));
     return fv_choice_plan(ctx, call, &choice, &pairs->plan);
 }

@@ -26,8 +26,14 @@ fv_status fv_block_means(fv_ctx *ctx, const fv_tensor *x, int64_t block, int64_t
 int64_t fv_pyramid_rows(int64_t block);
 fv_status fv_pyramid_pool(fv_ctx *ctx, const fv_tensor *x, int64_t block, int64_t from, const fv_tensor *out);
 
-/* mean [B,Hkv,N,D] over the query heads of each group. */
-fv_status fv_group_means(fv_ctx *ctx, const fv_tensor *q, int64_t key_heads, fv_tensor *mean);
+/* Those of the whole blocks behind key `first`, [B,Hkv,count,D], as rows that are kept, of kind 0; and how many there
+ * are of them, for the descriptor of a mechanism. */
+fv_status fv_keep_means(fv_ctx *ctx, const fv_call *call, int64_t first, int64_t block, int64_t count,
+                        fv_tensor *means);
+int64_t fv_kept_means(const fv_call *call, int kind, int64_t first, int64_t block, int64_t keys, int64_t *width);
+
+/* x [B,H,N,C] pooled over the heads of each group: [B,heads,N,C]; x itself where groups are single heads. */
+fv_status fv_pool_heads(fv_ctx *ctx, fv_pool_kind kind, const fv_tensor *x, int64_t heads, fv_tensor *out);
 
 /* ---- score ------------------------------------------------------------------------------------------------------ */
 
@@ -42,6 +48,12 @@ fv_status fv_score_rows(fv_ctx *ctx, const fv_tensor *q, const fv_tensor *k, flo
  * the blocks only that are complete at its last row (with one at least), so that C differs. */
 fv_status fv_score_blocks(fv_ctx *ctx, const fv_call *call, const fv_tensor *q, const fv_tensor *k, int64_t first,
                           int64_t block, float scale, fv_use_scores_fn *use, void *user);
+
+/* The K best rows of k, by product, for each of q: index [B,H,N,K] i32, as fv_select writes it. */
+fv_status fv_best_rows(fv_ctx *ctx, const fv_tensor *q, const fv_tensor *k, const fv_tensor *index);
+
+/* logits [B,H,N,C] f32 of q [B,H,N,D] with k [B,Hx,C,D], both f32, as those of a call are scaled and capped. */
+fv_status fv_call_products(fv_ctx *ctx, const fv_call *call, const fv_tensor *q, const fv_tensor *k, fv_tensor *logits);
 
 /* What softmax(scale q k^T) of q [N,D] and k [M,D] holds in blocks of `block` rows and columns: sums and largest
  * weights [blocks of rows, blocks of columns] f32, contiguous. */
@@ -67,6 +79,17 @@ typedef struct fv_choice {
 
 /* Room for K choices of each query of a call. */
 fv_status fv_choice_new(fv_ctx *ctx, const fv_call *call, int64_t chosen, fv_choice *choice);
+
+/* The same where `top` blocks are read in all, the first `init` and the `local` newest ones among them, and those
+ * between are chosen by the key-value heads. */
+fv_status fv_choice_between(fv_ctx *ctx, const fv_call *call, int64_t block, int64_t top, int64_t init, int64_t local,
+                            fv_choice *choice);
+
+/* A call and its choice, for what takes scores and chooses. */
+typedef struct fv_chooser {
+    const fv_call *call;
+    fv_choice *choice;
+} fv_chooser;
 
 /* Chooses the best for queries from .. from+n-1, of a causal call among the blocks between the first ones and the tail,
  * otherwise among all: scores [B,heads,n,blocks] f32 of blocks from `init` on (all that lie before the tail of the
@@ -109,17 +132,14 @@ fv_status fv_choose_by_cut(fv_ctx *ctx, const fv_call *call, fv_choice *choice, 
 /* Lists of every query, in scratch memory. */
 fv_status fv_choice_plan(fv_ctx *ctx, const fv_call *call, const fv_choice *choice, fv_plan *plan);
 
-/* Attention of q over the chosen blocks of k and call->v, to o [B,H,N,Dv] and lse [B,H,N] (or absent; never with
- * weights).  by_block: the loops are turned round.  Each key block is read once for all queries that chose it, each
- * (query, block) has a partial result of its own, and these are merged (arXiv 2508.18224); so it always is with
- * weights and gates.  The result is the same. */
-fv_status fv_choice_attend(fv_ctx *ctx, const fv_call *call, const fv_choice *choice, bool by_block, const fv_tensor *q,
-                           const fv_tensor *k, const fv_tensor *o, const fv_tensor *lse);
+/* Attention of a call over the chosen blocks (with weights it has no lse).  by_block: the loops are turned round.  Each
+ * key block is read once for all queries that chose it, each (query, block) has a partial result of its own, and these
+ * are merged (arXiv 2508.18224); so it always is with weights and gates.  The result is the same. */
+fv_status fv_choice_attend(fv_ctx *ctx, const fv_call *call, const fv_choice *choice, bool by_block);
 
-/* The whole of a mechanism that chooses blocks, by `choose`, which is not recorded: forward with its own q and k, to o
- * [B,H,N,Dv] and call->lse, and map. */
+/* The whole of a mechanism that chooses blocks, by `choose`, which is not recorded. */
 typedef fv_status fv_choose_fn(fv_ctx *ctx, const fv_call *call, fv_choice *choice);
-fv_status fv_choice_forward(fv_ctx *ctx, const fv_call *call, fv_choose_fn *choose, const fv_tensor *o);
+fv_status fv_choice_forward(fv_ctx *ctx, const fv_call *call, fv_choose_fn *choose);
 fv_status fv_choice_map(fv_ctx *ctx, const fv_call *call, fv_choose_fn *choose, fv_pairs *pairs);
 
 /* ---- blocks of queries ------------------------------------------------------------------------------------------ */

@@ -218,12 +218,9 @@ static fv_status choose(fv_ctx *ctx, const fv_call *call, struct fv_dhsa_groups 
 static fv_status plan(fv_ctx *ctx, const fv_call *call, fv_plan *plan_, fv_attend_args *attend)
 {
     struct fv_dhsa_groups g;
-    fv_choosing before = fv_choosing_begin(ctx);
-    fv_status status = choose(ctx, call, &g);
 
     (void)attend;
-    fv_choosing_end(ctx, before);
-    FV_TRY(status);
+    FV_TRY_CHOOSING(ctx, choose(ctx, call, &g));
     lists_of(call, &g, plan_);
     return FV_OK;
 }

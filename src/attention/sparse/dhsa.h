@@ -75,19 +75,10 @@ static inline float fv_dhsa_ordered(float score)
 
 enum { FV_DHSA_HEADS = 4, FV_DHSA_HIDDEN = 256 }; /* of the network */
 
-/* What the network is made of, C = Hkv D channels; an absent norm changes nothing, an absent bias is 0. */
-typedef struct fv_dhsa_network {
-    fv_tensor norm_weight, norm_bias; /* [C] */
-    fv_tensor qkv_weight, qkv_bias;   /* [3C,C], [3C] */
-    fv_tensor out_weight, out_bias;   /* [C,C], [C] */
-    fv_tensor fc1_weight, fc1_bias;   /* [256,4C+1], [256] */
-    fv_tensor fc2_weight, fc2_bias;   /* [1,256], [1] */
-} fv_dhsa_network;
-
-/* logits [B,M] of the gaps behind each key of k [B,Hkv,M,D]: attention among the `reach` keys on either side (zeros
- * beyond the ends), a norm, their means l and r, and two layers over [l, r, |l - r|, l r, cos(l, r)]. */
-fv_status fv_dhsa_predict(fv_ctx *ctx, const fv_tensor *k, const fv_dhsa_network *network, int64_t reach,
-                          fv_tensor *logits);
+/* logits [B,M] of the gaps behind each key, by the network in the params of a call: attention among the `reach` keys on
+ * either side (zeros beyond the ends), a norm, their means l and r, and two layers over [l, r, |l - r|, l r, cos(l,
+ * r)]. An absent norm changes nothing, an absent bias is 0. */
+fv_status fv_dhsa_predict(fv_ctx *ctx, const fv_call *call, fv_tensor *logits);
 
 typedef struct fv_dhsa_suppression {
     double threshold;

@@ -17,14 +17,9 @@ static fv_status map(fv_ctx *ctx, fv_map op, const fv_tensor *x, const fv_tensor
 /* out [n,1] = sums of the rows of x [n,C]. */
 static fv_status sum_rows(fv_ctx *ctx, const fv_tensor *x, const fv_tensor *out)
 {
-    int64_t n = x->dims[0], C = x->dims[1];
-    fv_tensor columns = fv_view(x, FV_DIMS(n, C, 1), (const int64_t[]){x->strides[0], x->strides[1], 1}, 0);
-
     return fv_pool_rows(
-        ctx, &(fv_pool_args){.kind = FV_POOL_SUM,
-                             .x = columns,
-                             .out = fv_view(out, FV_DIMS(n, 1, 1), (const int64_t[]){out->strides[0], 1, 1}, 0),
-                             .block = C});
+        ctx,
+        &(fv_pool_args){.kind = FV_POOL_SUM, .x = fv_expanded(x, 2), .out = fv_expanded(out, 2), .block = x->dims[1]});
 }
 
 /* out [n,1] /= the length of the rows of x [n,C]. */
@@ -85,10 +80,11 @@ static fv_status look_around(fv_ctx *ctx, const fv_tensor *qkv, int64_t n, int64
 }
 
 /* Logits [n,1] of gaps whose windows begin with the rows of qkv. */
-static fv_status judge(fv_ctx *ctx, const fv_tensor *qkv, const fv_dhsa_network *w, int64_t reach,
-                       const fv_tensor *logits)
+static fv_status judge(fv_ctx *ctx, const fv_call *call, const fv_tensor *qkv, const fv_tensor *logits)
 {
-    int64_t n = logits->dims[0], C = qkv->dims[1] / 3, rows = 2 * reach * n;
+    const fv_tensor *w = call->param;
+    int64_t reach = ((const struct fv_dhsa *)call->options)->reach, n = logits->dims[0], C = qkv->dims[1] / 3,
+            rows = 2 * reach * n;
     fv_tensor seen, windows, sides, features, hidden;
 
     FV_TRY(fv_tensor_new(ctx, &seen, FV_F32, FV_DIMS(rows, C)));
@@ -96,46 +92,44 @@ static fv_status judge(fv_ctx *ctx, const fv_tensor *qkv, const fv_dhsa_network 
     FV_TRY(fv_tensor_new(ctx, &sides, FV_F32, FV_DIMS(n, 2, C)));
     FV_TRY(fv_tensor_new(ctx, &hidden, FV_F32, FV_DIMS(n, FV_DHSA_HIDDEN)));
     FV_TRY(look_around(ctx, qkv, n, reach, &seen));
-    FV_TRY(product(ctx, &seen, &w->out_weight, &w->out_bias, &windows));
+    FV_TRY(product(ctx, &seen, &w[FV_DHSA_OUT_WEIGHT], &w[FV_DHSA_OUT_BIAS], &windows));
     FV_TRY(fv_norm(ctx, &(fv_norm_args){.layer = true,
                                         .x = windows,
-                                        .weight = w->norm_weight,
-                                        .bias = w->norm_bias,
+                                        .weight = w[FV_DHSA_NORM_WEIGHT],
+                                        .bias = w[FV_DHSA_NORM_BIAS],
                                         .out = windows,
                                         .epsilon = 1e-5f}));
     FV_TRY(fv_pool_rows(
         ctx, &(fv_pool_args){.x = fv_reshaped(&windows, FV_DIMS(n, 2 * reach, C)), .out = sides, .block = reach}));
     FV_TRY(compare_sides(ctx, &sides, &features));
-    FV_TRY(product(ctx, &features, &w->fc1_weight, &w->fc1_bias, &hidden));
+    FV_TRY(product(ctx, &features, &w[FV_DHSA_FC1_WEIGHT], &w[FV_DHSA_FC1_BIAS], &hidden));
     FV_TRY(map(ctx, FV_MAP_RELU, &hidden, NULL, 0, &hidden));
-    return product(ctx, &hidden, &w->fc2_weight, &w->fc2_bias, logits);
+    return product(ctx, &hidden, &w[FV_DHSA_FC2_WEIGHT], &w[FV_DHSA_FC2_BIAS], logits);
 }
 
-fv_status fv_dhsa_predict(fv_ctx *ctx, const fv_tensor *k, const fv_dhsa_network *network, int64_t reach,
-                          fv_tensor *logits)
+fv_status fv_dhsa_predict(fv_ctx *ctx, const fv_call *call, fv_tensor *logits)
 {
-    int64_t B = k->dims[0], Hkv = k->dims[1], M = k->dims[2], D = k->dims[3], C = Hkv * D, rows = M + 2 * reach - 1;
+    const fv_tensor *weight = &call->param[FV_DHSA_QKV_WEIGHT], *bias = &call->param[FV_DHSA_QKV_BIAS];
+    int64_t reach = ((const struct fv_dhsa *)call->options)->reach, B = call->batch, Hkv = call->key_heads;
+    int64_t M = call->keys, D = call->head_dim, C = Hkv * D, rows = M + 2 * reach - 1;
     fv_tensor plain, padded, qkv, heads;
-    fv_status status = FV_OK;
 
-    FV_TRY(fv_as_f32(ctx, k, &plain));
+    FV_TRY(fv_as_f32(ctx, &call->k, &plain));
     FV_TRY(fv_tensor_new(ctx, logits, FV_F32, FV_DIMS(B, M)));
     FV_TRY(fv_tensor_zeros(ctx, &padded, FV_F32, FV_DIMS(B, rows, C)));
     FV_TRY(fv_tensor_new(ctx, &qkv, FV_F32, FV_DIMS(B, rows, 3 * C)));
     heads = fv_view(&padded, FV_DIMS(B, Hkv, M, D), (const int64_t[]){rows * C, D, C, 1}, (reach - 1) * C);
     FV_TRY(map(ctx, FV_MAP_COPY, &plain, NULL, 1, &heads));
-    FV_TRY(product(ctx, &padded, &network->qkv_weight, &network->qkv_bias, &qkv));
-    for (int64_t n = 0; n < B * fv_ceil_div(M, GAPS) && status == FV_OK; n++) {
+    FV_TRY(product(ctx, &padded, weight, bias, &qkv));
+    for (int64_t n = 0; n < B * fv_ceil_div(M, GAPS); n++) {
         int64_t b = n % B, from = n / B * GAPS, count = fv_min(GAPS, M - from);
-        fv_mark mark = fv_scratch_mark(ctx);
         fv_tensor windows = fv_view(&qkv, FV_DIMS(count + 2 * reach - 1, 3 * C), (const int64_t[]){3 * C, 1},
                                     (b * rows + from) * 3 * C);
         fv_tensor out = fv_view(logits, FV_DIMS(count, 1), (const int64_t[]){1, 1}, b * M + from);
-        status = judge(ctx, &windows, network, reach, &out);
-        fv_scratch_release(ctx, mark);
-        if (status == FV_OK) status = fv_ctx_check(ctx);
+        FV_TRY_SCRATCH(ctx, judge(ctx, call, &windows, &out));
+        FV_TRY(fv_ctx_check(ctx));
     }
-    return status;
+    return FV_OK;
 }
 
 /* ---- suppression ------------------------------------------------------------------------------------------------ */

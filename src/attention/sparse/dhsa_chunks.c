@@ -6,15 +6,9 @@
 int64_t fv_dhsa_kept(const fv_call *call, int kind, int64_t keys, int64_t *width)
 {
     const struct fv_dhsa *o = call->options;
-    bool keeps = kind == 0 && o->score == FV_DHSA_BY_CHUNKS && o->pool != FV_DHSA_MAX;
+    bool keeps = o->score == FV_DHSA_BY_CHUNKS && o->pool != FV_DHSA_MAX;
 
-    *width = keeps ? call->head_dim : 0;
-    return keeps ? keys / o->chunk : 0;
-}
-
-static fv_status make_means(fv_ctx *ctx, const fv_call *call, int64_t from, const fv_tensor *out)
-{
-    return fv_block_means(ctx, &call->k, ((const struct fv_dhsa *)call->options)->chunk, from, out);
+    return fv_kept_means(call, keeps ? kind : 1, 0, o->chunk, keys, width);
 }
 
 struct choosing {
@@ -56,7 +50,7 @@ static fv_status pool_keys(fv_ctx *ctx, const struct choosing *c, int64_t from, 
     fv_tensor batch = fv_slice(&c->call->k, 0, c->batch, 1), rows = fv_slice(&batch, 2, from, count), plain, mean;
 
     FV_TRY(fv_as_f32(ctx, &rows, &plain));
-    FV_TRY(fv_group_means(ctx, &plain, 1, &mean));
+    FV_TRY(fv_pool_heads(ctx, FV_POOL_MEAN, &plain, 1, &mean));
     return fv_pool_rows(
         ctx, &(fv_pool_args){
                  .kind = o->pool == FV_DHSA_MAX ? FV_POOL_MAX : FV_POOL_MEAN, .x = mean, .out = *out, .start = start});
@@ -174,7 +168,7 @@ static fv_status pool_queries(fv_ctx *ctx, const fv_call *call, const struct fv_
     const struct fv_dhsa *o = call->options;
     fv_tensor mean;
 
-    FV_TRY(fv_group_means(ctx, &call->q, 1, &mean));
+    FV_TRY(fv_pool_heads(ctx, FV_POOL_MEAN, &call->q, 1, &mean));
     FV_TRY(fv_tensor_new(ctx, out, FV_F32, FV_DIMS(call->batch, 1, g->blocks, call->head_dim)));
     return fv_pool_rows(ctx, &(fv_pool_args){.kind = o->pool == FV_DHSA_MAX ? FV_POOL_MAX : FV_POOL_MEAN,
                                              .x = mean,
@@ -188,25 +182,15 @@ static fv_status prepare(fv_ctx *ctx, struct choosing *c, fv_tensor *logits, fv_
     const fv_call *call = c->call;
     const struct fv_dhsa *o = call->options;
     const fv_tensor *p = call->param;
-    const fv_dhsa_network network = {.norm_weight = p[FV_DHSA_NORM_WEIGHT],
-                                     .norm_bias = p[FV_DHSA_NORM_BIAS],
-                                     .qkv_weight = p[FV_DHSA_QKV_WEIGHT],
-                                     .qkv_bias = p[FV_DHSA_QKV_BIAS],
-                                     .out_weight = p[FV_DHSA_OUT_WEIGHT],
-                                     .out_bias = p[FV_DHSA_OUT_BIAS],
-                                     .fc1_weight = p[FV_DHSA_FC1_WEIGHT],
-                                     .fc1_bias = p[FV_DHSA_FC1_BIAS],
-                                     .fc2_weight = p[FV_DHSA_FC2_WEIGHT],
-                                     .fc2_bias = p[FV_DHSA_FC2_BIAS]};
     int64_t whole = call->keys / o->chunk;
     fv_tensor means;
 
     *logits = p[FV_DHSA_LOGITS];
-    if (fv_dhsa_has_network(call)) FV_TRY(fv_dhsa_predict(ctx, &call->k, &network, o->reach, logits));
+    if (fv_dhsa_has_network(call)) FV_TRY(fv_dhsa_predict(ctx, call, logits));
     c->equal = !fv_present(logits) && !fv_present(&p[FV_DHSA_BOUNDARIES]);
     if (c->equal && o->pool != FV_DHSA_MAX && whole > 0) {
-        FV_TRY(fv_keep(ctx, call, fv_dhsa_kept, 0, whole, make_means, &means));
-        FV_TRY(fv_group_means(ctx, &means, 1, &c->means));
+        FV_TRY(fv_keep_means(ctx, call, 0, o->chunk, whole, &means));
+        FV_TRY(fv_pool_heads(ctx, FV_POOL_MEAN, &means, 1, &c->means));
     }
     return pool_queries(ctx, call, c->groups, q);
 }
@@ -217,14 +201,9 @@ static fv_status choose_of_batch(fv_ctx *ctx, struct choosing *c, const fv_tenso
     const struct fv_dhsa *o = c->call->options;
     int64_t first = g->block[g->block[0] < 0]; /* block of the first list */
     fv_tensor batch = fv_slice(q, 0, c->batch, 1), rows = fv_slice(&batch, 2, first - o->strict, g->listed);
-    fv_phase before;
-    fv_status status;
 
     FV_TRY(cut_chunks(ctx, logits, c));
-    before = fv_phase_enter(ctx, FV_PHASE_SCORE);
-    status = summarise(ctx, c);
-    fv_phase_enter(ctx, before);
-    FV_TRY(status);
+    FV_TRY_PHASE(ctx, FV_PHASE_SCORE, summarise(ctx, c));
     return fv_score_rows(ctx, &rows, &c->summary, 1, choose_chunks, c);
 }
 
@@ -232,14 +211,9 @@ fv_status fv_dhsa_choose_by_chunks(fv_ctx *ctx, const fv_call *call, const struc
 {
     struct choosing c = {.call = call, .groups = g};
     fv_tensor logits, q;
-    fv_phase before = fv_phase_enter(ctx, FV_PHASE_SCORE);
-    fv_status status = prepare(ctx, &c, &logits, &q);
 
-    fv_phase_enter(ctx, before);
-    for (c.batch = 0; c.batch < call->batch && status == FV_OK; c.batch++) {
-        fv_mark mark = fv_scratch_mark(ctx);
-        status = choose_of_batch(ctx, &c, &logits, &q);
-        fv_scratch_release(ctx, mark);
-    }
-    return status;
+    FV_TRY_PHASE(ctx, FV_PHASE_SCORE, prepare(ctx, &c, &logits, &q));
+    for (c.batch = 0; c.batch < call->batch; c.batch++)
+        FV_TRY_SCRATCH(ctx, choose_of_batch(ctx, &c, &logits, &q));
+    return FV_OK;
 }

@@ -118,17 +118,22 @@ static fv_status sum_up(fv_ctx *ctx, const fv_tensor *values, int64_t b, double 
 }
 
 /* The first chunk, the last one, and the best between. */
-static fv_status list_chunks(fv_ctx *ctx, const fv_call *call, const struct fv_dhsa_groups *g, int64_t i,
-                             const double *column, const double *diagonal, int32_t *entry)
+static fv_status list_chunks(fv_ctx *ctx, const fv_call *call, const struct fv_dhsa_groups *g, int64_t row,
+                             const fv_tensor *column, const fv_tensor *diagonal)
 {
-    int64_t between = fv_ceil_div(fv_dhsa_keys(call, g, i), g->granule) - 2, chosen = fv_dhsa_target(call) - 2;
+    int64_t b = row / g->count, i = g->block[row % g->count], chosen = fv_dhsa_target(call) - 2;
+    int64_t between = fv_ceil_div(fv_dhsa_keys(call, g, i), g->granule) - 2;
+    int32_t *entry = g->entry + g->row_start[row];
+    double *columns, *diagonals;
     fv_tensor score, index;
 
     *entry++ = 0;
     if (chosen > 0) {
         FV_TRY(fv_tensor_new(ctx, &score, FV_F32, FV_DIMS(between)));
         FV_TRY(fv_tensor_new(ctx, &index, FV_I32, FV_DIMS(chosen)));
-        score_lines(call, g, i, column, diagonal, score.data);
+        FV_TRY(sum_up(ctx, column, b, &columns));
+        FV_TRY(sum_up(ctx, diagonal, b, &diagonals));
+        score_lines(call, g, i, columns, diagonals, score.data);
         FV_TRY(fv_select(ctx, &(fv_select_args){.scores = score, .index = index}));
         for (int64_t n = 0; n < chosen; n++)
             *entry++ = ((const int32_t *)index.data)[n] + 1;
@@ -143,24 +148,15 @@ fv_status fv_dhsa_choose_by_lines(fv_ctx *ctx, const fv_call *call, const struct
     int64_t budget = fv_min(fv_dhsa_target(call) * o->chunk, call->keys),
             columns = (int64_t)(o->vertical * (double)budget);
     int64_t last = call->queries - g->start[g->blocks - 1];
-    fv_phase before = fv_phase_enter(ctx, FV_PHASE_SCORE);
     fv_tensor column, diagonal;
-    fv_status status = find_lines(ctx, call, last, columns, budget - columns, &column, &diagonal);
 
-    fv_phase_enter(ctx, before);
-    for (int64_t r = 0; r < call->batch * g->count && status == FV_OK; r++) {
-        int64_t b = r / g->count, i = g->block[r % g->count];
-        double *columns_before, *diagonals_before;
-        fv_mark mark = fv_scratch_mark(ctx);
-        if (i < 0 || fv_ceil_div(fv_dhsa_keys(call, g, i), o->chunk) <= fv_dhsa_target(call)) {
+    FV_TRY_PHASE(ctx, FV_PHASE_SCORE, find_lines(ctx, call, last, columns, budget - columns, &column, &diagonal));
+    for (int64_t r = 0; r < call->batch * g->count; r++) {
+        int64_t i = g->block[r % g->count];
+        if (i < 0 || fv_ceil_div(fv_dhsa_keys(call, g, i), o->chunk) <= fv_dhsa_target(call))
             fv_dhsa_list_all(g, r);
-            continue;
-        }
-        status = sum_up(ctx, &column, b, &columns_before);
-        if (status == FV_OK) status = sum_up(ctx, &diagonal, b, &diagonals_before);
-        if (status == FV_OK)
-            status = list_chunks(ctx, call, g, i, columns_before, diagonals_before, g->entry + g->row_start[r]);
-        fv_scratch_release(ctx, mark);
+        else
+            FV_TRY_SCRATCH(ctx, list_chunks(ctx, call, g, r, &column, &diagonal));
     }
-    return status;
+    return FV_OK;
 }

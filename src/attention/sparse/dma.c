@@ -59,20 +59,16 @@ static int64_t kept(const fv_call *call, int kind, int64_t keys, int64_t *width)
 /* a softplus(dt) of keys [B,Hkv,n,Dv] into `out` [B,n,Hkv]. */
 static fv_status measure(fv_ctx *ctx, const fv_call *call, const fv_tensor *v, const fv_tensor *out)
 {
-    int64_t B = call->batch, Hkv = call->key_heads, n = v->dims[2], Dv = call->value_dim;
+    int64_t Hkv = call->key_heads;
     fv_tensor weight = call->param[DT_WEIGHT], values, joined, dt, z;
 
     FV_TRY(fv_as_f32(ctx, v, &values));
-    FV_TRY(fv_tensor_new(ctx, &joined, FV_F32, FV_DIMS(B, n, Hkv, Dv)));
-    FV_TRY(fv_tensor_new(ctx, &dt, FV_F32, FV_DIMS(B, n, Hkv)));
-    FV_TRY(fv_tensor_new(ctx, &z, FV_F32, FV_DIMS(B, n, Hkv)));
-    FV_TRY(fv_map_apply(
-        ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = fv_permuted(&values, (const int[]){0, 2, 1, 3}), .out = joined}));
-    if (!fv_present(&weight)) FV_TRY(fv_tensor_zeros(ctx, &weight, FV_F32, FV_DIMS(Hkv, Hkv * Dv)));
-    FV_TRY(fv_gemm(ctx, &(fv_gemm_args){.a = fv_reshaped(&joined, FV_DIMS(B, n, Hkv * Dv)),
-                                        .b = fv_transposed(&weight),
-                                        .c = dt,
-                                        .bias = call->param[DT_BIAS]}));
+    FV_TRY(fv_join_heads(ctx, &values, &joined));
+    FV_TRY(fv_tensor_new(ctx, &dt, FV_F32, 3, out->dims));
+    FV_TRY(fv_tensor_new(ctx, &z, FV_F32, 3, out->dims));
+    if (!fv_present(&weight)) FV_TRY(fv_tensor_zeros(ctx, &weight, FV_F32, FV_DIMS(Hkv, joined.dims[2])));
+    FV_TRY(
+        fv_gemm(ctx, &(fv_gemm_args){.a = joined, .b = fv_transposed(&weight), .c = dt, .bias = call->param[DT_BIAS]}));
     FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_SOFTPLUS, .x = dt, .out = z}));
     return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_MUL, .x = z, .y = call->param[A], .out = *out});
 }
@@ -83,8 +79,7 @@ static fv_status make_importance(fv_ctx *ctx, const fv_call *call, int64_t from,
     const struct dma *o = call->options;
     static const float constant[] = {0, 1}; /* a 0, and exp of that */
     fv_tensor v = fv_slice(&call->v, 2, from, out->dims[2]), exponent;
-    fv_tensor to = fv_view(out, FV_DIMS(call->batch, out->dims[2], call->key_heads),
-                           (const int64_t[]){out->strides[0], out->strides[2], out->strides[1]}, 0);
+    fv_tensor numbers = fv_view(out, 3, out->dims, out->strides, 0), to = fv_transposed(&numbers);
 
     if (!fv_present(&call->param[A])) {
         const fv_tensor x = {
@@ -100,17 +95,10 @@ static fv_status make_importance(fv_ctx *ctx, const fv_call *call, int64_t from,
 /* [B,Hkv,M,1] */
 static fv_status importance_of(fv_ctx *ctx, const fv_call *call, fv_tensor *importance)
 {
-    const int64_t *s = call->param[IMPORTANCE].strides;
-    fv_phase before = fv_phase_enter(ctx, FV_PHASE_SCORE);
-    fv_status status = FV_OK;
-
-    if (fv_present(&call->param[IMPORTANCE]))
-        *importance = fv_view(&call->param[IMPORTANCE], FV_DIMS(call->batch, call->key_heads, call->keys, 1),
-                              (const int64_t[]){s[0], s[1], s[2], 1}, 0);
-    else
-        status = fv_keep(ctx, call, kept, 0, call->keys, make_importance, importance);
-    fv_phase_enter(ctx, before);
-    return status;
+    *importance = fv_expanded(&call->param[IMPORTANCE], 3);
+    if (fv_present(importance)) return FV_OK;
+    FV_TRY_PHASE(ctx, FV_PHASE_SCORE, fv_keep(ctx, call, kept, 0, call->keys, make_importance, importance));
+    return FV_OK;
 }
 
 /* ---- lifetimes -------------------------------------------------------------------------------------------------- */
@@ -216,16 +204,12 @@ static void live(void *user, int64_t plane, int thread)
 /* One list for all queries: what lives in the end. */
 static fv_status list_all(fv_ctx *ctx, const fv_call *call, const struct life *l, fv_plan *plan)
 {
+    fv_list_shape shape = fv_call_lists(call, call->key_heads, call->queries, l->block);
     fv_list_builder lists;
 
-    FV_TRY(fv_lists_begin(ctx, &lists,
-                          &(fv_list_shape){.query_block = call->queries,
-                                           .key_block = l->block,
-                                           .batches = call->batch,
-                                           .heads = call->key_heads,
-                                           .queries = call->queries,
-                                           .keys = call->keys}));
-    for (int64_t plane = 0; plane < call->batch * call->key_heads; plane++) {
+    shape.offset = 0;
+    FV_TRY(fv_lists_begin(ctx, &lists, &shape));
+    for (int64_t plane = 0; plane < lists.rows; plane++) {
         fv_lists_row(&lists);
         for (int64_t c = 0; c < l->blocks; c++)
             if (l->left[plane * l->blocks + c] == INT32_MAX) fv_lists_add(&lists, c);
@@ -261,8 +245,7 @@ static fv_status plan(fv_ctx *ctx, const fv_call *call, fv_plan *plan_, fv_atten
     FV_TRY(list(ctx, call, &importance, plan_));
     if (!o->bias || (is_constant(call) && o->delta == DELTA_LINEAR)) return FV_OK; /* a bias of 0 */
     FV_TRY(fv_repeat_heads(ctx, &importance, call->query_heads, &bias));
-    attend->logits.bias = fv_view(&bias, FV_DIMS(call->batch, call->query_heads, 1, call->keys),
-                                  (const int64_t[]){bias.strides[0], bias.strides[1], 0, bias.strides[2]}, 0);
+    attend->logits.bias = fv_transposed(&bias);
     return FV_OK;
 }
 

@@ -36,60 +36,27 @@ static int64_t size(const void *values, const fv_call *call, const char *name)
 
 static int64_t kept(const fv_call *call, int kind, int64_t keys, int64_t *width)
 {
-    *width = kind == 0 ? call->head_dim : 0;
-    return kind == 0 ? keys / ((const struct hcam *)call->options)->chunk : 0;
+    return fv_kept_means(call, kind, 0, ((const struct hcam *)call->options)->chunk, keys, width);
 }
 
-static fv_status make_means(fv_ctx *ctx, const fv_call *call, int64_t from, const fv_tensor *out)
-{
-    return fv_block_means(ctx, &call->k, ((const struct hcam *)call->options)->chunk, from, out);
-}
-
-/* x [B,H,R,D] as rows of all heads joined, [B,1,R,H*D]. */
-static fv_status join(fv_ctx *ctx, const fv_tensor *x, fv_tensor *out)
-{
-    int64_t B = x->dims[0], H = x->dims[1], R = x->dims[2], D = x->dims[3];
-
-    FV_TRY(fv_tensor_new(ctx, out, FV_F32, FV_DIMS(B, R, H, D)));
-    FV_TRY(fv_map_apply(
-        ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = fv_permuted(x, (const int[]){0, 2, 1, 3}), .out = *out}));
-    *out = fv_reshaped(out, FV_DIMS(B, 1, R, H * D));
-    return FV_OK;
-}
-
-/* x [B,R,E] as [B,1,R,E], of its first `rows` rows. */
-static fv_tensor of_all_heads(const fv_tensor *x, int64_t rows)
-{
-    return fv_view(x, FV_DIMS(x->dims[0], 1, rows, x->dims[2]),
-                   (const int64_t[]){x->strides[0], 0, x->strides[1], x->strides[2]}, 0);
-}
-
-/* Summaries of the chunks, [B,1,C,E]; no gradient. */
+/* Summaries of the chunks, [B,C,E]. */
 static fv_status summarise(fv_ctx *ctx, const fv_call *call, fv_tensor *summaries)
 {
+    const struct hcam *o = call->options;
     const fv_tensor *given = &call->param[SUMMARY_K];
-    fv_choosing before = fv_choosing_begin(ctx);
-    fv_status status = FV_OK;
     fv_tensor means, wide;
 
     if (fv_present(given)) {
-        *summaries = of_all_heads(given, chunks_of(call));
-    } else {
-        status = fv_keep(ctx, call, kept, 0, chunks_of(call), make_means, &means);
-        if (status == FV_OK) status = fv_repeat_heads(ctx, &means, call->query_heads, &wide);
-        if (status == FV_OK) status = join(ctx, &wide, summaries);
+        *summaries = fv_slice(given, 1, 0, chunks_of(call));
+        return FV_OK;
     }
-    fv_choosing_end(ctx, before);
-    return status;
+    FV_TRY(fv_keep_means(ctx, call, 0, o->chunk, chunks_of(call), &means));
+    FV_TRY(fv_repeat_heads(ctx, &means, call->query_heads, &wide));
+    return fv_join_heads(ctx, &wide, summaries);
 }
 
-struct choosing {
-    const fv_call *call;
-    fv_choice *choice;
-};
-
 /* The chunks of queries from .., their places among the scores [B,1,n,C], and how many each query has. */
-static fv_status pick(fv_ctx *ctx, const struct choosing *c, int64_t from, const fv_tensor *scores, int32_t *place,
+static fv_status pick(fv_ctx *ctx, const fv_chooser *c, int64_t from, const fv_tensor *scores, int32_t *place,
                       int64_t *count)
 {
     const fv_tensor *mask = &c->call->param[CHUNK_MASK];
@@ -119,19 +86,14 @@ static fv_status pick(fv_ctx *ctx, const struct choosing *c, int64_t from, const
 /* The chunks of queries from .., and the softmax of their scores as weights. */
 static fv_status weigh(fv_ctx *ctx, void *user, int64_t from, const fv_tensor *scores)
 {
-    const struct choosing *c = user;
+    const fv_chooser *c = user;
     int64_t B = c->call->batch, n = scores->dims[2], C = scores->dims[3], K = c->choice->index.dims[3], *count;
     fv_tensor place, logits;
-    fv_choosing before;
-    fv_status status;
 
     FV_TRY(FV_SCRATCH(ctx, count, B * n));
     FV_TRY(fv_tensor_new(ctx, &place, FV_I32, FV_DIMS(B, n * K)));
     FV_TRY(fv_tensor_new(ctx, &logits, FV_F32, FV_DIMS(B, n * K, 1)));
-    before = fv_choosing_begin(ctx);
-    status = pick(ctx, c, from, scores, place.data, count);
-    fv_choosing_end(ctx, before);
-    FV_TRY(status);
+    FV_TRY_CHOOSING(ctx, pick(ctx, c, from, scores, place.data, count));
     FV_TRY(fv_gather(ctx,
                      &(fv_gather_args){.x = fv_reshaped(scores, FV_DIMS(B, n * C, 1)), .index = place, .out = logits}));
     return fv_softmax(ctx, &(fv_softmax_args){.x = fv_reshaped(&logits, FV_DIMS(B, 1, n, K)),
@@ -143,19 +105,18 @@ static fv_status choose(fv_ctx *ctx, const fv_call *call, fv_choice *choice)
 {
     const struct hcam *o = call->options;
     int64_t chosen = fv_min(o->top, chunks_of(call));
-    fv_tensor queries, summaries;
+    fv_tensor queries = call->param[SUMMARY_Q], summaries;
 
     *choice = (fv_choice){.block = o->chunk, .tail = 1, .heads = 1};
     FV_TRY(fv_choice_new(ctx, call, chosen, choice));
     FV_TRY(fv_tensor_new(ctx, &choice->weight, FV_F32, FV_DIMS(call->batch, 1, call->queries, chosen)));
     if (chosen == 0) return FV_OK;
-    FV_TRY(summarise(ctx, call, &summaries));
-    if (fv_present(&call->param[SUMMARY_Q]))
-        queries = of_all_heads(&call->param[SUMMARY_Q], call->queries);
-    else
-        FV_TRY(join(ctx, &call->q, &queries));
+    FV_TRY_CHOOSING(ctx, summarise(ctx, call, &summaries)); /* no gradient */
+    if (!fv_present(&queries)) FV_TRY(fv_join_heads(ctx, &call->q, &queries));
+    queries = fv_expanded(&queries, 1);
+    summaries = fv_expanded(&summaries, 1);
     return fv_score_blocks(ctx, call, &queries, &summaries, 0, o->chunk, 1 / sqrtf((float)summaries.dims[3]), weigh,
-                           &(struct choosing){call, choice});
+                           &(fv_chooser){call, choice});
 }
 
 static fv_status forward(fv_ctx *ctx, const fv_call *call)
@@ -163,7 +124,7 @@ static fv_status forward(fv_ctx *ctx, const fv_call *call)
     fv_choice choice;
 
     FV_TRY(choose(ctx, call, &choice));
-    return fv_choice_attend(ctx, call, &choice, true, &call->q, &call->k, &call->o, &(fv_tensor){0});
+    return fv_choice_attend(ctx, call, &choice, true);
 }
 
 static fv_status map(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs)

@@ -116,14 +116,10 @@ static fv_status search(fv_ctx *ctx, const struct search *s)
 {
     int64_t top = s->chosen.dims[3], bytes = s->call->batch * s->heads * 2 * top * (16 + 4 * s->o->block_k);
     int64_t step = top > 0 ? fv_clamp(STRETCH_BYTES / bytes, 1, s->groups) : s->groups;
-    fv_status status = FV_OK;
 
-    for (int64_t from = 0; from < s->groups && top > 0 && status == FV_OK; from += step) {
-        fv_mark mark = fv_scratch_mark(ctx);
-        status = search_part(ctx, s, from, fv_min(step, s->groups - from));
-        fv_scratch_release(ctx, mark);
-    }
-    return status;
+    for (int64_t from = 0; from < s->groups && top > 0; from += step)
+        FV_TRY_SCRATCH(ctx, search_part(ctx, s, from, fv_min(step, s->groups - from)));
+    return FV_OK;
 }
 
 /* Searches, unless a step may use what an earlier one chose. */
@@ -168,16 +164,10 @@ static fv_status make_lists(fv_ctx *ctx, const fv_call *call, fv_plan *plan)
 {
     const struct hip *o = call->options;
     struct search s = {.call = call, .o = o, .heads = o->share_heads ? call->key_heads : call->query_heads};
+    fv_list_shape shape = fv_call_lists(call, s.heads, o->block_q, 1);
     fv_list_builder lists;
 
-    FV_TRY(fv_lists_begin(ctx, &lists,
-                          &(fv_list_shape){.query_block = o->block_q,
-                                           .key_block = 1,
-                                           .batches = call->batch,
-                                           .heads = s.heads,
-                                           .queries = call->queries,
-                                           .keys = call->keys,
-                                           .offset = call->offset}));
+    FV_TRY(fv_lists_begin(ctx, &lists, &shape));
     s.first = fv_lists_first_block(&lists);
     s.groups = lists.groups;
     FV_TRY(choose(ctx, &s));
@@ -191,12 +181,9 @@ static fv_status make_lists(fv_ctx *ctx, const fv_call *call, fv_plan *plan)
 
 static fv_status plan(fv_ctx *ctx, const fv_call *call, fv_plan *plan_, fv_attend_args *attend)
 {
-    fv_choosing before = fv_choosing_begin(ctx);
-    fv_status status = make_lists(ctx, call, plan_);
-
     (void)attend;
-    fv_choosing_end(ctx, before);
-    return status;
+    FV_TRY_CHOOSING(ctx, make_lists(ctx, call, plan_));
+    return FV_OK;
 }
 
 const fv_mechanism fv_mechanism_hip = {

@@ -2,6 +2,7 @@
  * those of each section before by a softmax of their own; landmarks, which nobody reads, are the gates to theirs in the
  * softmax over own tokens and sections.  arXiv 2305.16300. */
 #include "attention/sparse/core.h"
+#include "attention/sparse/order.h"
 
 struct landmark {
     int64_t period;
@@ -112,71 +113,41 @@ static fv_status look(fv_ctx *ctx, const fv_call *call, const struct sections *s
 
 /* ---- attention -------------------------------------------------------------------------------------------------- */
 
-/* Keys of all gates, f32 [B,Hkv,gates,D]. */
-static fv_status gate_keys(fv_ctx *ctx, const fv_call *call, const struct sections *s, fv_tensor *keys)
-{
-    fv_tensor k = call->k, index;
-
-    if (fv_dtype_block(k.dtype) > 1) FV_TRY(fv_as_f32(ctx, &call->k, &k));
-    FV_TRY(fv_tensor_wrap(&index, s->gate, FV_I32, FV_DIMS(1, 1, s->gates)));
-    FV_TRY(fv_tensor_new(ctx, keys, FV_F32, FV_DIMS(call->batch, call->key_heads, s->gates, call->head_dim)));
-    return fv_gather(ctx, &(fv_gather_args){.x = k, .index = index, .out = *keys});
-}
-
 /* The sections before that of each query, and the logits of their landmarks. */
 static fv_status choose(fv_ctx *ctx, const fv_call *call, const struct sections *s, const struct view *view,
                         const fv_tensor *keys, fv_choice *choice)
 {
-    int64_t Hkv = call->key_heads, N = call->queries, K = view->gates[N - 1];
-    fv_tensor some = fv_slice(keys, 2, 0, K), k = fv_grouped(&some, Hkv), capped;
+    int64_t N = call->queries, K = view->gates[N - 1];
+    fv_tensor some = fv_slice(keys, 2, 0, K);
 
     *choice = (fv_choice){.block = 1, .heads = 1, .key_start = s->start, .key_blocks = s->blocks};
     FV_TRY(fv_choice_new(ctx, call, K, choice));
     for (int64_t row = 0; row < call->batch * N; row++)
         for (int64_t n = 0; n < K; n++)
             ((int32_t *)choice->index.data)[row * K + n] = n < view->gates[row % N] ? s->closed[n] : -1;
-    FV_TRY(fv_tensor_zeros(ctx, &choice->gate, FV_F32, FV_DIMS(call->batch, call->query_heads, N, K)));
-    if (call->scale == 0) return FV_OK;
-    FV_TRY(fv_gemm(ctx, &(fv_gemm_args){.a = fv_grouped(&call->q, Hkv),
-                                        .b = fv_transposed(&k),
-                                        .c = fv_grouped(&choice->gate, Hkv),
-                                        .alpha = call->scale}));
-    if (call->softcap <= 0) return FV_OK;
-    FV_TRY(fv_tensor_new(ctx, &capped, FV_F32, 4, choice->gate.dims));
-    FV_TRY(fv_map_apply(
-        ctx, &(fv_map_args){.op = FV_MAP_SOFTCAP, .x = choice->gate, .out = capped, .alpha = call->softcap}));
-    choice->gate = capped;
-    return FV_OK;
+    return fv_call_products(ctx, call, &call->q, &some, &choice->gate);
 }
 
 static fv_status attend(fv_ctx *ctx, const fv_call *call, const struct sections *s, const fv_tensor *keys)
 {
     fv_plan own = {.causal = true, .offset = call->offset};
-    fv_attend_args attend = {.q = call->q,
-                             .k = call->k,
-                             .v = call->v,
-                             .o = call->o,
-                             .lse = call->lse,
-                             .plan = &own,
-                             .logits = fv_call_logits(call)};
-    fv_merge_args merge = {.parts = 2, .o = call->o, .lse = call->lse};
+    fv_attend_args attend = fv_call_attend(call, &own);
+    fv_merge_args merge;
+    fv_call far;
     fv_choice choice;
     struct view view;
 
     FV_TRY(look(ctx, call, s, &view));
     own.key_from = view.from;
     own.key_to = view.to;
-    FV_TRY(fv_count_pairs(ctx, call, &own, call->keys));
-    if (view.gates[call->queries - 1] == 0) return fv_attend(ctx, &attend);
-    for (int part = 0; part < 2; part++) {
-        FV_TRY(fv_tensor_new(ctx, &merge.o_part[part], FV_F32, 4, call->o.dims));
-        FV_TRY(fv_tensor_new(ctx, &merge.lse_part[part], FV_F32, 3, call->o.dims));
-    }
+    if (view.gates[call->queries - 1] == 0) return fv_attend_counted(ctx, call, &attend);
+    FV_TRY(fv_call_merge(ctx, call, 2, &merge));
+    far = fv_merge_part(call, &merge, 0);
     FV_TRY(choose(ctx, call, s, &view, keys, &choice));
-    FV_TRY(fv_choice_attend(ctx, call, &choice, true, &call->q, &call->k, &merge.o_part[0], &merge.lse_part[0]));
+    FV_TRY(fv_choice_attend(ctx, &far, &choice, true));
     attend.o = merge.o_part[1];
     attend.lse = merge.lse_part[1];
-    FV_TRY(fv_attend(ctx, &attend));
+    FV_TRY(fv_attend_counted(ctx, call, &attend));
     return fv_merge(ctx, &merge);
 }
 
@@ -184,28 +155,20 @@ static fv_status attend(fv_ctx *ctx, const fv_call *call, const struct sections 
  * is that of own tokens and gates. */
 static fv_status forward(fv_ctx *ctx, const fv_call *call)
 {
-    int64_t N = call->queries, step;
-    fv_status status = FV_OK;
+    int64_t step;
     struct sections s;
-    fv_tensor keys;
+    fv_tensor gates, keys;
 
     FV_TRY(find_sections(ctx, call, &s));
-    if (s.gates > 0) FV_TRY(gate_keys(ctx, call, &s, &keys));
+    FV_TRY(fv_tensor_wrap(&gates, s.gate, FV_I32, FV_DIMS(s.gates)));
+    if (s.gates > 0) FV_TRY(fv_order_rows(ctx, &gates, &call->k, &keys));
     step = fv_max(GATES / (call->batch * call->query_heads * fv_max(s.gates, 1)), 64);
-    for (int64_t end = N, count; end > 0 && status == FV_OK; end -= count) {
+    for (int64_t end = call->queries, count; end > 0; end -= count) {
         count = end % step ? end % step : step;
-        int64_t from = end - count;
-        fv_mark mark = fv_scratch_mark(ctx);
-        fv_call part = *call;
-        part.queries = count;
-        part.offset = call->offset + from;
-        part.q = fv_slice(&call->q, 2, from, count);
-        part.o = fv_slice(&call->o, 2, from, count);
-        if (fv_present(&call->lse)) part.lse = fv_slice(&call->lse, 2, from, count);
-        status = attend(ctx, &part, &s, &keys);
-        fv_scratch_release(ctx, mark);
+        fv_call part = fv_call_rows(call, end - count, count);
+        FV_TRY_SCRATCH(ctx, attend(ctx, &part, &s, &keys));
     }
-    return status;
+    return FV_OK;
 }
 
 /* Every token up to the query, but no landmark. */

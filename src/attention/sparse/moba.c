@@ -12,14 +12,7 @@ static const fv_option options[] = {
 
 static int64_t kept(const fv_call *call, int kind, int64_t keys, int64_t *width)
 {
-    *width = kind == 0 ? call->head_dim : 0;
-    return kind == 0 ? keys / ((const struct moba *)call->options)->block : 0;
-}
-
-/* Means of whole blocks of keys. */
-static fv_status make_means(fv_ctx *ctx, const fv_call *call, int64_t from, const fv_tensor *out)
-{
-    return fv_block_means(ctx, &call->k, ((const struct moba *)call->options)->block, from, out);
+    return fv_kept_means(call, kind, 0, ((const struct moba *)call->options)->block, keys, width);
 }
 
 static fv_status choose(fv_ctx *ctx, const fv_call *call, fv_choice *choice)
@@ -32,13 +25,13 @@ static fv_status choose(fv_ctx *ctx, const fv_call *call, fv_choice *choice)
     *choice = (fv_choice){.block = o->block, .tail = 1, .heads = call->query_heads};
     FV_TRY(fv_choice_new(ctx, call, chosen, choice));
     if (chosen == 0) return FV_OK;
-    FV_TRY(fv_keep(ctx, call, kept, 0, blocks, make_means, &means));
+    FV_TRY(fv_keep_means(ctx, call, 0, o->block, blocks, &means));
     return fv_choose_by_product(ctx, call, choice, &call->q, &means);
 }
 
 static fv_status forward(fv_ctx *ctx, const fv_call *call)
 {
-    return fv_choice_forward(ctx, call, choose, &call->o);
+    return fv_choice_forward(ctx, call, choose);
 }
 
 static fv_status map(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs)

@@ -77,11 +77,10 @@ static fv_status accept(fv_call *call)
 
 /* ---- compression ------------------------------------------------------------------------------------------------ */
 
-/* What the branches read. */
+/* What the branches read: the call with q and k rotated, and that with compressed keys and values. */
 struct operands {
-    fv_tensor q, k, compressed_k, compressed_v;
-    int64_t compressed; /* keys */
-    int32_t *last;      /* position of each compressed key's last member */
+    fv_call turned, compressed;
+    int32_t *last; /* position of each compressed key's last member */
 };
 
 /* Compressed keys that `keys` positions complete. */
@@ -110,11 +109,9 @@ static fv_status compress_linear(fv_ctx *ctx, const struct nsa *o, const fv_tens
     FV_TRY(fv_gather(ctx, &(fv_gather_args){.x = *x, .index = index, .out = rows}));
     rows = fv_reshaped(&rows, FV_DIMS(B, heads, C, block, D));
     if (fv_present(position)) {
-        fv_tensor each =
-            fv_view(position, FV_DIMS(heads, 1, block, D),
-                    (const int64_t[]){position->strides[0], 0, position->strides[1], position->strides[2]}, 0);
         FV_TRY(fv_tensor_new(ctx, &sums, FV_F32, 5, rows.dims));
-        FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_ADD, .x = rows, .y = each, .out = sums}));
+        FV_TRY(
+            fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_ADD, .x = rows, .y = fv_expanded(position, 1), .out = sums}));
         rows = sums;
     }
     return fv_gemm(ctx,
@@ -180,22 +177,25 @@ static fv_status make_values(fv_ctx *ctx, const fv_call *call, int64_t from, con
 static fv_status prepare(fv_ctx *ctx, const fv_call *call, struct operands *p)
 {
     const struct nsa *o = call->options;
+    int64_t compressed = compressed_of(o, call->keys);
     fv_tensor k;
 
-    p->compressed = compressed_of(o, call->keys);
-    FV_TRY(FV_SCRATCH(ctx, p->last, p->compressed));
-    for (int64_t j = 0; j < p->compressed; j++)
+    p->turned = *call;
+    if (o->rope_base > 0) {
+        FV_TRY(fv_plain(ctx, &call->k, &k));
+        FV_TRY(fv_tensor_new(ctx, &p->turned.q, FV_F32, 4, call->q.dims));
+        FV_TRY(fv_tensor_new(ctx, &p->turned.k, FV_F32, 4, call->k.dims));
+        FV_TRY(rotate(ctx, o, NULL, call->offset, &call->q, &p->turned.q));
+        FV_TRY(rotate(ctx, o, NULL, 0, &k, &p->turned.k));
+    }
+    p->compressed = p->turned;
+    p->compressed.keys = compressed;
+    FV_TRY(fv_keep(ctx, call, kept, 0, compressed, make_keys, &p->compressed.k));
+    FV_TRY(fv_keep(ctx, call, kept, 1, compressed, make_values, &p->compressed.v));
+    FV_TRY(FV_SCRATCH(ctx, p->last, compressed));
+    for (int64_t j = 0; j < compressed; j++)
         p->last[j] = (int32_t)(j * o->compress_stride + o->compress_block - 1);
-    FV_TRY(fv_keep(ctx, call, kept, 0, p->compressed, make_keys, &p->compressed_k));
-    FV_TRY(fv_keep(ctx, call, kept, 1, p->compressed, make_values, &p->compressed_v));
-    p->q = call->q;
-    p->k = call->k;
-    if (o->rope_base == 0) return FV_OK;
-    FV_TRY(fv_plain(ctx, &call->k, &k));
-    FV_TRY(fv_tensor_new(ctx, &p->q, FV_F32, 4, call->q.dims));
-    FV_TRY(fv_tensor_new(ctx, &p->k, FV_F32, 4, call->k.dims));
-    FV_TRY(rotate(ctx, o, NULL, call->offset, &call->q, &p->q));
-    return rotate(ctx, o, NULL, 0, &k, &p->k);
+    return FV_OK;
 }
 
 /* ---- the compressed branch, and the choice by its weights ------------------------------------------------------- */
@@ -229,17 +229,15 @@ static fv_status new_stretch(fv_ctx *ctx, const fv_call *call, int64_t *step, st
 
 /* Weights exp(scale q.k - lse) [B,H,C,n] in one product, if blocks before the local ones share with no key that is
  * hidden from the query: what stands in the rows of hidden keys is then never read. */
-static fv_status multiply(fv_ctx *ctx, const fv_call *call, const struct operands *p, const fv_attend_args *attend,
-                          const fv_tensor *weights)
+static fv_status multiply(fv_ctx *ctx, const fv_call *part, const fv_tensor *weights)
 {
-    int64_t Hkv = call->key_heads, n = attend->q.dims[2];
-    const int64_t *s = attend->lse.strides;
-    fv_tensor k = fv_grouped(&p->compressed_k, Hkv), q = fv_grouped(&attend->q, Hkv), c = fv_grouped(weights, Hkv);
-    fv_tensor lse = fv_view(&attend->lse, FV_DIMS(call->batch, call->query_heads, 1, n),
-                            (const int64_t[]){s[0], s[1], 0, n > 1 ? s[2] : 0}, 0);
-    fv_gemm_args product = {.a = k, .b = fv_transposed(&q), .c = c, .alpha = call->scale};
+    int64_t Hkv = part->key_heads;
+    fv_tensor k = fv_grouped(&part->k, Hkv), q = fv_grouped(&part->q, Hkv), c = fv_grouped(weights, Hkv);
+    fv_tensor lse = fv_expanded(&part->lse, 2);
+    fv_gemm_args product = {.a = k, .b = fv_transposed(&q), .c = c, .alpha = part->scale};
 
-    if (n == 1) product.a = q, product.b = fv_transposed(&k), product.c = fv_transposed(&c); /* a row, not a column */
+    if (part->queries == 1) /* a row, not a column */
+        product.a = q, product.b = fv_transposed(&k), product.c = fv_transposed(&c);
     FV_TRY(fv_gemm(ctx, &product));
     FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_SUB, .x = *weights, .y = lse, .out = *weights}));
     return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_EXP, .x = *weights, .out = *weights});
@@ -248,15 +246,11 @@ static fv_status multiply(fv_ctx *ctx, const fv_call *call, const struct operand
 /* Weights summed over the heads of a group, and over what each block shares: scores [B,Hkv,blocks,n]. */
 static fv_status score(fv_ctx *ctx, const fv_call *call, const struct stretch *s, const fv_tensor *scores)
 {
-    int64_t B = call->batch, Hkv = call->key_heads, group = call->query_heads / Hkv, n = s->weights.dims[3];
-    fv_tensor sums = s->weights, heads, total, part;
+    int64_t B = call->batch, Hkv = call->key_heads, n = s->weights.dims[3];
+    fv_tensor heads = fv_reshaped(&s->weights, FV_DIMS(B, call->query_heads, 1, s->width * n)), sums, part;
 
-    if (group > 1) {
-        FV_TRY(fv_tensor_new(ctx, &sums, FV_F32, FV_DIMS(B, Hkv, s->width, n)));
-        heads = fv_reshaped(&s->weights, FV_DIMS(B, Hkv, group, s->width * n));
-        total = fv_reshaped(&sums, FV_DIMS(B, Hkv, 1, s->width * n));
-        FV_TRY(fv_pool_rows(ctx, &(fv_pool_args){.kind = FV_POOL_SUM, .x = heads, .out = total, .block = group}));
-    }
+    FV_TRY(fv_pool_heads(ctx, FV_POOL_SUM, &heads, Hkv, &sums));
+    sums = fv_reshaped(&sums, FV_DIMS(B, Hkv, s->width, n));
     FV_TRY(fv_tensor_new(ctx, &part, FV_F32, 4, scores->dims));
     for (int64_t shift = 0; shift < s->overlap; shift++) {
         fv_pool_args pool = {.kind = FV_POOL_SUM,
@@ -269,34 +263,28 @@ static fv_status score(fv_ctx *ctx, const fv_call *call, const struct stretch *s
     return FV_OK;
 }
 
-static fv_status choose(fv_ctx *ctx, const fv_call *call, const struct stretch *s, int64_t from, int64_t count,
-                        fv_choice *choice)
+static fv_status choose_rows(fv_ctx *ctx, const fv_call *call, const fv_call *part, const struct stretch *s,
+                             const fv_tensor *weights, fv_choice *choice)
 {
+    int64_t count = part->queries;
     fv_tensor scores, rows;
 
+    if (!s->by_product && part->keys > 0) FV_TRY(multiply(ctx, part, weights));
     FV_TRY(fv_tensor_new(ctx, &scores, FV_F32, FV_DIMS(call->batch, call->key_heads, s->blocks, s->weights.dims[3])));
     FV_TRY(fv_tensor_new(ctx, &rows, FV_F32, FV_DIMS(call->batch, call->key_heads, count, s->blocks)));
     FV_TRY(score(ctx, call, s, &scores));
     scores = fv_slice(&scores, 3, 0, count);
     FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = fv_transposed(&scores), .out = rows}));
     rows = fv_slice(&rows, 3, choice->init, s->blocks - choice->init); /* there are more: some are chosen */
-    return fv_choose(ctx, call, choice, from, &rows);
+    return fv_choose(ctx, call, choice, part->offset - call->offset, &rows);
 }
 
-static fv_status choose_unrecorded(fv_ctx *ctx, const fv_call *call, const struct operands *p, const struct stretch *s,
-                                   const fv_attend_args *attend, int64_t from, fv_choice *choice)
+/* The blocks of some queries of a call, whose part with compressed keys has just been computed. */
+static fv_status choose(fv_ctx *ctx, const fv_call *call, const fv_call *part, const struct stretch *s,
+                        const fv_tensor *weights, fv_choice *choice)
 {
-    int64_t count = attend->q.dims[2];
-    fv_choosing before = fv_choosing_begin(ctx);
-    fv_mark mark = fv_scratch_mark(ctx);
-    fv_tensor columns = fv_slice(&s->weights, 3, 0, count), weights = fv_slice(&columns, 2, s->pad, p->compressed);
-    fv_status status = FV_OK;
-
-    if (!s->by_product && p->compressed > 0) status = multiply(ctx, call, p, attend, &weights);
-    if (status == FV_OK) status = choose(ctx, call, s, from, count, choice);
-    fv_scratch_release(ctx, mark);
-    fv_choosing_end(ctx, before);
-    return status;
+    FV_TRY_SCRATCH(ctx, choose_rows(ctx, call, part, s, weights, choice));
+    return FV_OK;
 }
 
 /* Branch 1 into o; its weights choose the blocks. */
@@ -304,36 +292,23 @@ static fv_status attend_compressed(fv_ctx *ctx, const fv_call *call, const struc
                                    fv_choice *choice)
 {
     const struct nsa *o = call->options;
-    int64_t between = fv_max(fv_ceil_div(call->keys, o->block) - o->init - o->local, 0), step;
+    fv_call compressed = p->compressed;
     struct stretch s;
+    int64_t step;
 
-    *choice = (fv_choice){.block = o->block,
-                          .init = o->init,
-                          .first = o->init * o->block,
-                          .tail = (o->local - 1) * o->block + 1,
-                          .heads = call->key_heads};
-    FV_TRY(fv_choice_new(ctx, call, fv_min(o->top - o->init - o->local, between), choice));
+    FV_TRY(fv_choice_between(ctx, call, o->block, o->top, o->init, o->local, choice));
     FV_TRY(new_stretch(ctx, call, &step, &s));
+    compressed.o = *o_out;
+    compressed.lse = s.lse;
     for (int64_t from = 0; from < call->queries; from += step) {
-        int64_t count = fv_min(step, call->queries - from);
-        fv_plan plan = {.causal = true, .offset = call->offset + from, .key_position = p->last};
-        fv_attend_args attend = {.q = fv_slice(&p->q, 2, from, count),
-                                 .k = p->compressed_k,
-                                 .v = p->compressed_v,
-                                 .o = fv_slice(o_out, 2, from, count),
-                                 .plan = &plan,
-                                 .logits = fv_call_logits(call)};
-        attend.lse = fv_slice(&s.lse, 2, from, count);
-        if (choice->index.dims[3] > 0 && s.by_product) {
-            fv_tensor columns = fv_slice(&s.weights, 3, 0, count), keys = fv_slice(&columns, 2, s.pad, p->compressed);
-            attend.weights = fv_transposed(&keys);
-        }
-        FV_TRY(fv_count_pairs(
-            ctx,
-            &(fv_call){.batch = call->batch, .query_heads = call->query_heads, .queries = count, .pairs = call->pairs},
-            &plan, p->compressed));
-        if (p->compressed > 0) FV_TRY(fv_attend(ctx, &attend));
-        if (choice->index.dims[3] > 0) FV_TRY(choose_unrecorded(ctx, call, p, &s, &attend, from, choice));
+        fv_call part = fv_call_rows(&compressed, from, fv_min(step, call->queries - from));
+        fv_plan plan = {.causal = true, .offset = part.offset, .key_position = p->last};
+        fv_attend_args attend = fv_call_attend(&part, &plan);
+        fv_tensor columns = fv_slice(&s.weights, 3, 0, part.queries), weights = fv_slice(&columns, 2, s.pad, part.keys);
+        bool chooses = choice->index.dims[3] > 0;
+        if (chooses && s.by_product) attend.weights = fv_transposed(&weights);
+        if (part.keys > 0) FV_TRY(fv_attend_counted(ctx, call, &attend));
+        if (chooses) FV_TRY_CHOOSING(ctx, choose(ctx, call, &part, &s, &weights, choice));
     }
     return FV_OK;
 }
@@ -378,19 +353,18 @@ static fv_status forward(fv_ctx *ctx, const fv_call *call)
     struct operands p;
     fv_tensor branch[3];
     fv_choice choice;
+    fv_attend_args attend;
     fv_plan window = {.causal = true, .offset = call->offset, .window = {.window = o->window}};
 
     FV_TRY(prepare(ctx, call, &p));
     for (int b = 0; b < 3; b++)
         FV_TRY(fv_tensor_zeros(ctx, &branch[b], FV_F32, 4, call->o.dims));
     FV_TRY(attend_compressed(ctx, call, &p, &branch[0], &choice));
-    FV_TRY(fv_choice_attend(ctx, call, &choice, by_block(call), &p.q, &p.k, &branch[1], &(fv_tensor){0}));
-    if (o->window > 0) FV_TRY(fv_count_pairs(ctx, call, &window, call->keys));
-    if (o->window > 0)
-        FV_TRY(fv_attend(
-            ctx,
-            &(fv_attend_args){
-                .q = p.q, .k = p.k, .v = call->v, .o = branch[2], .plan = &window, .logits = fv_call_logits(call)}));
+    p.turned.o = branch[1];
+    FV_TRY(fv_choice_attend(ctx, &p.turned, &choice, by_block(call)));
+    attend = fv_call_attend(&p.turned, &window);
+    attend.o = branch[2];
+    if (o->window > 0) FV_TRY(fv_attend_counted(ctx, call, &attend));
     return gate(ctx, call, branch);
 }
 

@@ -263,21 +263,35 @@ fv_status fv_order_clusters(fv_ctx *ctx, const fv_tensor *features, int64_t clus
 
 fv_status fv_order_rows(fv_ctx *ctx, const fv_tensor *index, const fv_tensor *x, fv_tensor *out)
 {
-    fv_tensor plain;
+    int64_t rows = index->dims[index->rank - 1];
+    fv_tensor plain = *x;
 
-    FV_TRY(fv_plain(ctx, x, &plain));
-    FV_TRY(fv_tensor_new(ctx, out, FV_F32, FV_DIMS(x->dims[0], x->dims[1], index->dims[2], x->dims[3])));
+    if (fv_dtype_block(x->dtype) > 1 || x->strides[3] != 1) FV_TRY(fv_plain(ctx, x, &plain)); /* others in one pass */
+    FV_TRY(fv_tensor_new(ctx, out, FV_F32, FV_DIMS(x->dims[0], x->dims[1], rows, x->dims[3])));
     return fv_gather(ctx, &(fv_gather_args){.x = plain, .index = *index, .out = *out});
 }
 
 fv_status fv_order_back(fv_ctx *ctx, const fv_order *order, const fv_tensor *x, const fv_tensor *out)
 {
-    const int64_t *d = out->dims, *s = out->strides;
-    fv_gather_args gather = {.x = *x, .index = order->place, .out = *out};
+    bool numbers = out->rank == 3;
 
-    if (out->rank == 3) {
-        gather.x = fv_reshaped(x, FV_DIMS(d[0], d[1], d[2], 1));
-        gather.out = fv_view(out, FV_DIMS(d[0], d[1], d[2], 1), (const int64_t[]){s[0], s[1], s[2], 1}, 0);
-    }
-    return fv_gather(ctx, &gather);
+    return fv_gather(ctx, &(fv_gather_args){.x = numbers ? fv_expanded(x, 3) : *x,
+                                            .index = order->place,
+                                            .out = numbers ? fv_expanded(out, 3) : *out});
+}
+
+fv_status fv_order_call(fv_ctx *ctx, const fv_order *order, const fv_call *call, fv_call *laid)
+{
+    *laid = *call;
+    FV_TRY(fv_order_rows(ctx, &order->order, &call->q, &laid->q));
+    FV_TRY(fv_order_rows(ctx, &order->order, &call->k, &laid->k));
+    FV_TRY(fv_order_rows(ctx, &order->order, &call->v, &laid->v));
+    FV_TRY(fv_tensor_new(ctx, &laid->o, FV_F32, 4, call->o.dims));
+    return fv_present(&call->lse) ? fv_tensor_new(ctx, &laid->lse, FV_F32, 3, call->o.dims) : FV_OK;
+}
+
+fv_status fv_order_call_back(fv_ctx *ctx, const fv_order *order, const fv_call *laid, const fv_call *call)
+{
+    if (fv_present(&call->lse)) FV_TRY(fv_order_back(ctx, order, &laid->lse, &call->lse));
+    return fv_order_back(ctx, order, &laid->o, &call->o);
 }

@@ -24,9 +24,12 @@ fv_status fv_order_tiles(fv_ctx *ctx, const fv_tuple *grid, const int64_t tile[3
  * where they are. */
 fv_status fv_order_clusters(fv_ctx *ctx, const fv_tensor *features, int64_t clusters, int64_t tokens, fv_order *order);
 
-/* Rows index[r] of x [B,Hx,N,C], of any type, for index [1|B,1|Hx,R] (order->order: rows by place): f32 [B,Hx,R,C], in
- * scratch memory. */
+/* Rows index[r] of x [B,Hx,N,C], of any type, for index [1|B,1|Hx,R] or [R] (order->order: rows by place): f32
+ * [B,Hx,R,C], in scratch memory. */
 fv_status fv_order_rows(fv_ctx *ctx, const fv_tensor *index, const fv_tensor *x, fv_tensor *out);
+/* A call with q, k and v laid out in an order, and room for its o and lse; and these put back where they belong. */
+fv_status fv_order_call(fv_ctx *ctx, const fv_order *order, const fv_call *call, fv_call *laid);
+fv_status fv_order_call_back(fv_ctx *ctx, const fv_order *order, const fv_call *laid, const fv_call *call);
 /* Rows by place [B,H,N,C], or numbers [B,H,N], contiguous, back to their tokens. */
 fv_status fv_order_back(fv_ctx *ctx, const fv_order *order, const fv_tensor *x, const fv_tensor *out);
 

@@ -77,13 +77,13 @@ static fv_status accept(fv_call *call)
 /* ---- orders ----------------------------------------------------------------------------------------------------- */
 
 struct layout {
+    const fv_call *call;
     int64_t blocks;
-    int32_t *token[ORDERS]; /* [N] at each place of an order */
-    int *chosen;            /* [B,H] orders */
-    uint8_t *selected;      /* [B,H,blocks,blocks] by weight; NULL: not asked for */
-    fv_tensor k;            /* f32, to choose by */
-    fv_order order;         /* of each head */
-    fv_tensor mask;         /* u8 [1|B,1|H,blocks,blocks]; absent: all are read */
+    fv_tensor token[ORDERS]; /* [N] i32 at each place of an order */
+    int *chosen;             /* [B,H] orders */
+    uint8_t *selected;       /* [B,H,blocks,blocks] by weight; NULL: not asked for */
+    fv_order order;          /* of each head */
+    fv_tensor mask;          /* u8 [1|B,1|H,blocks,blocks]; absent: all are read */
 };
 
 static void read_tokens(const struct paro *o, int order, int32_t *token)
@@ -103,17 +103,11 @@ static void read_tokens(const struct paro *o, int order, int32_t *token)
 
 /* ---- choosing by this input ------------------------------------------------------------------------------------- */
 
-struct choosing {
-    const fv_call *call;
-    struct layout *layout;
-};
-
 /* How many blocks hold next to nothing of their rows, and how uneven weights are within blocks, on average. */
-static void judge(const struct choosing *c, const fv_tensor *sum, const fv_tensor *largest, double *empty,
-                  double *uneven)
+static void judge(const struct layout *l, const fv_tensor *sum, const fv_tensor *largest, double *empty, double *uneven)
 {
-    const struct paro *o = c->call->options;
-    int64_t N = c->call->queries, n = c->layout->blocks;
+    const struct paro *o = l->call->options;
+    int64_t N = l->call->queries, n = l->blocks;
 
     *empty = *uneven = 0;
     for (int64_t r = 0; r < n; r++)
@@ -140,36 +134,24 @@ static int best_of(const double *empty, const double *uneven)
     return best;
 }
 
-/* Rows of a head of x in an order of tokens. */
-static fv_status read_head(fv_ctx *ctx, const fv_tensor *x, int64_t b, int64_t h, int32_t *token, fv_tensor *out)
+static fv_status select_blocks(fv_ctx *ctx, const struct layout *l, int64_t head, const fv_tensor *sum)
 {
-    fv_tensor head = fv_view(x, 2, x->dims + 2, x->strides + 2, b * x->strides[0] + h * x->strides[1]), index;
-
-    FV_TRY(fv_tensor_wrap(&index, token, FV_I32, 1, x->dims + 2));
-    FV_TRY(fv_tensor_new(ctx, out, FV_F32, 2, head.dims));
-    return fv_gather(ctx, &(fv_gather_args){.x = head, .index = index, .out = *out});
-}
-
-static fv_status select_blocks(fv_ctx *ctx, const struct choosing *c, int64_t head, const fv_tensor *sum)
-{
-    const struct paro *o = c->call->options;
-    int64_t count = c->layout->blocks * c->layout->blocks;
+    const struct paro *o = l->call->options;
+    int64_t count = l->blocks * l->blocks;
     fv_tensor index;
 
     FV_TRY(fv_tensor_new(ctx, &index, FV_I32, FV_DIMS((int64_t)ceil(o->density * (double)count))));
     FV_TRY(fv_select(ctx, &(fv_select_args){.scores = fv_reshaped(sum, FV_DIMS(count)), .index = index}));
     for (int64_t n = 0; n < index.dims[0] && ((int32_t *)index.data)[n] >= 0; n++)
-        c->layout->selected[head * count + ((int32_t *)index.data)[n]] = 1;
+        l->selected[head * count + ((int32_t *)index.data)[n]] = 1;
     return FV_OK;
 }
 
 static fv_status choose_head(fv_ctx *ctx, void *user, int64_t head)
 {
-    const struct choosing *c = user;
-    const fv_call *call = c->call;
-    struct layout *l = c->layout;
-    int64_t block = ((const struct paro *)call->options)->block, b = head / call->query_heads,
-            h = head % call->query_heads;
+    struct layout *l = user;
+    const fv_call call = fv_call_head(l->call, head / l->call->query_heads, head % l->call->query_heads);
+    int64_t block = ((const struct paro *)call.options)->block;
     double empty[ORDERS], uneven[ORDERS];
     fv_tensor q, k, sum[ORDERS], largest;
 
@@ -177,51 +159,15 @@ static fv_status choose_head(fv_ctx *ctx, void *user, int64_t head)
         if (l->chosen[head] != AUTO && l->chosen[head] != n) continue;
         FV_TRY(fv_tensor_new(ctx, &sum[n], FV_F32, FV_DIMS(l->blocks, l->blocks)));
         FV_TRY(fv_tensor_new(ctx, &largest, FV_F32, FV_DIMS(l->blocks, l->blocks)));
-        FV_TRY(read_head(ctx, &call->q, b, h, l->token[n], &q));
-        FV_TRY(read_head(ctx, &l->k, b, h, l->token[n], &k));
-        FV_TRY(fv_block_weights(ctx, &q, &k, call->scale, block, &sum[n], &largest));
-        judge(c, &sum[n], &largest, &empty[n], &uneven[n]);
+        FV_TRY(fv_order_rows(ctx, &l->token[n], &call.q, &q));
+        FV_TRY(fv_order_rows(ctx, &l->token[n], &call.k, &k));
+        q = fv_reshaped(&q, 2, q.dims + 2);
+        k = fv_reshaped(&k, 2, k.dims + 2);
+        FV_TRY(fv_block_weights(ctx, &q, &k, call.scale, block, &sum[n], &largest));
+        judge(l, &sum[n], &largest, &empty[n], &uneven[n]);
     }
     if (l->chosen[head] == AUTO) l->chosen[head] = best_of(empty, uneven);
-    return l->selected ? select_blocks(ctx, c, head, &sum[l->chosen[head]]) : FV_OK;
-}
-
-static fv_status choose(fv_ctx *ctx, const fv_call *call, struct layout *l)
-{
-    fv_phase before = fv_phase_enter(ctx, FV_PHASE_SCORE);
-    fv_status status = fv_as_f32(ctx, &call->k, &l->k);
-
-    if (status == FV_OK)
-        status = fv_run_apart(ctx, call->batch * call->query_heads, choose_head, &(struct choosing){call, l});
-    fv_phase_enter(ctx, before);
-    return status;
-}
-
-static fv_status lay_out(fv_ctx *ctx, const fv_call *call, struct layout *l)
-{
-    const struct paro *o = call->options;
-    int64_t B = call->batch, H = call->query_heads, N = call->queries, blocks = fv_ceil_div(N, o->block);
-    int32_t *key;
-    bool by_weight = o->density < 1 && !fv_present(&call->param[MASK]);
-
-    *l = (struct layout){.blocks = blocks, .mask = call->param[MASK]};
-    FV_TRY(FV_SCRATCH(ctx, l->chosen, B * H));
-    for (int n = 0; n < ORDERS; n++) {
-        FV_TRY(FV_SCRATCH(ctx, l->token[n], N));
-        read_tokens(o, n, l->token[n]);
-    }
-    if (by_weight) {
-        FV_TRY(fv_tensor_zeros(ctx, &l->mask, FV_U8, FV_DIMS(B, H, blocks, blocks)));
-        l->selected = l->mask.data;
-    }
-    for (int64_t head = 0; head < B * H; head++)
-        l->chosen[head] = (int)o->order.items[head % H % o->order.count];
-    if (by_weight || o->order.items[0] == AUTO) FV_TRY(choose(ctx, call, l));
-    FV_TRY(FV_SCRATCH(ctx, key, B * H * N));
-    for (int64_t head = 0; head < B * H; head++)
-        for (int64_t t = 0; t < N; t++)
-            key[head * N + l->token[l->chosen[head]][t]] = (int32_t)t;
-    return fv_order_by_key(ctx, key, B, H, N, N, &l->order, NULL);
+    return l->selected ? select_blocks(ctx, l, head, &sum[l->chosen[head]]) : FV_OK;
 }
 
 /* Lists of what the mask shows, and of text and the last blocks, which are always read. */
@@ -230,16 +176,12 @@ static fv_status list_blocks(fv_ctx *ctx, const fv_call *call, const struct layo
     const struct paro *o = call->options;
     const fv_tensor *mask = &l->mask;
     int64_t text = fv_ceil_div(o->text, o->block), last = l->blocks - 1;
+    fv_list_shape shape = fv_call_lists(call, mask->dims[1], o->block, o->block);
     fv_list_builder lists;
 
     if (!fv_present(mask)) return FV_OK;
-    FV_TRY(fv_lists_begin(ctx, &lists,
-                          &(fv_list_shape){.query_block = o->block,
-                                           .key_block = o->block,
-                                           .batches = mask->dims[0],
-                                           .heads = mask->dims[1],
-                                           .queries = call->queries,
-                                           .keys = call->keys}));
+    shape.batches = mask->dims[0];
+    FV_TRY(fv_lists_begin(ctx, &lists, &shape));
     for (int64_t row = 0; row < mask->dims[0] * mask->dims[1] * l->blocks; row++) {
         int64_t plane = row / l->blocks, r = row % l->blocks;
         fv_lists_row(&lists);
@@ -251,14 +193,33 @@ static fv_status list_blocks(fv_ctx *ctx, const fv_call *call, const struct layo
     return fv_lists_end(&lists, plan);
 }
 
-static fv_status plan_aside(fv_ctx *ctx, const fv_call *call, struct layout *l, fv_plan *plan)
+static fv_status lay_out(fv_ctx *ctx, const fv_call *call, struct layout *l, fv_plan *plan)
 {
-    fv_choosing before = fv_choosing_begin(ctx);
-    fv_status status = lay_out(ctx, call, l);
+    const struct paro *o = call->options;
+    int64_t B = call->batch, H = call->query_heads, N = call->queries, blocks = fv_ceil_div(N, o->block);
+    int32_t *key;
+    bool by_weight = o->density < 1 && !fv_present(&call->param[MASK]);
 
-    if (status == FV_OK) status = list_blocks(ctx, call, l, plan);
-    fv_choosing_end(ctx, before);
-    return status;
+    *l = (struct layout){.call = call, .blocks = blocks, .mask = call->param[MASK]};
+    FV_TRY(FV_SCRATCH(ctx, l->chosen, B * H));
+    for (int n = 0; n < ORDERS; n++) {
+        FV_TRY(fv_tensor_new(ctx, &l->token[n], FV_I32, FV_DIMS(N)));
+        read_tokens(o, n, l->token[n].data);
+    }
+    if (by_weight) {
+        FV_TRY(fv_tensor_zeros(ctx, &l->mask, FV_U8, FV_DIMS(B, H, blocks, blocks)));
+        l->selected = l->mask.data;
+    }
+    for (int64_t head = 0; head < B * H; head++)
+        l->chosen[head] = (int)o->order.items[head % H % o->order.count];
+    if (by_weight || o->order.items[0] == AUTO)
+        FV_TRY_PHASE(ctx, FV_PHASE_SCORE, fv_run_apart(ctx, B * H, choose_head, l));
+    FV_TRY(FV_SCRATCH(ctx, key, B * H * N));
+    for (int64_t head = 0; head < B * H; head++)
+        for (int64_t t = 0; t < N; t++)
+            key[head * N + ((int32_t *)l->token[l->chosen[head]].data)[t]] = (int32_t)t;
+    FV_TRY(fv_order_by_key(ctx, key, B, H, N, N, &l->order, NULL));
+    return list_blocks(ctx, call, l, plan);
 }
 
 /* ---- the whole -------------------------------------------------------------------------------------------------- */
@@ -275,34 +236,29 @@ static fv_status in_steps(fv_ctx *ctx, fv_tensor *x, int steps, int64_t rows, bo
 }
 
 /* k -= its mean over tokens; what that takes from every logit of a query, [B,H,N,1], is to be added to its lse. */
-static fv_status smooth(fv_ctx *ctx, const fv_call *call, const fv_tensor *q, fv_tensor *k, fv_tensor *taken)
+static fv_status smooth(fv_ctx *ctx, fv_call *call, fv_tensor *taken)
 {
     int64_t B = call->batch, H = call->query_heads, N = call->queries;
     fv_tensor mean, rest;
 
     FV_TRY(fv_tensor_new(ctx, &mean, FV_F32, FV_DIMS(B, H, 1, call->head_dim)));
-    FV_TRY(fv_tensor_new(ctx, &rest, FV_F32, 4, k->dims));
+    FV_TRY(fv_tensor_new(ctx, &rest, FV_F32, 4, call->k.dims));
     FV_TRY(fv_tensor_new(ctx, taken, FV_F32, FV_DIMS(B, H, N, 1)));
-    FV_TRY(fv_pool_rows(ctx, &(fv_pool_args){.x = *k, .out = mean, .block = N}));
-    FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_SUB, .x = *k, .y = mean, .out = rest}));
-    *k = rest;
-    FV_TRY(fv_gemm(ctx, &(fv_gemm_args){.a = *q, .b = fv_transposed(&mean), .c = *taken}));
-    return FV_OK;
+    FV_TRY(fv_pool_rows(ctx, &(fv_pool_args){.x = call->k, .out = mean, .block = N}));
+    FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_SUB, .x = call->k, .y = mean, .out = rest}));
+    call->k = rest;
+    return fv_gemm(ctx, &(fv_gemm_args){.a = call->q, .b = fv_transposed(&mean), .c = *taken});
 }
 
-/* The log-sum-exp of rows as read, in the order of tokens. */
-static fv_status write_lse(fv_ctx *ctx, const fv_call *call, const struct layout *l, const fv_tensor *lse,
-                           const fv_tensor *taken)
+static fv_status add_taken(fv_ctx *ctx, fv_call *call, const fv_tensor *taken)
 {
-    fv_tensor from = *lse;
+    fv_map_args add = {.op = FV_MAP_ADD, .x = call->lse, .alpha = call->scale};
 
-    if (fv_present(taken) && call->scale != 0) { /* a factor of 0 would mean 1 */
-        fv_tensor numbers = fv_reshaped(taken, 3, lse->dims);
-        FV_TRY(fv_tensor_new(ctx, &from, FV_F32, 3, lse->dims));
-        FV_TRY(fv_map_apply(
-            ctx, &(fv_map_args){.op = FV_MAP_ADD, .x = *lse, .y = numbers, .out = from, .alpha = call->scale}));
-    }
-    return fv_order_back(ctx, &l->order, &from, &call->lse);
+    if (!fv_present(&call->lse) || call->scale == 0) return FV_OK; /* a factor of 0 would mean 1 */
+    FV_TRY(fv_tensor_new(ctx, &add.out, FV_F32, 3, call->lse.dims));
+    add.y = fv_reshaped(taken, 3, call->lse.dims);
+    call->lse = add.out;
+    return fv_map_apply(ctx, &add);
 }
 
 static fv_status forward(fv_ctx *ctx, const fv_call *call)
@@ -312,30 +268,28 @@ static fv_status forward(fv_ctx *ctx, const fv_call *call)
     int steps = steps_of[o->qk_bits], value_steps = steps_of[o->pv_bits];
     struct layout l;
     fv_plan plan = {0};
-    fv_attend_args attend = {.plan = &plan, .logits = fv_call_logits(call), .steps = value_steps};
-    fv_tensor taken = {0};
+    fv_attend_args attend;
+    fv_call laid;
+    fv_tensor taken;
 
-    FV_TRY(plan_aside(ctx, call, &l, &plan));
-    FV_TRY(fv_order_rows(ctx, &l.order.order, &call->q, &attend.q));
-    FV_TRY(fv_order_rows(ctx, &l.order.order, &call->k, &attend.k));
-    FV_TRY(fv_order_rows(ctx, &l.order.order, &call->v, &attend.v));
-    if (o->smooth_k) FV_TRY(smooth(ctx, call, &attend.q, &attend.k, &taken));
-    FV_TRY(in_steps(ctx, &attend.q, steps, o->q_group, false));
-    FV_TRY(in_steps(ctx, &attend.k, steps, o->k_group, false));
-    FV_TRY(in_steps(ctx, &attend.v, value_steps, o->k_group, true));
-    FV_TRY(fv_tensor_new(ctx, &attend.o, FV_F32, 4, call->o.dims));
-    FV_TRY(fv_tensor_new(ctx, &attend.lse, FV_F32, 3, call->o.dims));
-    FV_TRY(fv_count_pairs(ctx, call, &plan, call->keys));
-    FV_TRY(fv_attend(ctx, &attend));
-    if (fv_present(&call->lse)) FV_TRY(write_lse(ctx, call, &l, &attend.lse, &taken));
-    return fv_order_back(ctx, &l.order, &attend.o, &call->o);
+    FV_TRY_CHOOSING(ctx, lay_out(ctx, call, &l, &plan));
+    FV_TRY(fv_order_call(ctx, &l.order, call, &laid));
+    if (o->smooth_k) FV_TRY(smooth(ctx, &laid, &taken));
+    FV_TRY(in_steps(ctx, &laid.q, steps, o->q_group, false));
+    FV_TRY(in_steps(ctx, &laid.k, steps, o->k_group, false));
+    FV_TRY(in_steps(ctx, &laid.v, value_steps, o->k_group, true));
+    attend = fv_call_attend(&laid, &plan);
+    attend.steps = value_steps;
+    FV_TRY(fv_attend_counted(ctx, call, &attend));
+    if (o->smooth_k) FV_TRY(add_taken(ctx, &laid, &taken));
+    return fv_order_call_back(ctx, &l.order, &laid, call);
 }
 
 static fv_status map(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs)
 {
     struct layout l;
 
-    FV_TRY(plan_aside(ctx, call, &l, &pairs->plan));
+    FV_TRY_CHOOSING(ctx, lay_out(ctx, call, &l, &pairs->plan));
     pairs->query_order = pairs->key_order = l.order.order.data;
     pairs->batch_stride = call->query_heads * call->queries;
     pairs->head_stride = call->queries;

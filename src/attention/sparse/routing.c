@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include "attention/sparse/core.h"
+#include "attention/sparse/order.h"
 #include "base/random.h"
 
 struct routing {
@@ -135,9 +136,9 @@ static fv_status make_keys(fv_ctx *ctx, const fv_call *call, int64_t from, const
     return norm(ctx, o, &groups, &place);
 }
 
-/* What a call compares: queries and keys [B,Hkv,group|1,..,D], values, centroids [H,k,D]. */
 struct operands {
-    fv_tensor q, k, v, centroids, bias;
+    fv_call call;              /* with q and k as they are compared; those of a group may stand side by side */
+    fv_tensor centroids, bias; /* [H,k,D], [H,R] or absent */
     int64_t clusters, members; /* of a cluster */
 };
 
@@ -174,11 +175,7 @@ static fv_status spread_bias(fv_ctx *ctx, const fv_call *call, int64_t members, 
     for (int64_t x = 0; x < 2 * R; x++)
         ((int32_t *)index.data)[x] = (int32_t)fv_clamp(R - x, 0, fv_max(ranks - 1, 0));
     if (masked) ((float *)self.data)[R] = SELF_BIAS;
-    if (ranks > 0) {
-        fv_tensor rows =
-            fv_view(given, FV_DIMS(H, ranks, 1), (const int64_t[]){given->strides[0], given->strides[1], 1}, 0);
-        FV_TRY(fv_gather(ctx, &(fv_gather_args){.x = rows, .index = index, .out = spread}));
-    }
+    if (ranks > 0) FV_TRY(fv_gather(ctx, &(fv_gather_args){.x = fv_expanded(given, 2), .index = index, .out = spread}));
     return fv_map_apply(
         ctx, &(fv_map_args){.op = FV_MAP_ADD, .x = fv_reshaped(&spread, FV_DIMS(H, 2 * R)), .y = self, .out = *bias});
 }
@@ -186,29 +183,24 @@ static fv_status spread_bias(fv_ctx *ctx, const fv_call *call, int64_t members, 
 static fv_status prepare(fv_ctx *ctx, const fv_call *call, struct operands *p)
 {
     const struct routing *o = call->options;
-    int64_t Hkv = call->key_heads, whole = call->keys; /* keys of the sequence to come */
+    int64_t whole = call->keys; /* keys of the sequence to come */
     bool shared = is_shared(o, call->causal), keeps = call->kept && fv_present(&call->kept[0].rows);
-    fv_tensor q, k;
+    fv_tensor *q = &p->call.q, *k = &p->call.k;
 
+    p->call = *call;
     FV_TRY(place_centroids(ctx, call, &p->centroids));
-    FV_TRY(fv_tensor_new(ctx, &q, FV_F32, 4, call->q.dims));
-    FV_TRY(norm(ctx, o, &call->q, &q));
-    p->q = fv_grouped(&q, Hkv);
+    FV_TRY(fv_tensor_new(ctx, q, FV_F32, 4, call->q.dims));
+    FV_TRY(norm(ctx, o, &call->q, q));
     if (o->membership == PREFIX && keeps) {
-        FV_TRY(fv_keep(ctx, call, kept, 0, call->keys, make_keys, &k));
+        FV_TRY(fv_keep(ctx, call, kept, 0, call->keys, make_keys, k));
         whole = call->kept[0].rows.dims[2];
-        p->k = parted(&k, k.dims[3] / call->head_dim);
-        p->k = fv_permuted(&p->k, (const int[]){0, 1, 3, 2, 4});
     } else if (shared && call->offset == 0) {
-        p->k = p->q;
+        *k = *q;
     } else {
-        FV_TRY(fv_tensor_new(ctx, &k, FV_F32, FV_DIMS(call->batch, Hkv, call->keys, call->head_dim)));
-        FV_TRY(make_keys(ctx, call, 0, &k));
-        p->k = fv_grouped(&k, Hkv);
+        FV_TRY(fv_tensor_new(ctx, k, FV_F32, 4, call->k.dims));
+        FV_TRY(make_keys(ctx, call, 0, k));
     }
-    p->v = call->v;
-    if (fv_dtype_block(p->v.dtype) > 1) FV_TRY(fv_plain(ctx, &call->v, &p->v));
-    p->v = fv_grouped(&p->v, Hkv);
+    if (fv_dtype_block(call->v.dtype) > 1) FV_TRY(fv_plain(ctx, &call->v, &p->call.v));
     p->clusters = p->centroids.dims[1];
     p->members = fv_min(o->per_cluster > 0 ? o->per_cluster : fv_ceil_div(whole, p->clusters), call->keys);
     FV_TRY(spread_bias(ctx, call, p->members, &p->bias));
@@ -218,13 +210,14 @@ static fv_status prepare(fv_ctx *ctx, const fv_call *call, struct operands *p)
     return FV_OK;
 }
 
-/* Rows of head h of batch b of grouped x, as [1,1,R,C]. */
-static fv_tensor rows_of(const fv_tensor *x, int64_t group, int64_t b, int64_t h)
+/* Query head h of batch b as a call; of keys that stand side by side it has its own. */
+static fv_call head_of(const struct operands *p, int64_t b, int64_t h)
 {
-    int64_t within = x->dims[2] > 1 ? h % group : 0;
+    int64_t D = p->call.head_dim, place = h % (p->call.query_heads / p->call.key_heads);
+    fv_call head = fv_call_head(&p->call, b, h);
 
-    return fv_view(x, FV_DIMS(1, 1, x->dims[3], x->dims[4]), (const int64_t[]){0, 0, x->strides[3], x->strides[4]},
-                   b * x->strides[0] + h / group * x->strides[1] + within * x->strides[2]);
+    if (head.k.dims[3] > D) head.k = fv_slice(&head.k, 3, place * D, D);
+    return head;
 }
 
 /* ---- members of clusters ---------------------------------------------------------------------------------------- */
@@ -234,13 +227,6 @@ struct members {
     fv_tensor index; /* [slots] i32 */
     int64_t *start, *end;
 };
-
-static fv_status select_rows(fv_ctx *ctx, void *user, int64_t from, const fv_tensor *scores)
-{
-    fv_tensor index = fv_slice(user, 2, from, scores->dims[2]);
-
-    return fv_select(ctx, &(fv_select_args){.scores = *scores, .index = index});
-}
 
 /* The best rows of x [1,1,R,D] for each centroid [1,1,k,D], or each row in its best cluster. */
 static fv_status gather_members(fv_ctx *ctx, const struct routing *o, const struct operands *p, const fv_tensor *x,
@@ -257,7 +243,7 @@ static fv_status gather_members(fv_ctx *ctx, const struct routing *o, const stru
     if (o->membership == TOP) {
         const int32_t *index = m->index.data;
         best = fv_reshaped(&m->index, FV_DIMS(1, 1, k, p->members));
-        FV_TRY(fv_score_rows(ctx, centroids, x, 1, select_rows, &best));
+        FV_TRY(fv_best_rows(ctx, centroids, x, &best));
         for (int64_t c = 0; c < k; c++)
             for (m->start[c] = m->end[c] = c * p->members; m->end[c] < (c + 1) * p->members && index[m->end[c]] >= 0;)
                 m->end[c]++;
@@ -265,7 +251,7 @@ static fv_status gather_members(fv_ctx *ctx, const struct routing *o, const stru
     }
     FV_TRY(fv_tensor_new(ctx, &best, FV_I32, FV_DIMS(1, 1, R, 1)));
     memset(m->index.data, -1, (size_t)slots * sizeof(int32_t));
-    FV_TRY(fv_score_rows(ctx, x, centroids, 1, select_rows, &best));
+    FV_TRY(fv_best_rows(ctx, x, centroids, &best));
     FV_TRY(fv_sort_by_key(ctx, best.data, 1, R, k, m->index.data, start));
     memcpy(m->end, start + 1, (size_t)k * sizeof *start);
     return FV_OK;
@@ -312,22 +298,21 @@ static void fill_slots(const fv_call *call, const struct operands *p, const stru
         factor[n] = o->eps > 0 ? (float)(1 / (factor[n] + o->eps)) : 1 / fmaxf(factor[n], 1);
 }
 
-static fv_status choose(fv_ctx *ctx, const fv_call *call, const struct operands *p, int64_t b, int64_t h,
-                        struct slots *s)
+/* `call` is of head h. */
+static fv_status choose(fv_ctx *ctx, const fv_call *call, const struct operands *p, int64_t h, struct slots *s)
 {
     const struct routing *o = call->options;
-    int64_t group = call->query_heads / call->key_heads, slots;
+    int64_t slots;
     bool few = o->membership == PREFIX && call->queries < call->keys;
-    fv_tensor q = rows_of(&p->q, group, b, h), k = rows_of(&p->k, group, b, h), own = fv_slice(&p->centroids, 0, h, 1);
+    fv_tensor own = fv_slice(&p->centroids, 0, h, 1);
     struct members key;
 
-    own = fv_view(&own, FV_DIMS(1, 1, p->clusters, call->head_dim),
-                  (const int64_t[]){0, 0, own.strides[1], own.strides[2]}, 0);
-    FV_TRY(gather_members(ctx, o, p, &q, &own, &s->query));
-    if (p->q.data == p->k.data)
+    own = fv_expanded(&own, 0);
+    FV_TRY(gather_members(ctx, o, p, &call->q, &own, &s->query));
+    if (call->q.data == call->k.data)
         key = s->query;
     else
-        FV_TRY(gather_members(ctx, o, p, &k, &own, &key));
+        FV_TRY(gather_members(ctx, o, p, &call->k, &own, &key));
     slots = s->query.index.dims[0];
     s->key = key.index;
     if (few) FV_TRY(fv_tensor_new(ctx, &s->key, FV_I32, FV_DIMS(call->keys)));
@@ -342,78 +327,54 @@ static fv_status choose(fv_ctx *ctx, const fv_call *call, const struct operands 
     return FV_OK;
 }
 
-static fv_status choose_aside(fv_ctx *ctx, const fv_call *call, const struct operands *p, int64_t b, int64_t h,
-                              struct slots *s)
-{
-    fv_choosing before = fv_choosing_begin(ctx);
-    fv_status status = choose(ctx, call, p, b, h, s);
-
-    fv_choosing_end(ctx, before);
-    return status;
-}
-
 /* ---- attention -------------------------------------------------------------------------------------------------- */
 
-static fv_status pick(fv_ctx *ctx, const fv_tensor *x, const fv_tensor *index, fv_tensor *out)
+/* A call of head h: a softmax for each slot, and the mean over the slots of each query. */
+static fv_status attend_head(fv_ctx *ctx, const fv_call *call, const struct operands *p, int64_t h)
 {
-    FV_TRY(fv_tensor_new(ctx, out, FV_F32, FV_DIMS(1, 1, index->dims[0], x->dims[3])));
-    return fv_gather(ctx, &(fv_gather_args){.x = *x, .index = *index, .out = *out});
-}
-
-/* One head: a softmax for each slot, and the mean over the slots of each query. */
-static fv_status attend_head(fv_ctx *ctx, const fv_call *call, const struct operands *p, int64_t b, int64_t h)
-{
-    int64_t group = call->query_heads / call->key_heads, N = call->queries, Dv = call->value_dim;
-    fv_tensor q = rows_of(&p->q, group, b, h), k = rows_of(&p->k, group, b, h), v = rows_of(&p->v, group, b, h), sum;
-    fv_tensor o =
-        fv_view(&call->o, FV_DIMS(1, 1, N, Dv), (const int64_t[]){0, 0, call->o.strides[2], call->o.strides[3]},
-                b * call->o.strides[0] + h * call->o.strides[1]);
+    int64_t Dv = call->value_dim;
+    fv_tensor sum;
     fv_plan plan = {0};
     fv_attend_args attend = {.plan = &plan, .logits = fv_call_logits(call)};
     struct slots s;
 
-    FV_TRY(choose_aside(ctx, call, p, b, h, &s));
+    FV_TRY_CHOOSING(ctx, choose(ctx, call, p, h, &s));
     plan.key_from = s.from;
     plan.key_to = s.to;
-    if (N == 1) plan.offset = s.rank;
+    if (call->queries == 1) plan.offset = s.rank;
     if (fv_present(&p->bias)) attend.logits.offset_bias = fv_slice(&p->bias, 0, h, 1);
-    FV_TRY(pick(ctx, &q, &s.query.index, &attend.q));
-    FV_TRY(pick(ctx, &k, &s.key, &attend.k));
-    FV_TRY(pick(ctx, &v, &s.key, &attend.v));
+    FV_TRY(fv_order_rows(ctx, &s.query.index, &call->q, &attend.q));
+    FV_TRY(fv_order_rows(ctx, &s.key, &call->k, &attend.k));
+    FV_TRY(fv_order_rows(ctx, &s.key, &call->v, &attend.v));
     FV_TRY(fv_tensor_new(ctx, &attend.o, FV_F32, FV_DIMS(1, 1, s.query.index.dims[0], Dv)));
-    FV_TRY(fv_count_pairs(
-        ctx, &(fv_call){.batch = 1, .query_heads = 1, .queries = s.query.index.dims[0], .pairs = call->pairs}, &plan,
-        s.key.dims[0]));
-    FV_TRY(fv_attend(ctx, &attend));
-    FV_TRY(fv_tensor_zeros(ctx, &sum, FV_F32, FV_DIMS(1, 1, N, Dv)));
+    FV_TRY(fv_attend_counted(ctx, call, &attend));
+    FV_TRY(fv_tensor_zeros(ctx, &sum, FV_F32, 4, call->o.dims));
     FV_TRY(fv_gather(ctx, &(fv_gather_args){.x = attend.o, .index = s.query.index, .out = sum, .scatter = true}));
-    return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_MUL, .x = sum, .y = s.factor, .out = o});
+    return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_MUL, .x = sum, .y = s.factor, .out = call->o});
 }
 
 static fv_status forward(fv_ctx *ctx, const fv_call *call)
 {
     struct operands p;
-    fv_status status = FV_OK;
 
     FV_TRY(prepare(ctx, call, &p));
-    for (int64_t head = 0; head < call->batch * call->query_heads && status == FV_OK; head++) {
-        fv_mark mark = fv_scratch_mark(ctx);
-        status = attend_head(ctx, call, &p, head / call->query_heads, head % call->query_heads);
-        fv_scratch_release(ctx, mark);
-        if (status == FV_OK) status = fv_ctx_check(ctx);
+    for (int64_t n = 0; n < call->batch * call->query_heads; n++) {
+        fv_call head = head_of(&p, n / call->query_heads, n % call->query_heads);
+        FV_TRY_SCRATCH(ctx, attend_head(ctx, &head, &p, n % call->query_heads));
+        FV_TRY(fv_ctx_check(ctx));
     }
-    return status;
+    return FV_OK;
 }
 
 /* The keys of each query, from the slots it has. */
-static fv_status list_head(fv_ctx *ctx, const fv_call *call, const struct operands *p, int64_t b, int64_t h,
+static fv_status list_head(fv_ctx *ctx, const fv_call *call, const struct operands *p, int64_t h,
                            fv_list_builder *lists)
 {
     struct slots s;
     int32_t *order;
     int64_t *start, slots;
 
-    FV_TRY(choose_aside(ctx, call, p, b, h, &s));
+    FV_TRY_CHOOSING(ctx, choose(ctx, call, p, h, &s));
     slots = s.query.index.dims[0];
     FV_TRY(FV_SCRATCH(ctx, order, slots));
     FV_TRY(FV_SCRATCH(ctx, start, call->queries + 1));
@@ -430,20 +391,16 @@ static fv_status list_head(fv_ctx *ctx, const fv_call *call, const struct operan
 
 static fv_status map(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs)
 {
+    fv_list_shape shape = fv_call_lists(call, call->query_heads, 1, 1);
     fv_list_builder lists;
     struct operands p;
 
     FV_TRY(prepare(ctx, call, &p));
-    FV_TRY(fv_lists_begin(ctx, &lists,
-                          &(fv_list_shape){.query_block = 1,
-                                           .key_block = 1,
-                                           .batches = call->batch,
-                                           .heads = call->query_heads,
-                                           .queries = call->queries,
-                                           .keys = call->keys,
-                                           .offset = call->offset}));
-    for (int64_t head = 0; head < call->batch * call->query_heads; head++)
-        FV_TRY(list_head(ctx, call, &p, head / call->query_heads, head % call->query_heads, &lists));
+    FV_TRY(fv_lists_begin(ctx, &lists, &shape));
+    for (int64_t n = 0; n < call->batch * call->query_heads; n++) {
+        fv_call head = head_of(&p, n / call->query_heads, n % call->query_heads);
+        FV_TRY(list_head(ctx, &head, &p, n % call->query_heads, &lists));
+    }
     return fv_lists_end(&lists, &pairs->plan);
 }
 

@@ -102,32 +102,27 @@ static fv_status join(fv_ctx *ctx, const fv_call *call, const fv_span_slots *s, 
                         .parts = 1, .o_part = {*part}, .lse_part = {*lse}, .slot_start = start, .slot = slot, .o = *o});
 }
 
-static fv_status attend(fv_ctx *ctx, const fv_call *call, const fv_plan *plan, const fv_tensor *o, const fv_tensor *lse)
+/* Into rows from .. from+count-1 of part and lse. */
+static fv_status attend(fv_ctx *ctx, const fv_call *call, const fv_plan *plan, int64_t from, int64_t count,
+                        const fv_tensor *part, const fv_tensor *lse)
 {
-    FV_TRY(fv_count_pairs(ctx, call, plan, call->keys));
-    return fv_attend(ctx, &(fv_attend_args){.q = call->q,
-                                            .k = call->k,
-                                            .v = call->v,
-                                            .o = *o,
-                                            .lse = *lse,
-                                            .plan = plan,
-                                            .logits = fv_call_logits(call)});
+    fv_attend_args attend = fv_call_attend(call, plan);
+
+    attend.o = fv_slice(part, 2, from, count);
+    attend.lse = fv_slice(lse, 2, from, count);
+    return fv_attend_counted(ctx, call, &attend);
 }
 
 fv_status fv_spans_attend(fv_ctx *ctx, const fv_call *call, const fv_span_slots *s, const fv_plan *besides,
                           int64_t spans, const fv_tensor *o)
 {
     int64_t N = call->queries, rows = N + s->slots;
-    fv_tensor part, lse, own, own_lse;
+    fv_tensor part, lse;
 
     FV_TRY(fv_tensor_new(ctx, &part, FV_F32, FV_DIMS(call->batch, call->query_heads, rows, call->value_dim)));
     FV_TRY(fv_tensor_new(ctx, &lse, FV_F32, FV_DIMS(call->batch, call->query_heads, rows)));
-    own = fv_slice(&part, 2, 0, N);
-    own_lse = fv_slice(&lse, 2, 0, N);
-    if (besides) FV_TRY(attend(ctx, call, besides, &own, &own_lse));
-    own = fv_slice(&part, 2, N, s->slots);
-    own_lse = fv_slice(&lse, 2, N, s->slots);
-    if (s->slots > 0) FV_TRY(attend(ctx, call, &s->plan, &own, &own_lse));
+    if (besides) FV_TRY(attend(ctx, call, besides, 0, N, &part, &lse));
+    if (s->slots > 0) FV_TRY(attend(ctx, call, &s->plan, N, s->slots, &part, &lse));
     for (int64_t r = 0; r < spans; r++)
         FV_TRY(join(ctx, call, s, spans, r, besides != NULL, &part, &lse, &o[r]));
     return FV_OK;

@@ -184,12 +184,9 @@ static fv_status choose_rows(fv_ctx *ctx, void *user, int64_t from, const fv_ten
 {
     struct choosing *c = user;
     const struct sparsifiner *o = c->call->options;
-    fv_phase before = fv_phase_enter(ctx, FV_PHASE_SCORE);
-    fv_status status = guess(ctx, c, scores);
     fv_tensor index;
 
-    fv_phase_enter(ctx, before);
-    FV_TRY(status);
+    FV_TRY_PHASE(ctx, FV_PHASE_SCORE, guess(ctx, c, scores));
     FV_TRY(select(ctx, &c->guess, o->threshold, (int64_t)ceil(o->keep * (double)c->call->keys), &index));
     fv_key_bits_add(ctx, &c->bits, from, &index);
     return FV_OK;
@@ -237,25 +234,21 @@ static fv_status drop_tokens(fv_ctx *ctx, const fv_call *call, struct choosing *
 static fv_status prepare(fv_ctx *ctx, const fv_call *call, struct choosing *c)
 {
     const fv_tensor *given = &call->param[fv_present(&call->param[UP]) ? UP : DOWN];
-    fv_phase before = fv_phase_enter(ctx, FV_PHASE_SCORE);
-    fv_status status;
 
     *c = (struct choosing){.call = call};
     c->rank = fv_present(given) ? given->dims[1] : fv_max(call->keys / 6, 1);
-    status = project(ctx, &call->q, &call->param[Q_WEIGHT], &call->param[Q_BIAS], &c->q);
-    if (status == FV_OK) status = sum_keys(ctx, call, c);
-    fv_phase_enter(ctx, before);
-    FV_TRY(status);
+    FV_TRY_PHASE(ctx, FV_PHASE_SCORE, project(ctx, &call->q, &call->param[Q_WEIGHT], &call->param[Q_BIAS], &c->q));
+    FV_TRY_PHASE(ctx, FV_PHASE_SCORE, sum_keys(ctx, call, c));
     FV_TRY(make_basis(ctx, call, c));
     if (((const struct sparsifiner *)call->options)->token_keep == 0 || call->queries == 1) return FV_OK;
     return drop_tokens(ctx, call, c);
 }
 
-/* The keys of queries from .. from + part->queries - 1. */
-static fv_status choose(fv_ctx *ctx, struct choosing *c, const fv_call *part, int64_t from, fv_plan *plan)
+/* The keys of some queries: with as many keys as queries in all, their offset is the number of the first. */
+static fv_status choose(fv_ctx *ctx, struct choosing *c, const fv_call *part, fv_plan *plan)
 {
     const struct sparsifiner *o = part->options;
-    int64_t B = part->batch, H = part->query_heads, count = part->queries;
+    int64_t B = part->batch, H = part->query_heads, count = part->queries, from = part->offset;
     float gamma = 1 / sqrtf((float)(o->gamma == GAMMA_HEADS ? H : c->q.dims[3]));
     fv_tensor q = fv_slice(&c->q, 2, from, count);
 
@@ -269,26 +262,13 @@ static fv_status choose(fv_ctx *ctx, struct choosing *c, const fv_call *part, in
     return fv_key_bits_plan(ctx, &c->bits, plan);
 }
 
-static fv_status attend_part(fv_ctx *ctx, const fv_call *call, struct choosing *c, int64_t from, int64_t count)
+static fv_status attend_part(fv_ctx *ctx, const fv_call *part, struct choosing *c)
 {
     fv_plan plan = {0};
-    fv_call part = *call;
-    fv_attend_args attend = {.q = fv_slice(&call->q, 2, from, count),
-                             .k = call->k,
-                             .v = call->v,
-                             .o = fv_slice(&call->o, 2, from, count),
-                             .plan = &plan,
-                             .logits = fv_call_logits(call)};
-    fv_choosing before = fv_choosing_begin(ctx);
-    fv_status status;
+    fv_attend_args attend = fv_call_attend(part, &plan);
 
-    part.queries = count;
-    status = choose(ctx, c, &part, from, &plan);
-    fv_choosing_end(ctx, before);
-    FV_TRY(status);
-    if (fv_present(&call->lse)) attend.lse = fv_slice(&call->lse, 2, from, count);
-    FV_TRY(fv_count_pairs(ctx, &part, &plan, call->keys));
-    return fv_attend(ctx, &attend);
+    FV_TRY_CHOOSING(ctx, choose(ctx, c, part, &plan));
+    return fv_attend_counted(ctx, part, &attend);
 }
 
 static fv_status forward(fv_ctx *ctx, const fv_call *call)
@@ -296,16 +276,13 @@ static fv_status forward(fv_ctx *ctx, const fv_call *call)
     int64_t row = call->batch * call->query_heads * fv_ceil_div(call->keys, 8); /* bytes of a query's bits */
     int64_t step = fv_max(BITS_BYTES / row / FV_TILE, 1) * FV_TILE;
     struct choosing c;
-    fv_choosing before = fv_choosing_begin(ctx);
-    fv_status status = prepare(ctx, call, &c);
 
-    fv_choosing_end(ctx, before);
-    for (int64_t from = 0; from < call->queries && status == FV_OK; from += step) {
-        fv_mark mark = fv_scratch_mark(ctx);
-        status = attend_part(ctx, call, &c, from, fv_min(step, call->queries - from));
-        fv_scratch_release(ctx, mark);
+    FV_TRY_CHOOSING(ctx, prepare(ctx, call, &c));
+    for (int64_t from = 0; from < call->queries; from += step) {
+        fv_call part = fv_call_rows(call, from, fv_min(step, call->queries - from));
+        FV_TRY_SCRATCH(ctx, attend_part(ctx, &part, &c));
     }
-    return status;
+    return FV_OK;
 }
 
 static fv_status map(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs)
@@ -313,7 +290,7 @@ static fv_status map(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs)
     struct choosing c;
 
     FV_TRY(prepare(ctx, call, &c));
-    return choose(ctx, &c, call, 0, &pairs->plan);
+    return choose(ctx, &c, call, &pairs->plan);
 }
 
 const fv_mechanism fv_mechanism_sparsifiner = {

@@ -91,14 +91,11 @@ static fv_status search_rows(fv_ctx *ctx, const fv_call *call, int64_t from, int
     int64_t B = call->batch, H = call->query_heads, R = key->dims[3], stripes;
     fv_tensor q = search_queries(call), best;
     fv_sampled_dots_args dots = {.x = fv_slice(&q, 2, from, n), .y = call->k};
-    fv_phase before = fv_phase_enter(ctx, FV_PHASE_SCORE);
-    fv_status status = lay_stripes(ctx, call->options, call->offset + from, n, &dots.index);
 
-    stripes = status == FV_OK ? dots.index.dims[3] : 0;
-    if (status == FV_OK) status = fv_tensor_new(ctx, &dots.out, FV_F32, FV_DIMS(B, H, n, stripes));
-    if (status == FV_OK) status = fv_sampled_dots(ctx, &dots);
-    fv_phase_enter(ctx, before);
-    FV_TRY(status);
+    FV_TRY(lay_stripes(ctx, call->options, call->offset + from, n, &dots.index));
+    stripes = dots.index.dims[3];
+    FV_TRY(fv_tensor_new(ctx, &dots.out, FV_F32, FV_DIMS(B, H, n, stripes)));
+    FV_TRY_PHASE(ctx, FV_PHASE_SCORE, fv_sampled_dots(ctx, &dots));
     FV_TRY(fv_tensor_new(ctx, &best, FV_I32, FV_DIMS(B, H, n, R)));
     FV_TRY(fv_select(ctx, &(fv_select_args){.scores = dots.out, .index = best}));
     for (int64_t e = 0; e < B * H * n * R; e++) {
@@ -133,28 +130,14 @@ static fv_status search(fv_ctx *ctx, const fv_call *call, struct found *found)
     const int64_t dims[] = {call->batch, call->query_heads, call->queries, o->anchors};
     double row = pow((double)call->keys + 1, o->search_power) * (double)(call->batch * call->query_heads);
     int64_t step = fv_clamp((int64_t)(SCORES / row), 16, fv_max(call->queries, 16));
-    fv_status status = FV_OK;
 
     FV_TRY(fv_tensor_new(ctx, &found->key, FV_I32, 4, dims));
     FV_TRY(fv_tensor_new(ctx, &found->spans.from, FV_I32, 4, dims));
     FV_TRY(fv_tensor_new(ctx, &found->spans.to, FV_I32, 4, dims));
-    for (int64_t from = 0; from < call->queries && status == FV_OK; from += step) {
-        fv_mark mark = fv_scratch_mark(ctx);
-        status = search_rows(ctx, call, from, fv_min(step, call->queries - from), &found->key);
-        fv_scratch_release(ctx, mark);
-    }
-    if (status == FV_OK) add_spans(call, found);
-    return status;
-}
-
-static fv_status find(fv_ctx *ctx, const fv_call *call, struct found *found, fv_span_slots *slots)
-{
-    fv_choosing before = fv_choosing_begin(ctx);
-    fv_status status = search(ctx, call, found);
-
-    if (status == FV_OK) status = fv_spans_lay_out(ctx, call, &found->spans, slots);
-    fv_choosing_end(ctx, before);
-    return status;
+    for (int64_t from = 0; from < call->queries; from += step)
+        FV_TRY_SCRATCH(ctx, search_rows(ctx, call, from, fv_min(step, call->queries - from), &found->key));
+    add_spans(call, found);
+    return FV_OK;
 }
 
 /* ---- attention -------------------------------------------------------------------------------------------------- */
@@ -192,7 +175,8 @@ static fv_status attend_part(fv_ctx *ctx, const fv_call *call)
     struct found found;
     fv_span_slots slots;
 
-    FV_TRY(find(ctx, call, &found, &slots));
+    FV_TRY_CHOOSING(ctx, search(ctx, call, &found));
+    FV_TRY_CHOOSING(ctx, fv_spans_lay_out(ctx, call, &found.spans, &slots));
     for (int64_t r = 0; r < o->anchors; r++)
         FV_TRY(fv_tensor_new(ctx, &mix.o_part[r], FV_F32, 4, call->o.dims));
     FV_TRY(fv_spans_attend(ctx, call, &slots, besides, o->anchors, mix.o_part));
@@ -214,21 +198,15 @@ static fv_status forward(fv_ctx *ctx, const fv_call *call)
 
 static fv_status map(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs)
 {
-    int64_t window = window_of(call->options), N = call->queries;
+    int64_t window = window_of(call->options);
+    fv_list_shape shape = fv_call_lists(call, call->query_heads, 1, 1);
     fv_list_builder lists;
     struct found found;
 
     FV_TRY(search(ctx, call, &found));
-    FV_TRY(fv_lists_begin(ctx, &lists,
-                          &(fv_list_shape){.query_block = 1,
-                                           .key_block = 1,
-                                           .batches = call->batch,
-                                           .heads = call->query_heads,
-                                           .queries = N,
-                                           .keys = call->keys,
-                                           .offset = call->offset}));
-    for (int64_t row = 0; row < call->batch * call->query_heads * N; row++) {
-        int64_t p = call->offset + row % N, R = found.key.dims[3];
+    FV_TRY(fv_lists_begin(ctx, &lists, &shape));
+    for (int64_t row = 0; row < lists.rows; row++) {
+        int64_t p = call->offset + row % call->queries, R = found.key.dims[3];
         fv_lists_row(&lists);
         fv_lists_add_range(&lists, p - window + 1, p + 1);
         for (int64_t e = row * R; e < (row + 1) * R; e++)

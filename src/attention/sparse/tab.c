@@ -55,34 +55,19 @@ struct layout {
     fv_tensor key; /* [B,1,places] i32 */
 };
 
-/* The best score of each token [B,1,n,K] goes to its cluster [B,1,N]. */
-static fv_status assign_rows(fv_ctx *ctx, void *user, int64_t from, const fv_tensor *scores)
-{
-    const fv_tensor *cluster = user;
-    int64_t B = scores->dims[0], n = scores->dims[2];
-    fv_tensor best = fv_slice(cluster, 2, from, n);
-
-    best = fv_view(&best, FV_DIMS(B, 1, n, 1), (const int64_t[]){best.strides[0], 0, best.strides[2], 1}, 0);
-    FV_TRY(fv_select(ctx, &(fv_select_args){.scores = *scores, .index = best}));
-    for (int64_t row = 0; row < B * n; row++) { /* features that are no numbers */
-        int32_t *at = fv_at(&best, row / n, 0, row % n, 0);
-        *at = *at < 0 ? 0 : *at;
-    }
-    return FV_OK;
-}
-
 /* The nearest centre of each token by cosine: the largest product with centres of one length. */
 static fv_status assign_by_features(fv_ctx *ctx, const fv_call *call, const fv_tensor *cluster)
 {
-    const fv_tensor *x = &call->param[FEATURES], *centres = &call->param[CENTRES];
-    const int64_t *s = x->strides;
-    int64_t B = call->batch, N = call->queries, K = centres->dims[0], C = centres->dims[1];
-    fv_tensor even, rows = fv_view(x, FV_DIMS(B, 1, N, C), (const int64_t[]){s[0], 0, s[1], s[2]}, 0);
+    const fv_tensor *centres = &call->param[CENTRES];
+    fv_tensor rows = fv_expanded(&call->param[FEATURES], 1), best = fv_expanded(cluster, 3), even;
 
-    FV_TRY(fv_tensor_new(ctx, &even, FV_F32, FV_DIMS(K, C)));
+    FV_TRY(fv_tensor_new(ctx, &even, FV_F32, 2, centres->dims));
     FV_TRY(fv_norm(ctx, &(fv_norm_args){.x = *centres, .out = even, .epsilon = 1e-30f}));
-    even = fv_broadcast(&even, FV_DIMS(B, 1, K, C));
-    return fv_score_rows(ctx, &rows, &even, 1, assign_rows, (void *)cluster);
+    even = fv_broadcast(&even, FV_DIMS(call->batch, 1, centres->dims[0], centres->dims[1]));
+    FV_TRY(fv_best_rows(ctx, &rows, &even, &best));
+    for (int64_t i = 0; i < call->batch * call->queries; i++) /* features that are no numbers have none */
+        ((int32_t *)cluster->data)[i] = fv_max(((int32_t *)cluster->data)[i], 0);
+    return FV_OK;
 }
 
 /* The cluster of each token [B,1,N], and a bound of them. */
@@ -134,15 +119,6 @@ static fv_status lay_out(fv_ctx *ctx, const fv_call *call, struct layout *l)
     return FV_OK;
 }
 
-static fv_status lay_out_aside(fv_ctx *ctx, const fv_call *call, struct layout *l)
-{
-    fv_choosing before = fv_choosing_begin(ctx);
-    fv_status status = lay_out(ctx, call, l);
-
-    fv_choosing_end(ctx, before);
-    return status;
-}
-
 /* ---- the whole -------------------------------------------------------------------------------------------------- */
 
 /* Groups of places that read their own and those behind it. */
@@ -168,14 +144,13 @@ static fv_status attend_groups(fv_ctx *ctx, const fv_call *call, const fv_tensor
     fv_plan plan = {0};
     fv_attend_args attend = {.plan = &plan, .logits = fv_call_logits(call)};
 
-    FV_TRY(lay_out_aside(ctx, call, &l));
+    FV_TRY_CHOOSING(ctx, lay_out(ctx, call, &l));
     FV_TRY(list_groups(ctx, call, &l, &plan));
     FV_TRY(fv_order_rows(ctx, &l.order.order, &call->q, &attend.q));
     FV_TRY(fv_order_rows(ctx, &l.key, &call->k, &attend.k));
     FV_TRY(fv_order_rows(ctx, &l.key, &call->v, &attend.v));
     FV_TRY(fv_tensor_new(ctx, &attend.o, FV_F32, 4, call->o.dims));
-    FV_TRY(fv_count_pairs(ctx, call, &plan, l.places));
-    FV_TRY(fv_attend(ctx, &attend));
+    FV_TRY(fv_attend_counted(ctx, call, &attend));
     return fv_order_back(ctx, &l.order, &attend.o, o);
 }
 
@@ -198,8 +173,7 @@ static fv_status forward(fv_ctx *ctx, const fv_call *call)
     FV_TRY(attend_groups(ctx, call, &near));
     FV_TRY(for_batches(ctx, call->batch, k, &attend.k));
     FV_TRY(for_batches(ctx, call->batch, v, &attend.v));
-    FV_TRY(fv_count_pairs(ctx, call, NULL, k->dims[1]));
-    FV_TRY(fv_attend(ctx, &attend));
+    FV_TRY(fv_attend_counted(ctx, call, &attend));
     return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_ADD, .x = near, .y = attend.o, .out = call->o});
 }
 
@@ -207,14 +181,12 @@ static fv_status forward(fv_ctx *ctx, const fv_call *call)
 static fv_status map(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs)
 {
     struct layout l;
+    fv_list_shape shape = fv_call_lists(call, 1, 1, 1);
     fv_list_builder lists;
     int64_t windows = ((const struct tab *)call->options)->windows;
 
     FV_TRY(lay_out(ctx, call, &l));
-    FV_TRY(fv_lists_begin(
-        ctx, &lists,
-        &(fv_list_shape){
-            .query_block = 1, .key_block = 1, .batches = call->batch, .queries = call->queries, .keys = call->keys}));
+    FV_TRY(fv_lists_begin(ctx, &lists, &shape));
     for (int64_t row = 0; row < call->batch * call->queries; row++) {
         int64_t b = row / call->queries, first = *(int32_t *)fv_at(&l.order.place, b, 0, row % call->queries, 0);
         fv_lists_row(&lists);

@@ -136,11 +136,9 @@ static fv_status score(fv_ctx *ctx, const struct trees *t)
                            .index =
                                fv_reshaped(&t->member, FV_DIMS(d[0], d[1], d[2], d[3], 2 * t->top, t->tree->block)),
                            .out = fv_reshaped(&t->halves, FV_DIMS(d[0], d[1], d[2], d[3], 2 * t->top))};
-    fv_phase before = fv_phase_enter(ctx, FV_PHASE_SCORE);
-    fv_status status = fv_match(ctx, &match);
 
-    fv_phase_enter(ctx, before);
-    return status;
+    FV_TRY_PHASE(ctx, FV_PHASE_SCORE, fv_match(ctx, &match));
+    return FV_OK;
 }
 
 static bool any(const bool *open, int64_t rows)

@@ -99,16 +99,6 @@ static fv_status accept(fv_call *call)
     return FV_OK;
 }
 
-/* Tokens block by block. */
-static fv_status lay_out(fv_ctx *ctx, const fv_call *call, fv_order *order)
-{
-    const struct vmoba *o = call->options;
-    int64_t tile[3];
-
-    tile_of(o, tile);
-    return fv_order_tiles(ctx, &o->grid, tile, call->queries, order);
-}
-
 /* ---- choice ----------------------------------------------------------------------------------------------------- */
 
 static fv_status choose(fv_ctx *ctx, const fv_call *call, fv_choice *choice)
@@ -130,85 +120,68 @@ static fv_status choose(fv_ctx *ctx, const fv_call *call, fv_choice *choice)
     return fv_choose_by_cut(ctx, call, choice, &cut, &call->q, &means);
 }
 
-static fv_status choose_aside(fv_ctx *ctx, const fv_call *call, fv_choice *choice)
-{
-    fv_choosing before = fv_choosing_begin(ctx);
-    fv_status status = choose(ctx, call, choice);
-
-    fv_choosing_end(ctx, before);
-    return status;
-}
-
 /* ---- the whole -------------------------------------------------------------------------------------------------- */
 
-/* Queries and keys block by block; the call itself where they are. */
-static fv_status arrange(fv_ctx *ctx, const fv_call *call, fv_call *arranged, fv_order *order)
-{
-    *arranged = *call;
-    if (partition_of(call->options) == PARTITION_1D) return FV_OK;
-    FV_TRY(lay_out(ctx, call, order));
-    FV_TRY(fv_order_rows(ctx, &order->order, &call->q, &arranged->q));
-    return fv_order_rows(ctx, &order->order, &call->k, &arranged->k);
-}
-
-static struct moba as_moba(const fv_call *call)
+/* The call with its tokens block by block, and what is chosen in it; itself where they are. */
+static fv_status arrange(fv_ctx *ctx, const fv_call *call, fv_call *laid, fv_order *order, fv_choice *choice)
 {
     const struct vmoba *o = call->options;
+    int64_t tile[3];
 
-    return (struct moba){.block = o->block, .top = o->top};
+    *laid = *call;
+    *order = (fv_order){0};
+    if (partition_of(o) != PARTITION_1D) {
+        tile_of(o, tile);
+        FV_TRY(fv_order_tiles(ctx, &o->grid, tile, call->queries, order));
+        FV_TRY(fv_order_call(ctx, order, call, laid));
+    }
+    FV_TRY_CHOOSING(ctx, choose(ctx, laid, choice));
+    return FV_OK;
+}
+
+static fv_call as_moba(const fv_call *call, struct moba *moba)
+{
+    const struct vmoba *o = call->options;
+    fv_call same = *call;
+
+    *moba = (struct moba){.block = o->block, .top = o->top};
+    same.options = moba;
+    return same;
 }
 
 static int64_t kept(const fv_call *call, int kind, int64_t keys, int64_t *width)
 {
-    struct moba moba = as_moba(call);
-    fv_call part = *call;
+    struct moba moba;
+    fv_call same = as_moba(call, &moba);
 
     *width = 0;
-    if (!can_be_causal(call->options)) return 0;
-    part.options = &moba;
-    return fv_mechanism_moba.kept(&part, kind, keys, width);
+    return can_be_causal(call->options) ? fv_mechanism_moba.kept(&same, kind, keys, width) : 0;
 }
 
 static fv_status forward(fv_ctx *ctx, const fv_call *call)
 {
-    struct moba moba = as_moba(call);
-    fv_call part;
+    struct moba moba;
+    fv_call laid, same = as_moba(call, &moba);
     fv_choice choice;
-    fv_order order = {0};
+    fv_order order;
 
-    if (call->causal) {
-        part = *call;
-        part.options = &moba;
-        return fv_mechanism_moba.forward(ctx, &part);
-    }
-    FV_TRY(arrange(ctx, call, &part, &order));
-    FV_TRY(choose_aside(ctx, &part, &choice));
-    if (!fv_present(&order.place))
-        return fv_choice_attend(ctx, call, &choice, true, &call->q, &call->k, &call->o, &call->lse);
-    FV_TRY(fv_order_rows(ctx, &order.order, &call->v, &part.v));
-    FV_TRY(fv_tensor_new(ctx, &part.o, FV_F32, 4, call->o.dims));
-    FV_TRY(fv_tensor_new(ctx, &part.lse, FV_F32, 3, call->o.dims));
-    FV_TRY(fv_choice_attend(ctx, &part, &choice, true, &part.q, &part.k, &part.o, &part.lse));
-    if (fv_present(&call->lse)) FV_TRY(fv_order_back(ctx, &order, &part.lse, &call->lse));
-    return fv_order_back(ctx, &order, &part.o, &call->o);
+    if (call->causal) return fv_mechanism_moba.forward(ctx, &same);
+    FV_TRY(arrange(ctx, call, &laid, &order, &choice));
+    FV_TRY(fv_choice_attend(ctx, &laid, &choice, true));
+    return fv_present(&order.place) ? fv_order_call_back(ctx, &order, &laid, call) : FV_OK;
 }
 
 static fv_status map(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs)
 {
-    struct moba moba = as_moba(call);
-    fv_call part;
+    struct moba moba;
+    fv_call laid, same = as_moba(call, &moba);
     fv_choice choice;
-    fv_order order = {0};
+    fv_order order;
 
-    if (call->causal) {
-        part = *call;
-        part.options = &moba;
-        return fv_mechanism_moba.map(ctx, &part, pairs);
-    }
-    FV_TRY(arrange(ctx, call, &part, &order));
-    FV_TRY(choose_aside(ctx, &part, &choice));
+    if (call->causal) return fv_mechanism_moba.map(ctx, &same, pairs);
+    FV_TRY(arrange(ctx, call, &laid, &order, &choice));
     pairs->query_order = pairs->key_order = order.order.data;
-    return fv_choice_plan(ctx, &part, &choice, &pairs->plan);
+    return fv_choice_plan(ctx, &laid, &choice, &pairs->plan);
 }
 
 const fv_mechanism fv_mechanism_vmoba = {

@@ -381,6 +381,8 @@ static fv_status read_blocks(fv_ctx *ctx, const struct view *v, const fv_tensor 
     const fv_call call = {.q = q,
                           .k = r.k,
                           .v = r.v,
+                          .o = fv_slice(&parts->o, 2, 0, rows),
+                          .lse = fv_slice(&parts->lse, 2, 0, rows),
                           .batch = 1,
                           .query_heads = v->heads,
                           .key_heads = v->key_heads,
@@ -390,10 +392,9 @@ static fv_status read_blocks(fv_ctx *ctx, const struct view *v, const fv_tensor 
                           .value_dim = r.v.dims[3],
                           .scale = v->call->logits.scale,
                           .softcap = v->call->logits.softcap};
-    const fv_tensor o = fv_slice(&parts->o, 2, 0, rows), lse = fv_slice(&parts->lse, 2, 0, rows);
 
     FV_TRY(gate(ctx, v, index, &r, &q, &choice));
-    return fv_choice_attend(ctx, &call, &choice, true, &q, &r.k, &o, &lse);
+    return fv_choice_attend(ctx, &call, &choice, true);
 }
 
 /* Everything behind the blocks that may be retrieved. */
