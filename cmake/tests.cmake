@@ -32,7 +32,7 @@ endforeach()
 foreach(name test_share test_refused)
     target_link_options(${name} PRIVATE -Wl,--wrap=mmap,--wrap=mprotect,--wrap=memfd_create,--wrap=pwrite)
 endforeach()
-foreach(name test_cold test_scheduler)
+foreach(name test_cold test_scheduler_failures)
     target_link_options(${name} PRIVATE -Wl,--wrap=pwrite)
 endforeach()
 
