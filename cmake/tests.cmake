@@ -32,7 +32,7 @@ endforeach()
 foreach(name test_share test_refused)
     target_link_options(${name} PRIVATE -Wl,--wrap=mmap,--wrap=mprotect,--wrap=memfd_create,--wrap=pwrite)
 endforeach()
-foreach(name test_cold test_scheduler)
+foreach(name test_cold test_scheduler_failures)
     target_link_options(${name} PRIVATE -Wl,--wrap=pwrite)
 endforeach()
 
@@ -50,4 +50,4 @@ foreach(script ${command_tests})
 endforeach()
 
 # Long ones first, so that none is left over at the end.
-set_tests_properties(caches serve run eval compare test_policies PROPERTIES COST 1000)
+set_tests_properties(caches serve test_conformance test_cold eval test_cpu run compare test_policies test_attend PROPERTIES COST 1000)

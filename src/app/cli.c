@@ -7,7 +7,6 @@
 #include <string.h>
 
 #include "base/memory.h"
-#include "base/options.h"
 
 #define COMMON(field) offsetof(cli_common, field)
 
@@ -44,13 +43,49 @@ static bool is_end(const cli_flag *flag)
     return !flag->name && !flag->letter;
 }
 
-const cli_flag *cli_flag_at(const cli_verb *verb, int index)
+static int count_written(const cli_verb *verb)
 {
-    int own = 0;
+    int count = 0;
 
-    while (verb->flags && !is_end(&verb->flags[own]))
-        own++;
-    if (index < own) return &verb->flags[index];
+    while (verb->flags && !is_end(&verb->flags[count]))
+        count++;
+    return count;
+}
+
+int cli_own_flags(const cli_verb *verb)
+{
+    int count = 0;
+
+    while (verb->options && verb->options[count].name)
+        count++;
+    return count_written(verb) + count;
+}
+
+static const cli_flag *flag_of_option(const cli_verb *verb, const fv_option *option, cli_flag *made)
+{
+    static const char *const arguments[] = {"N", "X", "0|1", "NAME", "NxN", "N+N", "X+X", "FILE"};
+
+    *made = (cli_flag){
+        .name = option->name,
+        .kind = CLI_OPTION,
+        .offset = verb->options_offset,
+        .argument = arguments[option->type],
+        .help = option->help,
+        .initial = option->initial && *option->initial ? option->initial : NULL,
+        .choices = option->type == FV_OPTION_ENUM ? option->choices : NULL,
+        .option = option,
+        .required = !option->initial,
+        .group = option == verb->options ? "What" : NULL,
+    };
+    return made;
+}
+
+const cli_flag *cli_flag_at(const cli_verb *verb, int index, cli_flag *made)
+{
+    int written = count_written(verb), own = cli_own_flags(verb);
+
+    if (index < written) return &verb->flags[index];
+    if (index < own) return flag_of_option(verb, &verb->options[index - written], made);
     for (int i = 0; !is_end(&cli_common_flags[i]); i++)
         if (i == index - own) return &cli_common_flags[i];
     return NULL;
@@ -148,7 +183,8 @@ static fv_status set_choice(const cli_flag *flag, const char *value, int *index)
     return status;
 }
 
-static fv_status set_value(const cli_flag *flag, const char *value, void *values)
+/* `owner` is whose options they are. */
+static fv_status set_value(const cli_flag *flag, const char *owner, const char *value, void *values)
 {
     void *field = (char *)values + flag->offset;
     char *end;
@@ -182,21 +218,31 @@ static fv_status set_value(const cli_flag *flag, const char *value, void *values
         return FV_OK;
     }
     case CLI_INTS: return set_ints(flag, value, field);
+    case CLI_OPTION: return fv_option_set(flag->option, owner, value, field);
     }
     return FV_OK;
+}
+
+/* The last word of a verb's name: where it has options, whose they are. */
+static const char *last_word(const cli_verb *verb)
+{
+    const char *space = strrchr(verb->name, ' ');
+
+    return space ? space + 1 : verb->name;
 }
 
 static fv_status set_defaults(const cli_verb *verb, int words, void *values)
 {
     const cli_flag *flag;
+    cli_flag made;
 
-    for (int i = 0; (flag = cli_flag_at(verb, i)); i++) {
+    for (int i = 0; (flag = cli_flag_at(verb, i, &made)); i++) {
         void *field = (char *)values + flag->offset;
         if (flag->kind == CLI_INT) *(int64_t *)field = CLI_UNSET;
         if (flag->kind == CLI_NUMBER) *(double *)field = NAN;
         if (flag->kind == CLI_TEXTS || flag->kind == CLI_SPECS)
             FV_TRY(FV_ALLOC(((cli_texts *)field)->items, words + 1));
-        if (flag->initial) FV_TRY(set_value(flag, flag->initial, values));
+        if (flag->initial) FV_TRY(set_value(flag, last_word(verb), flag->initial, values));
     }
     return FV_OK;
 }
@@ -205,7 +251,8 @@ static fv_status set_defaults(const cli_verb *verb, int words, void *values)
 
 static const char *flag_name(const void *user, int index)
 {
-    const cli_flag *flag = cli_flag_at(user, index);
+    cli_flag made;
+    const cli_flag *flag = cli_flag_at(user, index, &made);
 
     return flag->name ? flag->name : "";
 }
@@ -213,8 +260,9 @@ static const char *flag_name(const void *user, int index)
 static int count_flags(const cli_verb *verb)
 {
     int count = 0;
+    cli_flag made;
 
-    while (cli_flag_at(verb, count))
+    while (cli_flag_at(verb, count, &made))
         count++;
     return count;
 }
@@ -229,35 +277,37 @@ static fv_status unknown_flag(const cli_verb *verb, const char *word)
     return fv_fail(FV_E_USAGE, "flag '%s' is not known ('fovea help %s' lists them)", word, verb->name);
 }
 
-/* Finds the flag a word names; *value points at a value joined to it ("--n=3", "-n3"), or is NULL. */
-static const cli_flag *match_flag(const cli_verb *verb, const char *word, const char **value)
+/* The index of the flag a word names, or -1; *value points at a value joined to it ("--n=3", "-n3"), or is NULL. */
+static int match_flag(const cli_verb *verb, const char *word, const char **value)
 {
     const cli_flag *flag;
+    cli_flag made;
 
     *value = NULL;
-    for (int i = 0; (flag = cli_flag_at(verb, i)); i++) {
+    for (int i = 0; (flag = cli_flag_at(verb, i, &made)); i++) {
         if (word[1] != '-') {
             if (!flag->letter || word[1] != flag->letter) continue;
-            if (!word[2]) return flag;
+            if (!word[2]) return i;
             if (!cli_takes_value(flag)) continue;
             *value = word + 2;
-            return flag;
+            return i;
         }
         size_t length = flag->name ? strlen(flag->name) : 0;
         if (length == 0 || strncmp(word + 2, flag->name, length) != 0) continue;
-        if (!word[2 + length]) return flag;
+        if (!word[2 + length]) return i;
         if (word[2 + length] != '=') continue;
         *value = word + 3 + length;
-        return flag;
+        return i;
     }
-    return NULL;
+    return -1;
 }
 
 static fv_status check_required(const cli_verb *verb, const bool *given)
 {
     const cli_flag *flag;
+    cli_flag made;
 
-    for (int i = 0; (flag = cli_flag_at(verb, i)); i++)
+    for (int i = 0; (flag = cli_flag_at(verb, i, &made)); i++)
         if (flag->required && !given[i]) return fv_fail(FV_E_USAGE, "%s is missing: %s", typed(flag), flag->help);
     return FV_OK;
 }
@@ -289,8 +339,10 @@ fv_status cli_parse(const cli_verb *verb, int count, char **words, void *values)
             flags_end = true;
             continue;
         }
-        const cli_flag *flag = match_flag(verb, word, &value);
-        if (!flag) return unknown_flag(verb, word);
+        int index = match_flag(verb, word, &value);
+        if (index < 0) return unknown_flag(verb, word);
+        cli_flag made;
+        const cli_flag *flag = cli_flag_at(verb, index, &made);
         if (!cli_takes_value(flag)) {
             if (value) return fv_fail(FV_E_USAGE, "%s takes no value, got '%s'", typed(flag), value);
         } else if (!value) {
@@ -298,13 +350,10 @@ fv_status cli_parse(const cli_verb *verb, int count, char **words, void *values)
                 return fv_fail(FV_E_USAGE, "%s: expected %s behind it, got nothing", word, flag->argument);
             value = words[++w];
         }
-        int index = 0;
-        while (cli_flag_at(verb, index) != flag)
-            index++;
         if (given[index] && cli_takes_value(flag) && !repeats(flag))
             return fv_fail(FV_E_USAGE, "%s is given twice", typed(flag));
         given[index] = true;
-        FV_TRY(set_value(flag, value, values));
+        FV_TRY(set_value(flag, last_word(verb), value, values));
     }
     if (common->help) return FV_OK;
     FV_TRY(check_required(verb, given));
@@ -316,8 +365,9 @@ fv_status cli_parse(const cli_verb *verb, int count, char **words, void *values)
 void cli_release(const cli_verb *verb, void *values)
 {
     const cli_flag *flag;
+    cli_flag made;
 
-    for (int i = 0; (flag = cli_flag_at(verb, i)); i++) {
+    for (int i = 0; (flag = cli_flag_at(verb, i, &made)); i++) {
         void *field = (char *)values + flag->offset;
         if (repeats(flag)) fv_free(((cli_texts *)field)->items);
         if (flag->kind == CLI_INTS) fv_free(((cli_ints *)field)->items);

@@ -3,7 +3,7 @@
 #ifndef APP_CLI_H
 #define APP_CLI_H
 
-#include "base/text.h"
+#include "base/options.h"
 
 typedef enum cli_kind {
     CLI_SWITCH, /* bool */
@@ -16,6 +16,7 @@ typedef enum cli_kind {
     CLI_TEXTS,  /* cli_texts: may be given several times */
     CLI_SPECS,  /* cli_texts, completed as CLI_SPEC */
     CLI_INTS,   /* cli_ints: 1,2,3 */
+    CLI_OPTION, /* what `option` says, read as in a SPEC */
 } cli_kind;
 
 #define CLI_UNSET INT64_MIN
@@ -40,6 +41,7 @@ typedef struct cli_flag {
     const char *initial; /* the default as it would be typed; NULL: none */
     double min, max;     /* of INT, NUMBER and each of INTS; both 0: no limit */
     const char *const *choices;
+    const fv_option *option; /* of OPTION; offset: of the struct that the option's belongs to */
     bool required;
     const char *group; /* heading in help texts; NULL: as the flag before */
 } cli_flag;
@@ -60,10 +62,12 @@ typedef struct cli_verb {
     const char *summary;  /* one line */
     const char *operands; /* "[KIND]"; NULL: takes none */
     int operands_min, operands_max;
-    const char *about;     /* a paragraph or two */
-    const char *example;   /* command lines */
-    const cli_flag *flags; /* ends with an entry without name and letter */
-    size_t size;           /* of the struct the offsets belong to; it starts with a cli_common */
+    const char *about;        /* a paragraph or two */
+    const char *example;      /* command lines */
+    const cli_flag *flags;    /* ends with an entry without name and letter */
+    const fv_option *options; /* flags of the same names, behind the others; NULL: none */
+    size_t options_offset;    /* of the struct that their offsets belong to */
+    size_t size;              /* of the struct the offsets belong to; it starts with a cli_common */
     fv_status (*run)(struct app *app, const void *values);
 } cli_verb;
 
@@ -94,8 +98,11 @@ void cli_zsh(fv_text *text);
 
 extern const cli_flag cli_common_flags[];
 
-/* The flag at `index` of a verb's own and then the common ones; NULL behind the last. */
-const cli_flag *cli_flag_at(const cli_verb *verb, int index);
+/* The flag at `index` of a verb's own, its options and then the common ones; NULL behind the last.  That of an option
+ * is made in `made`. */
+const cli_flag *cli_flag_at(const cli_verb *verb, int index, cli_flag *made);
+/* How many are a verb's own, options among them. */
+int cli_own_flags(const cli_verb *verb);
 bool cli_takes_value(const cli_flag *flag);
 /* "-m, --model" or "--seed" */
 void cli_spell(const cli_flag *flag, fv_text *text);

@@ -58,10 +58,11 @@ static void flag_words(const cli_flag *flag, fv_text *text)
 static void usage_line(const cli_verb *verb, fv_text *text)
 {
     const cli_flag *flag;
+    cli_flag made;
 
     fv_text_printf(text, "fovea %s", verb->name);
     if (verb->operands) fv_text_printf(text, " %s", verb->operands);
-    for (int i = 0; (flag = cli_flag_at(verb, i)); i++) {
+    for (int i = 0; (flag = cli_flag_at(verb, i, &made)); i++) {
         if (!flag->required) continue;
         fv_text_printf(text, " %s%c%s %s", flag->letter ? "-" : "--", flag->letter ? flag->letter : flag->name[0],
                        flag->letter ? "" : flag->name + 1, flag->argument);
@@ -72,12 +73,13 @@ static void usage_line(const cli_verb *verb, fv_text *text)
 void cli_help_verb(const cli_verb *verb, fv_text *text)
 {
     const cli_flag *flag;
+    cli_flag made;
 
     fv_text_printf(text, "fovea %s: %s\n\nusage: ", verb->name, verb->summary);
     usage_line(verb, text);
     fv_text_printf(text, "\n\n");
     wrap(text, verb->about, 0, 0);
-    for (int i = 0; (flag = cli_flag_at(verb, i)); i++) {
+    for (int i = 0; (flag = cli_flag_at(verb, i, &made)); i++) {
         int64_t start = text->length;
         if (flag->group || i == 0) {
             fv_text_printf(text, "\n%s:\n", flag->group ? flag->group : "Flags");
@@ -133,8 +135,9 @@ static void roff(fv_text *text, const char *words)
 static void man_flags(const cli_verb *verb, int from, int to, fv_text *text)
 {
     const cli_flag *flag;
+    cli_flag made;
 
-    for (int i = from; i < to && (flag = cli_flag_at(verb, i)); i++) {
+    for (int i = from; i < to && (flag = cli_flag_at(verb, i, &made)); i++) {
         fv_text part = {0};
         flag_head(flag, &part);
         fv_text_printf(text, ".TP\n.B ");
@@ -146,15 +149,6 @@ static void man_flags(const cli_verb *verb, int from, int to, fv_text *text)
         fv_text_printf(text, "\n");
         fv_text_free(&part);
     }
-}
-
-static int own_flags(const cli_verb *verb)
-{
-    int count = 0;
-
-    while (cli_flag_at(verb, count) != &cli_common_flags[0])
-        count++;
-    return count;
 }
 
 void cli_man(fv_text *text)
@@ -174,7 +168,7 @@ void cli_man(fv_text *text)
         fv_text_printf(text, "\n.PP\n");
         roff(text, verb->about);
         fv_text_printf(text, "\n");
-        man_flags(verb, 0, own_flags(verb), text);
+        man_flags(verb, 0, cli_own_flags(verb), text);
         if (verb->example) {
             fv_text_printf(text, ".PP\n.nf\n");
             roff(text, verb->example);
@@ -183,7 +177,7 @@ void cli_man(fv_text *text)
         fv_text_free(&usage);
     }
     fv_text_printf(text, ".SH FLAGS OF EVERY VERB\n");
-    man_flags(cli_verbs[0], own_flags(cli_verbs[0]), 1 << 20, text);
+    man_flags(cli_verbs[0], cli_own_flags(cli_verbs[0]), 1 << 20, text);
     fv_text_printf(text, ".SH EXIT STATUS\n0: done. 1: the work failed. 2: the command line is wrong. Every failure "
                          "prints one sentence.\n");
 }
@@ -235,8 +229,9 @@ static const char list_kinds[] = "mechanism policy probe layer operator reducer 
 static void flag_spellings(const cli_verb *verb, fv_text *text)
 {
     const cli_flag *flag;
+    cli_flag made;
 
-    for (int i = 0; (flag = cli_flag_at(verb, i)); i++) {
+    for (int i = 0; (flag = cli_flag_at(verb, i, &made)); i++) {
         if (flag->letter) fv_text_printf(text, "-%c ", flag->letter);
         if (flag->name) fv_text_printf(text, "--%s ", flag->name);
     }
@@ -266,10 +261,11 @@ static void first_words(fv_text *text)
 static void flags_of(bool (*wanted)(const cli_flag *), fv_text *text)
 {
     const cli_flag *flag;
+    cli_flag made;
     fv_text seen = {0};
 
     for (int v = 0; cli_verbs[v]; v++)
-        for (int i = 0; (flag = cli_flag_at(cli_verbs[v], i)); i++) {
+        for (int i = 0; (flag = cli_flag_at(cli_verbs[v], i, &made)); i++) {
             char spelling[64];
             if (!wanted(flag)) continue;
             for (int form = 0; form < 2; form++) {
@@ -288,7 +284,7 @@ static void flags_of(bool (*wanted)(const cli_flag *), fv_text *text)
 
 static bool wants_file(const cli_flag *flag)
 {
-    return flag->kind == CLI_FILE;
+    return flag->kind == CLI_FILE || (flag->option && flag->option->type == FV_OPTION_TEXT);
 }
 
 static bool wants_spec(const cli_flag *flag)
@@ -412,13 +408,14 @@ static void zsh_flag(const cli_flag *flag, fv_text *text)
 void cli_zsh(fv_text *text)
 {
     const cli_flag *flag;
+    cli_flag made;
 
     fv_text_printf(text, "#compdef fovea\n# zsh completion for fovea, made by 'fovea help --zsh'\n");
     for (int v = 0; cli_verbs[v]; v++) {
         fv_text_printf(text, "_fovea_");
         verb_label(cli_verbs[v], '_', text);
         fv_text_printf(text, "() {\n    _arguments");
-        for (int i = 0; (flag = cli_flag_at(cli_verbs[v], i)); i++)
+        for (int i = 0; (flag = cli_flag_at(cli_verbs[v], i, &made)); i++)
             zsh_flag(flag, text);
         if (cli_verbs[v]->operands_max > 0) {
             fv_text_printf(text, " \\\n        '*:name:(");

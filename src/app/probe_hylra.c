@@ -1,8 +1,6 @@
 /* fovea inspect hylra: which layers choose alike, and a plan of who chooses for whom. */
 #include <math.h>
-#include <string.h>
 
-#include "app/flags.h"
 #include "app/layer_reuse.h"
 #include "app/probes.h"
 #include "app/verbs.h"
@@ -176,113 +174,9 @@ const app_probe probe_hylra = {
 /* ---- the verb ---------------------------------------------------------------------------------------------------- */
 
 struct values {
-    cli_common common;
-    const char *model, *file, *out;
+    probe_values probe;
     struct hylra options;
-    int precision;
 };
-
-#define AT(field) offsetof(struct values, field)
-static const cli_flag flags[] = {
-    FLAG_MODEL(AT(model), "Input"),
-    FLAG_FILE(AT(file), true, "the text to read"),
-    {.name = "tokens",
-     .kind = CLI_INT,
-     .offset = AT(options.tokens),
-     .argument = "T",
-     .initial = "0",
-     .min = 0,
-     .max = 1 << 24,
-     .help = "most tokens of it; 0: as many as the model was trained for"},
-    {.name = "steps",
-     .kind = CLI_INT,
-     .offset = AT(options.steps),
-     .argument = "S",
-     .initial = "32",
-     .min = 1,
-     .max = 1 << 16,
-     .group = "What",
-     .help = "tokens at the end that are fed one at a time and looked at"},
-    {.name = "chunk",
-     .kind = CLI_INT,
-     .offset = AT(options.chunk),
-     .argument = "C",
-     .initial = "64",
-     .min = 1,
-     .max = 1 << 20,
-     .help = "tokens in a chunk"},
-    {.name = "keep",
-     .kind = CLI_INT,
-     .offset = AT(options.keep),
-     .argument = "K",
-     .initial = "2048",
-     .min = 1,
-     .max = 1 << 24,
-     .help = "tokens that a layer reads"},
-    {.name = "sink",
-     .kind = CLI_INT,
-     .offset = AT(options.sink),
-     .argument = "N",
-     .initial = "64",
-     .min = 0,
-     .max = 1 << 24,
-     .help = "first tokens, always read"},
-    {.name = "recent",
-     .kind = CLI_INT,
-     .offset = AT(options.recent),
-     .argument = "N",
-     .initial = "512",
-     .min = 0,
-     .max = 1 << 24,
-     .help = "last tokens, always read"},
-    {.name = "sparsity",
-     .kind = CLI_NUMBER,
-     .offset = AT(options.sparsity),
-     .argument = "P",
-     .initial = "0.9",
-     .min = 0,
-     .max = 1,
-     .help = "share of layers that do not read everything"},
-    {.name = "changes",
-     .kind = CLI_NUMBER,
-     .offset = AT(options.change),
-     .argument = "P",
-     .initial = "0.3",
-     .min = 0,
-     .max = 1,
-     .help = "share of those that may choose for themselves"},
-    {.name = "merge",
-     .kind = CLI_CHOICE,
-     .offset = AT(options.merge),
-     .argument = "HOW",
-     .initial = "min",
-     .choices = merges,
-     .help = "how the overlaps of heads become one"},
-    {.name = "full-as-source",
-     .kind = CLI_SWITCH,
-     .offset = AT(options.full_as_source),
-     .help = "a layer that reads everything may be read from (no policy does so yet)"},
-    FLAG_PRECISION(AT(precision)),
-    {.name = "out",
-     .kind = CLI_FILE,
-     .offset = AT(out),
-     .argument = "FILE",
-     .group = "Output",
-     .help = "the plan, for --cache hylra:plan=FILE"},
-    CLI_END,
-};
-
-static fv_status run_verb(struct app *app, const void *data)
-{
-    const struct values *values = data;
-    struct hylra own = values->options;
-
-    if (values->out && strlen(values->out) >= sizeof own.out)
-        return fv_fail(FV_E_USAGE, "--out: expected fewer than %d bytes", FV_TEXT_MAX);
-    own.rollback = (fv_list){.count = 1, .items = {-1}};
-    snprintf(own.out, sizeof own.out, "%s", values->out ? values->out : "");
-    return probe_run(app, &probe_hylra, &own, values->model, values->file, flag_precision(values->precision));
-}
 
 const cli_verb verb_inspect_hylra = {
     .name = "inspect hylra",
@@ -293,7 +187,9 @@ const cli_verb verb_inspect_hylra = {
         "the others a plan says who chooses and who reads what a layer below chose.",
     .example = "  fovea inspect hylra -m model.gguf -f book.txt --out plan.json\n"
                "  fovea run -m model.gguf -f other.txt -p Who --cache hylra:plan=plan.json\n",
-    .flags = flags,
+    .flags = probe_flags,
+    .options = options,
+    .options_offset = offsetof(struct values, options),
     .size = sizeof(struct values),
-    .run = run_verb,
+    .run = probe_run,
 };

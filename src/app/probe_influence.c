@@ -1,7 +1,4 @@
 /* fovea inspect attn_influence: how much a loss depends on each block of each head's attention. */
-#include <string.h>
-
-#include "app/flags.h"
 #include "app/influence.h"
 #include "app/probes.h"
 #include "app/verbs.h"
@@ -175,62 +172,9 @@ const app_probe probe_influence = {
 /* ---- the verb ---------------------------------------------------------------------------------------------------- */
 
 struct values {
-    cli_common common;
-    const char *model, *file, *out;
+    probe_values probe;
     struct influence options;
-    int precision;
 };
-
-#define AT(field) offsetof(struct values, field)
-static const cli_flag flags[] = {
-    FLAG_MODEL(AT(model), "Input"),
-    FLAG_FILE(AT(file), true, "the text to read"),
-    {.name = "tokens",
-     .kind = CLI_INT,
-     .offset = AT(options.tokens),
-     .argument = "N",
-     .initial = "512",
-     .min = 2,
-     .max = 1 << 20,
-     .help = "so many first tokens of it"},
-    {.name = "answer",
-     .kind = CLI_INT,
-     .offset = AT(options.answer),
-     .argument = "N",
-     .initial = "32",
-     .min = 1,
-     .max = 1 << 16,
-     .group = "What",
-     .help = "the loss is that of the last N of them"},
-    {.name = "block",
-     .kind = CLI_INT,
-     .offset = AT(options.block),
-     .argument = "N",
-     .initial = "64",
-     .min = 1,
-     .max = 1 << 16,
-     .help = "queries and keys that are added up; 1: every pair by itself"},
-    FLAG_PRECISION(AT(precision)),
-    {.name = "out",
-     .kind = CLI_FILE,
-     .offset = AT(out),
-     .argument = "FILE.npy",
-     .group = "Output",
-     .help = "[layers, key-value heads, blocks, blocks] f32"},
-    CLI_END,
-};
-
-static fv_status run_verb(struct app *app, const void *data)
-{
-    const struct values *values = data;
-    struct influence own = values->options;
-
-    own.absolute = true;
-    if (values->out && strlen(values->out) >= sizeof own.out)
-        return fv_fail(FV_E_USAGE, "--out: expected fewer than %d bytes", FV_TEXT_MAX);
-    snprintf(own.out, sizeof own.out, "%s", values->out ? values->out : "");
-    return probe_run(app, &probe_influence, &own, values->model, values->file, flag_precision(values->precision));
-}
 
 const cli_verb verb_inspect_influence = {
     .name = "inspect attn_influence",
@@ -238,7 +182,9 @@ const cli_verb verb_inspect_influence = {
     .about = "Reads a text, walks the gradient of the loss of its last tokens back through the model, and adds up by "
              "blocks of queries and keys how much the loss would change if a pair did not see each other.",
     .example = "  fovea inspect attn_influence -m model.gguf -f book.txt --tokens 2048 --out influence.npy\n",
-    .flags = flags,
+    .flags = probe_flags,
+    .options = options,
+    .options_offset = offsetof(struct values, options),
     .size = sizeof(struct values),
-    .run = run_verb,
+    .run = probe_run,
 };

@@ -31,8 +31,14 @@ typedef struct app_probe {
 /* Every probe, NULL-ended (verb_inspect.c). */
 extern const app_probe *const app_probes[];
 
-/* One probe with its options as they are in memory: what the verbs do that have flags for them. */
-fv_status probe_run(struct app *app, const app_probe *probe, const void *options, const char *model, const char *file,
-                    fv_precision precision);
+/* Verbs of one probe each: their values begin with these, their options are the probe's. */
+typedef struct probe_values {
+    cli_common common;
+    const char *model, *file;
+    int precision;
+} probe_values;
+
+extern const cli_flag probe_flags[];
+fv_status probe_run(struct app *app, const void *values);
 
 #endif

@@ -119,41 +119,49 @@ static fv_status run_checked(const struct job *job)
     return run_all(job);
 }
 
-fv_status probe_run(struct app *app, const app_probe *probe, const void *options, const char *model, const char *file,
-                    fv_precision precision)
-{
-    struct asked asked = {.probe = probe, .options = options};
+/* ---- verbs ------------------------------------------------------------------------------------------------------- */
 
-    return run_checked(
-        &(struct job){.app = app, .model = model, .file = file, .precision = precision, .count = 1, .asked = &asked});
+/* clang-format off */
+#define AT(field) offsetof(probe_values, field)
+#define FLAGS                                                                                                          \
+    {.name = "model", .letter = 'm', .kind = CLI_FILE, .offset = AT(model), .argument = "MODEL", .group = "Input",     \
+     .help = "GGUF file"},                                                                                             \
+    FLAG_FILE(AT(file), false, "the text to read"), FLAG_PRECISION(AT(precision))
+/* clang-format on */
+
+const cli_flag probe_flags[] = {FLAGS, CLI_END};
+
+static struct job job_of(struct app *app, const probe_values *values)
+{
+    return (struct job){
+        .app = app, .model = values->model, .file = values->file, .precision = flag_precision(values->precision)};
 }
 
-/* ---- the verb ---------------------------------------------------------------------------------------------------- */
+fv_status probe_run(struct app *app, const void *values)
+{
+    struct asked asked = {.options = (const char *)values + app->verb->options_offset};
+    struct job job = job_of(app, values);
+
+    for (int n = 0; app_probes[n]; n++)
+        if (app_probes[n]->options == app->verb->options) asked.probe = app_probes[n];
+    job.count = 1;
+    job.asked = &asked;
+    return run_checked(&job);
+}
 
 struct values {
-    cli_common common;
-    const char *model, *file;
+    probe_values common;
     cli_texts probes;
-    int precision;
 };
 
-#define AT(field) offsetof(struct values, field)
 static const cli_flag flags[] = {
-    {.name = "model",
-     .letter = 'm',
-     .kind = CLI_FILE,
-     .offset = AT(model),
-     .argument = "MODEL",
-     .group = "Input",
-     .help = "GGUF file"},
-    FLAG_FILE(AT(file), false, "the text to read"),
+    FLAGS,
     {.name = "probe",
      .kind = CLI_TEXTS,
-     .offset = AT(probes),
+     .offset = offsetof(struct values, probes),
      .argument = "SPEC",
      .group = "What",
      .help = "a probe with its options ('fovea list probe' has their names, 'fovea show NAME' their options)"},
-    FLAG_PRECISION(AT(precision)),
     CLI_END,
 };
 
@@ -184,7 +192,7 @@ static fv_status read_spec(const char *text, struct asked *asked)
 
 static fv_status read_specs(const struct values *values, struct job *job)
 {
-    const cli_common *common = &values->common;
+    const cli_common *common = &values->common.common;
     int count = common->operands + values->probes.count;
 
     if (count == 0) return cli_missing("--probe SPEC", "it says what to look at ('fovea list probe' has all)");
@@ -200,12 +208,11 @@ static fv_status read_specs(const struct values *values, struct job *job)
 static fv_status run(struct app *app, const void *data)
 {
     const struct values *values = data;
-    struct job job = {
-        .app = app, .model = values->model, .file = values->file, .precision = flag_precision(values->precision)};
+    struct job job = job_of(app, &values->common);
     fv_status status = read_specs(values, &job);
 
     if (status == FV_OK) status = run_checked(&job);
-    for (int n = 0; job.asked && n < values->common.operands + values->probes.count; n++)
+    for (int n = 0; job.asked && n < values->common.common.operands + values->probes.count; n++)
         fv_free(job.asked[n].own);
     fv_free(job.asked);
     return status;

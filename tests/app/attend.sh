@@ -110,5 +110,5 @@ expect device_file 0 '' $call -a dense -o /dev/null
 
 # ---- Ctrl-C ----
 npy random long.npy 1,4,20000,32
-interrupt ctrl_c 1 "$fovea" attend -a dense --q long.npy --k long.npy --v long.npy -o x.npy --device ref
+interrupt ctrl_c "$fovea" attend -a dense --q long.npy --k long.npy --v long.npy -o x.npy --device ref
 absent ctrl_c_leaves_nothing x.npy

@@ -76,4 +76,4 @@ if [ -r "$smollm" ]; then
     holds model_rows '{"model prompt", "model token"} <= {r["what"] for r in j}'
     holds model_work 'all(r["of_peak"] > 0 and r["bound"] for r in j)'
 fi
-interrupt ctrl_c 1 "$fovea" bench attend --sizes 4096 --device ref
+interrupt ctrl_c "$fovea" bench attend --sizes 4096 --device ref

@@ -70,14 +70,26 @@ absent() { # NAME FILE...
     echo "ok $name"
 }
 
-# interrupt NAME SECONDS COMMAND...: Ctrl-C after some seconds gives a sentence and exit status 1.
+# Whether a command has come so far that it catches Ctrl-C.
+catches() { # PID
+    local caught
+    [ "$(cat "/proc/$1/comm" 2> /dev/null)" = "$(basename "$fovea")" ] || return 1 # not the shell that becomes it
+    caught=$(sed -n 's/^SigCgt:\t//p' "/proc/$1/status" 2> /dev/null)
+    [ $((0x${caught:-0} & 2)) -ne 0 ]
+}
+
+# interrupt NAME COMMAND...: Ctrl-C in the midst of work gives a sentence and exit status 1.
 interrupt() {
-    local name=$1 seconds=$2 got
-    shift 2
+    local name=$1 got
+    shift
     "$@" > out 2> err &
     local child=$!
-    sleep "$seconds"
-    kill -INT "$child" 2> /dev/null || fail "$name" "it ended within $seconds s: $(tail -n 1 err)"
+    until catches "$child"; do
+        kill -0 "$child" 2> /dev/null || fail "$name" "it ended at once: $(tail -n 1 err)"
+        sleep 0.02
+    done
+    sleep 0.7 # so that the work has begun; where it has not, the outcome is the same
+    kill -INT "$child" 2> /dev/null || fail "$name" "it ended within 0.7 s: $(tail -n 1 err)"
     wait "$child"
     got=$?
     [ "$got" -eq 1 ] || fail "$name" "expected exit status 1, got $got: $(tail -n 1 err)"

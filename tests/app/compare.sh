@@ -130,5 +130,5 @@ expect past_context 1 'bytes of the text fit' $call -f long --with dense
 expect report_folder 1 'cannot be created' $call -f "$doc" --with dense -n 1 --score 2 --report none/r.html
 TMPDIR=/nowhere expect no_scratch 1 'TMPDIR' $call -f "$doc" --with dense
 head -c 20000 /usr/share/common-licenses/GPL-3 > big 2> /dev/null || head -c 11000 "$source_dir/LICENSE" > big
-interrupt ctrl_c 1.5 $call -f big --with dense --device ref --report half.html
+interrupt ctrl_c $call -f big --with dense --device ref --report half.html
 absent ctrl_c_leaves_nothing half.html

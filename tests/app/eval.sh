@@ -60,7 +60,7 @@ expect recall_layers 2 'outside 0 to 29' "$fovea" eval recall -m "$smollm" -f so
 expect recall_name 2 "did you mean 'moba'" "$fovea" eval recall -m "$smollm" -f some -a mooba
 expect recall_no_pairs 2 'no set of query-key pairs' "$fovea" eval recall -m "$smollm" -f some -a lightning2 --layers 0
 expect recall_not_causal 2 'cannot be causal' "$fovea" eval recall -m "$smollm" -f some -a agent:grid=16x16 --layers 0
-interrupt recall_ctrl_c 1.5 "$fovea" eval recall -m "$smollm" -f "$text" --ctx 4096 --device ref
+interrupt recall_ctrl_c "$fovea" eval recall -m "$smollm" -f "$text" --ctx 4096 --device ref
 
 expect which 2 'ppl or needle' "$fovea" eval
 expect no_text 2 'f is missing' "$fovea" eval ppl -m "$smollm"
@@ -83,4 +83,4 @@ expect short 1 'less than one chunk' "$fovea" eval ppl -m "$smollm" -f short
 : > empty
 expect empty 1 'is empty' "$fovea" eval ppl -m "$smollm" -f empty
 expect too_short_a_prompt 1 'too few' "$fovea" eval needle -m "$smollm" -f "$text" --lengths 64 --needles 8
-interrupt ctrl_c 1.5 "$fovea" eval ppl -m "$smollm" -f "$text" --ctx 2048 --device ref
+interrupt ctrl_c "$fovea" eval ppl -m "$smollm" -f "$text" --ctx 2048 --device ref

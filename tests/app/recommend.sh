@@ -35,4 +35,4 @@ expect only_untried 2 'give it by --with' $call -f 'the text' --only moba,dense
 expect no_text 2 'f is missing' $call
 printf 'a' > short
 expect too_short 1 'expected at least 2' $call -f short --raw
-interrupt ctrl_c 1.5 $call -f "$source_dir/LICENSE" --device ref
+interrupt ctrl_c $call -f "$source_dir/LICENSE" --device ref

@@ -149,7 +149,7 @@ dd if="$smollm" of=cut.gguf bs=1M count=40 2> /dev/null
 expect cut_model 1 'cut.gguf' "$fovea" run -m cut.gguf -p a
 expect not_utf8_question 1 "-p: is not UTF-8 text at byte offset 1" $call -p "$(printf 'a\xffb')"
 mkfifo pipe
-expect pipe_for_model 1 'expected a regular file' timeout 20 "$fovea" run -m pipe -p a
+expect pipe_for_model 1 'expected a regular file' timeout 300 "$fovea" run -m pipe -p a
 sh -c "$call -p '$question' --quiet 2> err; echo \$? > status" | :
 [ "$(cat status)" -eq 1 ] && grep -q 'standard output cannot be written' err || fail closed_pipe "$(cat status err)"
 echo ok closed_pipe_is_a_sentence
@@ -157,6 +157,6 @@ expect full_disk 1 'standard output cannot be written: No space' sh -c "exec $ca
 
 # ---- Ctrl-C ----
 head -c 20000 /usr/share/common-licenses/GPL-3 > doc 2> /dev/null || head -c 11000 "$source_dir/LICENSE" > doc
-interrupt ctrl_c_waiting 1 $call -f pipe -p "$question"
-interrupt ctrl_c 1 $call -f doc -p "$question" --device ref --logits l2.npy
+interrupt ctrl_c_waiting $call -f pipe -p "$question"
+interrupt ctrl_c $call -f doc -p "$question" --device ref --logits l2.npy
 absent ctrl_c_leaves_nothing l2.npy

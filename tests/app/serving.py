@@ -102,8 +102,8 @@ class Server:
         check("stream_events", all(e.startswith("data: ") and "\n" not in e for e in events), events)
         return [json.loads(e[6:]) for e in events]
 
-    def raw(self, data, wait=20, shut=False):
-        """What comes back for bytes, until the server closes or falls silent."""
+    def raw(self, data, wait=120, shut=False):
+        """What comes back for bytes, until the server closes, or falls silent."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=wait) as s:
             try:
                 s.sendall(data)
@@ -133,7 +133,13 @@ class Server:
         text = self.request("GET", "/metrics")[2].decode()
         return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name))
 
-    def wait_metric(self, name, holds, seconds=20):
+    def wait_log(self, words, seconds=300):
+        end = time.time() + seconds
+        while words not in self.read_log():
+            check(f"log {words}", time.time() < end, self.read_log())
+            time.sleep(0.02)
+
+    def wait_metric(self, name, holds, seconds=300):
         end = time.time() + seconds
         while not holds(self.metric(name)):
             check(f"metric {name}", time.time() < end, self.metric(name))

@@ -77,9 +77,18 @@ static inline bool fv_tiles_few(const fv_tiles *t)
     return t->rows <= FV_FEW_ROWS && !t->source->fixed;
 }
 
+/* Whether blocks of keys are those of the strips of a grid. */
+static inline bool fv_tiles_on_strip(const fv_tiles *t)
+{
+    return t->own.strips && !fv_tiles_few(t);
+}
+
 /* Query heads that can be taken together, and rows of a plan tile to go with them. */
 int64_t fv_tiles_share(const fv_plan *plan, int64_t heads, int64_t key_heads, const int32_t *key_head,
                        int64_t *tile_rows);
+
+/* Items *first..*end - 1 of a view hold the rows of the n-th (over batches) group of `share` heads. */
+void fv_tiles_group(const fv_plan_view *view, int64_t n, int64_t *first, int64_t *end);
 
 /* Scratch memory for one thread; `width` is the widest row ever staged. */
 fv_status fv_tiles_new(fv_ctx *ctx, const fv_tiles_source *source, int64_t width, fv_tiles *tiles);
@@ -87,12 +96,21 @@ fv_status fv_tiles_new(fv_ctx *ctx, const fv_tiles_source *source, int64_t width
 /* Takes up the rows in tiles->tile: queries are loaded, runs begin. */
 void fv_tiles_begin(fv_tiles *tiles);
 
+/* How many of the keys, which ascend, follow each other from the first on. */
+int fv_tiles_stretch(const int64_t *key, int count);
+
+/* Plain products of few rows with the tile's keys where they lie: bound by the bytes of the keys. */
+void fv_tiles_dots(fv_tiles *tiles);
+
 /* Adds the biases of row r of the walk and `count` keys to its logits s. */
 void fv_tiles_add_bias(const fv_tiles *tiles, int r, const int64_t *key, int count, float *s);
 
 /* Plain products of the rows from n * step on, of which there are up to `step`, into s [step, FV_KEY_TILE]; parts that
  * none of the rows sees are left out. */
 void fv_tiles_products(const fv_tiles *tiles, int n, float *s);
+
+/* All that is added to plain products or bends them, and slopes if wanted. */
+void fv_tiles_transform(fv_tiles *tiles);
 
 /* What the softmax of row r, and of up to `most` rows from it on, has to add to products; how many that holds for. */
 int fv_tiles_terms(const fv_tiles *tiles, int r, int most, struct fv_softmax_step *step);
@@ -104,9 +122,6 @@ void fv_tiles_walk_rows(fv_tiles *tiles, int64_t from, int64_t to, fv_tiles_fn *
 
 /* Logits become exp(logit - lse), 0 where nothing is seen: lse[r] of a row, or by_key [B,H,M] if that is present. */
 void fv_tiles_normalise(fv_tiles *tiles, const float *lse, const fv_tensor *by_key);
-
-/* Items *first..*end - 1 of a view hold the rows of the n-th (over batches) group of `share` heads. */
-void fv_tiles_group(const fv_plan_view *view, int64_t n, int64_t *first, int64_t *end);
 
 /* The rows of t [B,Hkv,M,D] that the current tile holds, as f32 with `row` floats between them: in place if they lie
  * so, else in `staging` (whose padding stays as it is). */
