@@ -31,6 +31,14 @@
     add(paro) \
     add(psa) \
     add(landmark) \
+    add(s2) \
+    add(lsattn) \
+    add(s2attn) \
+    add(sfattn) \
+    add(frame_tile) \
+    add(radial) \
+    add(postmask) \
+    add(staticqk) \
 
 #define DECLARE(name) extern const fv_mechanism fv_mechanism_##name;
 #define LIST(name) &fv_mechanism_##name,

@@ -75,7 +75,7 @@ static const char *draw_param(struct trial *t, const char *text)
         tensor = test_random(t->ctx, 1 / sqrt((double)largest), (int)rank, dims); /* products keep their size */
     }
     for (int64_t i = 0; absolute && i < fv_tensor_count(&tensor); i++)
-        ((float *)tensor.data)[i] = fabsf(((float *)tensor.data)[i]);
+        ((float *)tensor.data)[i] = fminf(fabsf(((float *)tensor.data)[i]), 1);
     t->param[index] = (fv_named_tensor){t->names[index], tensor};
     t->data[index] = trial_doubled(&tensor);
     t->sheet_params[index] = (sheet_param){.name = t->names[index], .data = t->data[index], .rank = (int)rank};
