@@ -181,11 +181,12 @@ typedef struct fv_sampled_dots_args {
 } fv_sampled_dots_args;
 fv_status fv_sampled_dots(fv_ctx *ctx, const fv_sampled_dots_args *args);
 
-/* out[..,i,:] = sum of x[..,0..i,:] (or i-1 if exclusive) along dim -2; and sums of rows start[m]..start[m+1] are
- * fv_pool_rows with FV_POOL_SUM. */
+/* out[..,i,:] = sum of x[..,0..i,:] (or i-1 if exclusive) along dim -2, or with `max` the largest of them (of none:
+ * -inf), whose gradient goes to the first that reaches it; and sums of rows start[m]..start[m+1] are fv_pool_rows with
+ * FV_POOL_SUM. */
 typedef struct fv_cumsum_args {
     fv_tensor x, out;
-    bool exclusive, reverse;
+    bool max, exclusive, reverse;
 } fv_cumsum_args;
 fv_status fv_cumsum(fv_ctx *ctx, const fv_cumsum_args *args);
 

@@ -424,12 +424,14 @@ static void run_sums(struct run *r)
 {
     static const int64_t widths[] = {1, 5, 34, 300, 64};
 
-    for (int n = 0; n < 5 * 4; n++) {
+    for (int n = 0; n < 5 * 8; n++) {
         const int64_t dims[] = {2, 45, widths[n % 5]};
         fv_tensor x = gapped(r, 1, 3, dims), out = result(r, FV_F32, 3, dims);
         ((float *)x.data)[20 * x.strides[1]] = n % 3 ? 1e30f : INFINITY;
         assert_ok(r->backend->cumsum(
-            r->ctx, &(fv_cumsum_args){.x = x, .out = out, .exclusive = n / 5 & 1, .reverse = n / 5 & 2}));
+            r->ctx,
+            &(fv_cumsum_args){
+                .x = x, .out = out, .max = n / 5 & 4, .exclusive = n / 5 & 1, .reverse = n / 5 & 2}));
         keep(r, "cumsum", &out, 0);
     }
 }

@@ -308,22 +308,26 @@ static void gather_and_scatter_agree_with_loops(void **state)
 
 static void check_cumsum(fv_ctx *ctx)
 {
-    for (int n = 0; n < 4; n++) {
-        bool exclusive = n & 1, reverse = n & 2;
+    for (int n = 0; n < 8; n++) {
+        bool exclusive = n & 1, reverse = n & 2, max = n & 4;
         fv_tensor x = test_strided(ctx, 1, FV_DIMS(3, 21, 40)), out = test_strided(ctx, 1, FV_DIMS(3, 21, 40));
         double *expected = test_doubles(3 * 21 * 40);
         for (int64_t e = 0; e < 3 * 21 * 40; e++) {
             int64_t i = e / 40 % 21, from = reverse ? i + exclusive : 0, to = reverse ? 21 : i + 1 - exclusive;
-            for (int64_t j = from; j < to; j++)
-                expected[e] += test_element(&x, e + (j - i) * 40);
+            if (max) expected[e] = -INFINITY;
+            for (int64_t j = from; j < to; j++) {
+                double value = test_element(&x, e + (j - i) * 40);
+                expected[e] = max ? fmax(expected[e], value) : expected[e] + value;
+            }
         }
-        assert_ok(fv_cumsum(ctx, &(fv_cumsum_args){.x = x, .out = out, .exclusive = exclusive, .reverse = reverse}));
-        test_close("cumsum", &out, expected, TOLERANCE);
+        assert_ok(fv_cumsum(
+            ctx, &(fv_cumsum_args){.x = x, .out = out, .max = max, .exclusive = exclusive, .reverse = reverse}));
+        test_close(max ? "running maximum" : "cumsum", &out, expected, TOLERANCE);
         free(expected);
     }
 }
 
-static void running_sums_agree_with_loops(void **state)
+static void running_sums_and_maxima_agree_with_loops(void **state)
 {
     (void)state;
     test_each_device(check_cumsum);
@@ -420,7 +424,7 @@ int main(void)
         cmocka_unit_test(sorting_is_stable),
         cmocka_unit_test(gather_and_scatter_agree_with_loops),
         cmocka_unit_test(sampled_dots_agree_with_loops),
-        cmocka_unit_test(running_sums_agree_with_loops),
+        cmocka_unit_test(running_sums_and_maxima_agree_with_loops),
         cmocka_unit_test(windows_tile_the_grid_and_go_back),
         cmocka_unit_test(bad_arguments_are_refused_in_words),
     };

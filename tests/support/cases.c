@@ -300,5 +300,10 @@ const conformance_case conformance_cases[] = {
     {"postmask", 1, 1, 1, 1, 1, 16, 16, false, NULL, false},
     {"staticqk", 2, 4, 2, 23, 37, 16, 24, true, NULL, false},
     {"staticqk", 1, 2, 1, 19, 19, 16, 16, false, NULL, false},
+    {"selfgate", 2, 4, 2, 37, 37, 16, 24, true, NULL, false},
+    {"selfgate", 1, 6, 2, 41, 41, 16, 16, false, NULL, false},
+    {"selfgate:silu=0", 1, 2, 1, 64, 64, 16, 16, true, NULL, false},
+    {"selfgate", 1, 3, 3, 5, 5, 16, 40, true, NULL, false},
+    {"selfgate", 1, 1, 1, 1, 1, 16, 16, true, NULL, false},
     {NULL, 0, 0, 0, 0, 0, 0, 0, false, NULL, false},
 };

@@ -450,6 +450,23 @@ struct cumsum_job {
     int64_t pieces; /* items of a leading index */
 };
 
+/* The largest so far, row by row. */
+static void run_max(const struct cumsum_job *job, int64_t rows, int64_t columns, const float *x, int64_t x_row,
+                    float *out, int64_t out_row)
+{
+    const float none = -INFINITY, *before = &none;
+    int64_t step = 0;
+
+    if (job->sums->exclusive) {
+        for (int64_t c = 0; c < columns; c++)
+            out[c] = none;
+        out += out_row;
+        rows--;
+    }
+    for (int64_t r = 0; r < rows; r++, before = out, out += out_row, step = 1)
+        job->kernels->map(FV_MAP_MAX, columns, x + r * x_row, before, step, 0, 0, out);
+}
+
 static void cumsum_item(void *user, int64_t index, int thread)
 {
     const struct cumsum_job *job = user;
@@ -462,6 +479,11 @@ static void cumsum_item(void *user, int64_t index, int thread)
     double totals[SUM_COLUMNS + FV_MAX_TILE_COLUMNS] = {0};
 
     (void)thread;
+    if (s->max) {
+        run_max(job, rows, fv_min(SUM_COLUMNS, columns - from), x + first * x_row, s->reverse ? -x_row : x_row,
+                out + first * out_row, s->reverse ? -out_row : out_row);
+        return;
+    }
     for (int64_t r = 0; r < rows; r += SUM_ROWS) {
         int64_t i = s->reverse ? first - r : r;
         job->kernels->add_up(fv_min(SUM_ROWS, rows - r), fv_min(SUM_COLUMNS, columns - from), x + i * x_row,
