@@ -40,6 +40,10 @@
     add(postmask) \
     add(staticqk) \
     add(selfgate) \
+    add(fixedmap) \
+    add(taylor2) \
+    add(combiner) \
+    add(descriptor) \
 
 #define DECLARE(name) extern const fv_mechanism fv_mechanism_##name;
 #define LIST(name) &fv_mechanism_##name,

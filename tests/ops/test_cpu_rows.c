@@ -436,6 +436,16 @@ static void run_sums(struct run *r)
     }
 }
 
+static void run_features(struct run *r)
+{
+    for (int n = 0; n < 2; n++) {
+        const int64_t C = n ? 37 : 4;
+        fv_tensor x = gapped(r, 1, FV_DIMS(2, 45, C)), out = result(r, FV_F32, FV_DIMS(2, 45, 1 + C + C * (C + 1) / 2));
+        assert_ok(r->backend->taylor(r->ctx, &(fv_taylor_args){.x = x, .out = out}));
+        keep(r, "taylor", &out, 2e-7); /* two roundings more */
+    }
+}
+
 static void run_convolutions(struct run *r)
 {
     static const int64_t shapes[][7] = {/* channels, outs, groups, kernel, padding, dilation, stride */
@@ -519,6 +529,7 @@ static struct run *run_all(fv_ctx *ctx, const fv_backend *backend)
     run_gathers(r);
     run_dots(r);
     run_sums(r);
+    run_features(r);
     run_convolutions(r);
     run_merges(r);
     fv_scratch_release(ctx, mark);

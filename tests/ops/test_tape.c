@@ -238,6 +238,28 @@ static fv_status run_windows(fv_ctx *ctx, void *user, fv_tensor *out)
     return fv_window_rows(ctx, &w);
 }
 
+static fv_status run_taylor(fv_ctx *ctx, void *user, fv_tensor *out)
+{
+    struct inputs *in = user;
+
+    FV_TRY(result(ctx, out, FV_DIMS(2, 4, 10)));
+    return fv_taylor_rows(ctx, &(fv_taylor_args){.x = in->x, .out = *out});
+}
+
+static fv_status run_resize(fv_ctx *ctx, void *user, fv_tensor *out)
+{
+    struct inputs *in = user;
+
+    FV_TRY(result(ctx, out, FV_DIMS(2, 10, 3)));
+    return fv_resize_rows(ctx, &(fv_resize_args){.x = in->x,
+                                                 .out = *out,
+                                                 .grid_height = 3,
+                                                 .grid_width = 4,
+                                                 .out_height = 2,
+                                                 .out_width = 5,
+                                                 .nearest = in->variant});
+}
+
 static void check_one(fv_ctx *ctx, const char *what, test_forward_fn *run, int variants, int rank, const int64_t *dims)
 {
     for (int variant = 0; variant < variants; variant++) {
@@ -261,6 +283,8 @@ static void check_rows(fv_ctx *ctx)
     check_one(ctx, "gather", run_gather, 2, FV_DIMS(2, 12, 3));
     check_one(ctx, "cumsum", run_cumsum, 8, FV_DIMS(2, 12, 3));
     check_one(ctx, "windows", run_windows, 2, FV_DIMS(2, 12, 3));
+    check_one(ctx, "taylor", run_taylor, 2, FV_DIMS(2, 4, 3));
+    check_one(ctx, "resize", run_resize, 2, FV_DIMS(2, 12, 3));
 }
 
 static fv_status run_conv(fv_ctx *ctx, void *user, fv_tensor *out)

@@ -94,6 +94,10 @@ typedef struct sheet {
     add(postmask) \
     add(staticqk) \
     add(selfgate) \
+    add(fixedmap) \
+    add(taylor2) \
+    add(combiner) \
+    add(descriptor) \
 
 #define DECLARE_SHEET(name) extern const sheet sheet_##name;
 /* clang-format on */

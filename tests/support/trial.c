@@ -170,15 +170,28 @@ static void draw_sheet(struct trial *t)
     t->sheet.selection = trial_zeros(rows * 128, sizeof(int64_t));
 }
 
+static void make_positive(fv_tensor *t)
+{
+    for (int64_t i = 0; i < fv_tensor_count(t); i++)
+        ((float *)t->data)[i] = fabsf(((float *)t->data)[i]);
+}
+
 static void draw(struct trial *t)
 {
     const conformance_case *c = t->c;
+    const char *text = c->params;
+    bool shared = trial_has(t, FV_SHARED_QK);
     fv_call call;
 
     sheet_free(t);
     t->args = (fv_attention_args){.causal = c->causal, .param = t->param};
-    t->args.q = test_random(t->ctx, 1, FV_DIMS(c->B, c->H, c->N, c->D));
-    t->args.k = test_random(t->ctx, 1, FV_DIMS(c->B, c->Hkv, c->M, c->D));
+    t->args.q = test_random(t->ctx, 1, FV_DIMS(shared ? 1 : c->B, c->H, c->N, c->D));
+    t->args.k = test_random(t->ctx, 1, FV_DIMS(shared ? 1 : c->B, shared ? c->H : c->Hkv, c->M, c->D));
+    if (text && *text == '|' && !text[1]) {
+        text = NULL;
+        make_positive(&t->args.q);
+        make_positive(&t->args.k);
+    }
     t->args.v = test_random(t->ctx, 1, FV_DIMS(c->B, c->Hkv, c->M, c->Dv));
     t->args.o = test_random(t->ctx, 1, FV_DIMS(c->B, c->H, c->N, c->Dv));
     if (!trial_has(t, FV_NO_LSE)) t->args.lse = test_random(t->ctx, 1, FV_DIMS(c->B, c->H, c->N));
@@ -186,7 +199,7 @@ static void draw(struct trial *t)
     if (!trial_has(t, FV_NO_SCALE)) t->args.scale = &t->scale;
     draw_sheet(t);
     read_options(t);
-    for (const char *text = c->params; text && *text;)
+    while (text && *text)
         text = draw_param(t, text);
     if (fv_call_make(t->attention, &t->args, &call) != FV_OK) fail_msg("%s: %s", t->what, fv_error());
     trial_define(t);

@@ -504,6 +504,47 @@ fv_status fv_cpu_cumsum(fv_ctx *ctx, const fv_cumsum_args *args)
     return FV_OK;
 }
 
+/* ---- features of second order ---------------------------------------------------------------------------------- */
+
+struct taylor_job {
+    const struct fv_kernels *kernels;
+    const fv_taylor_args *features;
+    int64_t rows; /* of an item */
+};
+
+static void taylor_item(void *user, int64_t index, int thread)
+{
+    const struct taylor_job *job = user;
+    const fv_tensor *x = &job->features->x, *out = &job->features->out;
+    int last = x->rank - 1;
+    int64_t C = x->dims[last], end = fv_min((index + 1) * job->rows, fv_lead_count(x, last));
+
+    (void)thread;
+    for (int64_t row = index * job->rows; row < end; row++) {
+        const float *from = (const float *)x->data + fv_lead_offset(x, last, row);
+        float *to = (float *)out->data + fv_lead_offset(out, last, row);
+        *to++ = 1;
+        memcpy(to, from, (size_t)C * sizeof *to);
+        to += C;
+        for (int64_t i = 0; i < C; to += C - i, i++) {
+            job->kernels->map(FV_MAP_MUL, C - i, from + i, from + i, 0, 1, 0, to);
+            *to *= (float)M_SQRT1_2;
+        }
+    }
+}
+
+fv_status fv_cpu_taylor(fv_ctx *ctx, const fv_taylor_args *args)
+{
+    struct taylor_job job = {.kernels = fv_kernels_of(ctx), .features = args};
+    int last = args->x.rank - 1;
+
+    if (!rows_of_f32(&args->x) || !rows_of_f32(&args->out)) return fv_backend_ref.taylor(ctx, args);
+    job.rows = rows_per_item(args->out.dims[last]);
+    fv_cpu_run(ctx, fv_ceil_div(fv_lead_count(&args->x, last), job.rows), 2.0 * (double)fv_tensor_count(&args->out),
+               taylor_item, &job);
+    return FV_OK;
+}
+
 /* ---- rows of stored types -------------------------------------------------------------------------------------- */
 
 struct dequantize_job {
