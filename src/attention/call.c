@@ -220,8 +220,8 @@ static fv_status check_shared(const char *owner, const fv_attention_args *args, 
         return fv_fail(FV_E_SHAPE, "%s: k: expected the length and head dim of q %s, got %s", owner, fv_shape_text(q),
                        fv_shape_text(k));
     if (v->dims[2] > k->dims[2] || (chunk && v->dims[2] != k->dims[2]))
-        return fv_fail(FV_E_SHAPE, "%s: v: expected at most the %lld tokens of k, got %s", owner,
-                       (long long)k->dims[2], fv_shape_text(v));
+        return fv_fail(FV_E_SHAPE, "%s: v: expected at most the %lld tokens of k, got %s", owner, (long long)k->dims[2],
+                       fv_shape_text(v));
     FV_TRY(check_heads(owner, "v", q, v));
     return check_heads(owner, "k", q, k);
 }

@@ -26,7 +26,7 @@ enum {
     FV_RECURRENT = 1 << 12,  /* when causal, a state takes the place of keys and values */
     FV_OWN_DECODE = 1 << 13, /* with FV_BLOCK_CAUSAL: decodes by a rule of its own, unlike a prefill */
     FV_NEEDS_KEPT =
-        1 << 14, /* its kept rows are made of queries too: a chunk cannot make those of earlier ones again */
+        1 << 14,            /* its kept rows are made of queries too: a chunk cannot make those of earlier ones again */
     FV_SHARED_QK = 1 << 15, /* queries and keys are one stream for every batch, which may be longer than the values: q
                                [1,H,L,D], k [1,H or Hkv,L,D], v [B,Hkv,N,Dv], N <= L; of a chunk, as long */
 };
@@ -153,8 +153,8 @@ typedef struct fv_mechanism {
     fv_status (*scan)(fv_ctx *ctx, const fv_call *call, fv_scan_args *scan);
     /* Width of the state for call->head_dim and params (nothing else of the call is set); NULL: the head dim itself. */
     int64_t (*state_width)(const fv_call *call);
-    /* Features start[g] .. start[g+1]-1 are normalised among themselves, and the results of such groups are added; fills
-     * in start and returns how many there are.  NULL: all together. */
+    /* Features start[g] .. start[g+1]-1 are normalised among themselves, and the results of such groups are added;
+     * fills in start and returns how many there are.  NULL: all together. */
     int (*feature_groups)(const fv_call *call, int64_t start[FV_FEATURE_GROUPS + 1]);
     fv_kept_fn *kept;                 /* with plan or forward; NULL: it keeps no rows */
     fv_choice_width_fn *choice_width; /* NULL: it keeps no choice */

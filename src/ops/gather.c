@@ -76,7 +76,8 @@ fv_status fv_gather(fv_ctx *ctx, const fv_gather_args *args)
     return FV_TAPE_RECORD(ctx, gather_backward, args, 1, &args->x, &args->out);
 }
 
-/* ---- running sums and maxima ---------------------------------------------------------------------------------------------- */
+/* ---- running sums and maxima
+ * ---------------------------------------------------------------------------------------------- */
 
 struct max_job {
     const fv_cumsum_args *sums;
@@ -104,8 +105,7 @@ static void max_item(void *user, int64_t index, int thread)
                 if (highest < 0 || at[i * x->strides[lead]] > at[highest * x->strides[lead]]) highest = i;
             }
             int64_t i = job->sums->reverse ? rows - 1 - n : n;
-            if (highest >= 0)
-                to[highest * channels + c] += gradient[i * g->strides[lead] + c * g->strides[last]];
+            if (highest >= 0) to[highest * channels + c] += gradient[i * g->strides[lead] + c * g->strides[last]];
         }
     }
 }

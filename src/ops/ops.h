@@ -191,7 +191,8 @@ typedef struct fv_cumsum_args {
 fv_status fv_cumsum(fv_ctx *ctx, const fv_cumsum_args *args);
 
 /* Features of second order: out[..,:] = 1, x, and row by row for i <= j the products x_i x_j, the squares divided by
- * sqrt 2, so that those of x and y have the product 1 + x.y + (x.y)^2 / 2.  x [..,C], out [..,1 + C + C (C + 1) / 2]. */
+ * sqrt 2, so that those of x and y have the product 1 + x.y + (x.y)^2 / 2.  x [..,C], out [..,1 + C + C (C + 1) / 2].
+ */
 typedef struct fv_taylor_args {
     fv_tensor x, out;
 } fv_taylor_args;

@@ -430,8 +430,7 @@ static void run_sums(struct run *r)
         ((float *)x.data)[20 * x.strides[1]] = n % 3 ? 1e30f : INFINITY;
         assert_ok(r->backend->cumsum(
             r->ctx,
-            &(fv_cumsum_args){
-                .x = x, .out = out, .max = n / 5 & 4, .exclusive = n / 5 & 1, .reverse = n / 5 & 2}));
+            &(fv_cumsum_args){.x = x, .out = out, .max = n / 5 & 4, .exclusive = n / 5 & 1, .reverse = n / 5 & 2}));
         keep(r, "cumsum", &out, 0);
     }
 }

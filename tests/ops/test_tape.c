@@ -213,8 +213,7 @@ static void check_dots(fv_ctx *ctx)
 static fv_status run_cumsum(fv_ctx *ctx, void *user, fv_tensor *out)
 {
     struct inputs *in = user;
-    fv_cumsum_args c = {
-        .x = in->x, .max = in->variant & 4, .exclusive = in->variant & 1, .reverse = in->variant & 2};
+    fv_cumsum_args c = {.x = in->x, .max = in->variant & 4, .exclusive = in->variant & 1, .reverse = in->variant & 2};
 
     FV_TRY(result(ctx, out, FV_DIMS(2, 12, 3)));
     c.out = *out;

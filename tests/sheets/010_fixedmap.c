@@ -15,8 +15,8 @@ static bool forward(sheet_call *call)
         for (int64_t j = 0; j < call->M; j++) {
             bool seen = !call->causal || j <= i;
 
-            weights[j] = sheet_scale(call) *
-                         sheet_dot(call->q + (h * call->N + i) * call->D, call->k + (h * call->M + j) * call->D, call->D);
+            weights[j] = sheet_scale(call) * sheet_dot(call->q + (h * call->N + i) * call->D,
+                                                       call->k + (h * call->M + j) * call->D, call->D);
             if (!seen) weights[j] = -INFINITY;
             if (call->map) call->map[row * call->M + j] = seen;
         }

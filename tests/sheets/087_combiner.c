@@ -1,5 +1,6 @@
 /* Combiner: direct tokens, and spans that are read through a pooled key, with the attention of their pooled query as
- * value.  The running maxima of a mixture are spans as well: of what lies above in a column, or on one side in a row. */
+ * value.  The running maxima of a mixture are spans as well: of what lies above in a column, or on one side in a row.
+ */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>

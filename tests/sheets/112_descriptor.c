@@ -27,7 +27,8 @@ static double weight(const sheet_call *call, const struct grid *g, int64_t u, in
 }
 
 /* LayerNorm if there is a weight, then rotation: the first half of x by row, the second by column. */
-static void finish(const sheet_call *call, const char *name, const char *bias_name, double row, double column, double *x)
+static void finish(const sheet_call *call, const char *name, const char *bias_name, double row, double column,
+                   double *x)
 {
     const sheet_param *w = sheet_tensor(call, name), *bias = sheet_tensor(call, bias_name);
     double base = sheet_number(call, "rope_base", 0, 0), mean = 0, variance = 0;
@@ -110,8 +111,8 @@ static void read(const sheet_call *call, const struct grid *g, int64_t b, int64_
     double *q = sheet_zeros(call->D), *o = sheet_o(call, b, h, i), lse;
 
     memcpy(q, sheet_q(call, b, h, i), (size_t)call->D * sizeof *q);
-    finish(call, "q_norm_weight", "q_norm_bias", p < 0 ? 0 : (double)(p / g->W + 1),
-           p < 0 ? 0 : (double)(p % g->W + 1), q);
+    finish(call, "q_norm_weight", "q_norm_bias", p < 0 ? 0 : (double)(p / g->W + 1), p < 0 ? 0 : (double)(p % g->W + 1),
+           q);
     for (int64_t n = 0; n < keys->count; n++) {
         logit[n] = sheet_scale(call) * sheet_dot(q, keys->k + n * call->D, call->D);
         if (chunk > 0 && keys->frame[n] / chunk > frame / chunk) logit[n] = -INFINITY;

@@ -15,8 +15,7 @@ static fv_tensor side_by_side(const fv_tensor *x)
 }
 
 /* Batches of values, as more channels of one; o likewise.  lse [1,H,N] or absent. */
-static fv_status attend_batches(fv_ctx *ctx, fv_attend_args *attend, const fv_tensor *v,
-                                const fv_tensor *o)
+static fv_status attend_batches(fv_ctx *ctx, fv_attend_args *attend, const fv_tensor *v, const fv_tensor *o)
 {
     fv_tensor from = side_by_side(v), to = side_by_side(o), wide_v, wide_o;
 

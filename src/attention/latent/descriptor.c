@@ -141,7 +141,8 @@ static fv_status average(fv_ctx *ctx, const struct shape *s, int64_t ratio, cons
     FV_TRY(fv_tensor_new(ctx, &columns, FV_F32, FV_DIMS(d[0], d[1], d[2], rows, s->out_width, d[4])));
     FV_TRY(fv_pool_rows(ctx, &(fv_pool_args){.x = image, .out = columns, .block = ratio}));
     return fv_pool_rows(
-        ctx, &(fv_pool_args){.x = fv_permuted(&columns, (const int[]){0, 1, 2, 4, 3, 5}), .out = cells, .block = ratio});
+        ctx,
+        &(fv_pool_args){.x = fv_permuted(&columns, (const int[]){0, 1, 2, 4, 3, 5}), .out = cells, .block = ratio});
 }
 
 /* Rows of x [B,Hkv,frames,tokens,C] to those of frames, out [..,kept,C]. */
@@ -327,8 +328,7 @@ const fv_mechanism fv_mechanism_descriptor = {
     .paper = "arXiv 2512.01540",
     .sheet = 112,
     .family = FV_LATENT,
-    .traits =
-        FV_NEVER_CAUSAL | FV_SELF_ONLY | FV_ROWS_SUM_TO_ONE | FV_LINEAR_IN_V | FV_DIFFERENTIABLE | FV_NO_MAP,
+    .traits = FV_NEVER_CAUSAL | FV_SELF_ONLY | FV_ROWS_SUM_TO_ONE | FV_LINEAR_IN_V | FV_DIFFERENTIABLE | FV_NO_MAP,
     .formula = "o = softmax(scale q d^T) w; d, w: k and v of keyframes' patches and, for each frame, of its special "
                "tokens and its grid resized to floor(H / ratio) x floor(W / ratio), frames of later chunks left out",
     .cost = "2 N K (D + Dv) flops a head, K = S (special + floor(H / ratio) floor(W / ratio)) + keyframes H W",

@@ -129,8 +129,8 @@ static fv_status run_along(fv_ctx *ctx, const fv_call *call, const fv_tensor *al
                                             .x = flat(&top, 0, N - 1),
                                             .y = flat(&top, 1, N - 1),
                                             .out = fv_slice(&fade, 2, 1, N - 1)}));
-    FV_TRY(fv_map_apply(
-        ctx, &(fv_map_args){.op = FV_MAP_SUB, .x = flat(&u, 0, N), .y = flat(&top, 0, N), .out = shifted}));
+    FV_TRY(fv_map_apply(ctx,
+                        &(fv_map_args){.op = FV_MAP_SUB, .x = flat(&u, 0, N), .y = flat(&top, 0, N), .out = shifted}));
     FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_EXP, .x = shifted, .out = beta}));
     FV_TRY(fv_as_f32(ctx, &v, &v));
     FV_TRY(fv_scan(ctx, &(fv_scan_args){.q = fv_broadcast(&one, FV_DIMS(B, H, N, 1)),
@@ -144,8 +144,7 @@ static fv_status run_along(fv_ctx *ctx, const fv_call *call, const fv_tensor *al
                                         .denominator = divisor}));
     if (!fv_present(lse)) return FV_OK;
     FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_LOG, .x = divisor, .out = log_divisor}));
-    return fv_map_apply(ctx,
-                        &(fv_map_args){.op = FV_MAP_ADD, .x = log_divisor, .y = flat(&top, 0, N), .out = *lse});
+    return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_ADD, .x = log_divisor, .y = flat(&top, 0, N), .out = *lse});
 }
 
 /* One row for all queries. */

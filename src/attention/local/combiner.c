@@ -57,8 +57,9 @@ static fv_status accept(fv_call *call)
             return fv_fail(FV_E_USAGE, "combiner: row_summary=proj: expected param '%s'", params[i].name);
     }
     if (projects && call->query_heads != call->key_heads)
-        return fv_fail(FV_E_SHAPE, "combiner: row_summary=proj: expected as many key-value heads as query heads, got "
-                                   "%lld and %lld",
+        return fv_fail(FV_E_SHAPE,
+                       "combiner: row_summary=proj: expected as many key-value heads as query heads, got "
+                       "%lld and %lld",
                        (long long)call->key_heads, (long long)call->query_heads);
     if (call->decoding && o->segment == 0 && o->form != COMBINER_LOGN)
         return fv_fail(FV_E_USAGE, "combiner: decoding, and a prompt in chunks, need option 'segment': the tokens are "
@@ -97,8 +98,7 @@ static fv_tensor lay_out(const fv_strided *r, int64_t p, int64_t count, int64_t 
     const fv_tensor *x = r->x;
     const int64_t *d = x->dims, *s = x->strides;
 
-    return fv_view(x, FV_DIMS(count, d[2], rows, d[4]),
-                   (const int64_t[]){r->across * s[3], s[2], r->step * s[3], s[4]},
+    return fv_view(x, FV_DIMS(count, d[2], rows, d[4]), (const int64_t[]){r->across * s[3], s[2], r->step * s[3], s[4]},
                    p / d[1] * s[0] + p % d[1] * s[1] + r->first * s[3]);
 }
 
@@ -118,12 +118,9 @@ fv_status fv_combiner_attend(fv_ctx *ctx, const fv_combiner *c, const fv_combine
         a.v = lay_out(&b->v, p, b->count, b->keys);
         a.o = lay_out(&b->o, p, b->count, b->queries);
         if (b->lse.x) a.lse = lay_out(&b->lse, p, b->count, b->queries), a.lse.rank = 3;
-        FV_TRY(fv_count_pairs(ctx,
-                              &(fv_call){.batch = b->count,
-                                         .query_heads = c->group,
-                                         .queries = b->queries,
-                                         .pairs = c->call->pairs},
-                              plan, b->keys));
+        FV_TRY(fv_count_pairs(
+            ctx, &(fv_call){.batch = b->count, .query_heads = c->group, .queries = b->queries, .pairs = c->call->pairs},
+            plan, b->keys));
         FV_TRY(fv_attend(ctx, &a));
     }
     return FV_OK;
@@ -137,23 +134,16 @@ fv_tensor fv_combiner_channels(const fv_combiner *c, const fv_tensor *rows, int6
                    (const int64_t[]){s[0], s[1], d[3] / c->group, s[2], 1}, from);
 }
 
-static fv_status fill(fv_ctx *ctx, float value, const fv_tensor *out)
-{
-    const fv_tensor x = {.data = &value, .dtype = FV_F32, .rank = 1, .dims = {1}, .strides = {1}};
-
-    return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = x, .out = *out});
-}
-
 fv_status fv_combiner_part(fv_ctx *ctx, fv_combiner *c, fv_tensor *o, fv_tensor *lse)
 {
     const fv_call *call = c->call;
     int64_t B = call->batch, H = call->query_heads, N = call->queries, Hkv = call->key_heads;
     int p = c->merge.parts++;
 
-    FV_TRY(fv_tensor_new(ctx, o, FV_F32, FV_DIMS(B, Hkv, c->group, N, call->value_dim)));
+    FV_TRY(fv_tensor_zeros(ctx, o, FV_F32, FV_DIMS(B, Hkv, c->group, N, call->value_dim)));
     FV_TRY(fv_tensor_new(ctx, lse, FV_F32, FV_DIMS(B, Hkv, c->group, N, 1)));
-    FV_TRY(fill(ctx, 0, o));
-    FV_TRY(fill(ctx, -INFINITY, lse));
+    for (int64_t row = 0; row < B * H * N; row++)
+        ((float *)lse->data)[row] = -INFINITY;
     c->merge.o_part[p] = fv_reshaped(o, FV_DIMS(B, H, N, call->value_dim));
     c->merge.lse_part[p] = fv_reshaped(lse, FV_DIMS(B, H, N));
     return FV_OK;
@@ -208,8 +198,7 @@ static fv_status make_queries(fv_ctx *ctx, const fv_call *call, int64_t from, co
     FV_TRY(fv_tensor_new(ctx, &scale, FV_F32, FV_DIMS(1)));
     *(float *)scale.data = call->scale;
     return fv_map_apply(
-        ctx,
-        &(fv_map_args){.op = FV_MAP_MUL, .x = fv_grouped(&q, call->key_heads), .y = scale, .out = place});
+        ctx, &(fv_map_args){.op = FV_MAP_MUL, .x = fv_grouped(&q, call->key_heads), .y = scale, .out = place});
 }
 
 fv_status fv_combiner_queries(fv_ctx *ctx, const fv_combiner *c, fv_tensor *q)
@@ -240,11 +229,9 @@ static fv_status pool_spans(fv_ctx *ctx, const fv_combiner *c, const struct span
         FV_TRY(fv_tensor_new(ctx, &rows, FV_F32, 5, plain.dims));
         FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_RELU, .x = plain, .out = rows}));
     }
-    return fv_pool_rows(ctx, &(fv_pool_args){.kind = kinds[c->options->pool % 3],
-                                             .x = rows,
-                                             .out = *out,
-                                             .block = s->length,
-                                             .stride = s->step});
+    return fv_pool_rows(
+        ctx, &(fv_pool_args){
+                 .kind = kinds[c->options->pool % 3], .x = rows, .out = *out, .block = s->length, .stride = s->step});
 }
 
 static fv_status summarise(fv_ctx *ctx, const fv_combiner *c, const fv_tensor *q, const struct spans *s,
@@ -306,13 +293,11 @@ static fv_status make_summaries(fv_ctx *ctx, const fv_call *call, int64_t from, 
     if (c.options->form >= COMBINER_MIXTURE) return fv_combiner_axial_make(ctx, &c, from, out);
     FV_TRY(fv_combiner_queries(ctx, &c, &q));
     if (c.options->form == COMBINER_LOGN) return summarise_powers(ctx, &c, &q, from, out);
-    return summarise(ctx, &c, &q,
-                     &(struct spans){.first = from * c.length,
-                                     .step = c.length,
-                                     .length = c.length,
-                                     .count = out->dims[2],
-                                     .row_step = 1},
-                     out);
+    return summarise(
+        ctx, &c, &q,
+        &(struct spans){
+            .first = from * c.length, .step = c.length, .length = c.length, .count = out->dims[2], .row_step = 1},
+        out);
 }
 
 /* ---- who reads what ---------------------------------------------------------------------------------------------- */
@@ -375,12 +360,10 @@ static fv_status plan_powers(fv_ctx *ctx, const fv_combiner *c, int64_t rows, fv
         born[n] = (int32_t)end;
         gone[n] = (int32_t)fv_min(end + (end & -end), INT32_MAX);
     }
-    FV_TRY(fv_lists_begin(ctx, &lists,
-                          &(fv_list_shape){.query_block = FV_TILE,
-                                           .key_block = 1,
-                                           .queries = call->queries,
-                                           .keys = rows,
-                                           .offset = call->offset}));
+    FV_TRY(fv_lists_begin(
+        ctx, &lists,
+        &(fv_list_shape){
+            .query_block = FV_TILE, .key_block = 1, .queries = call->queries, .keys = rows, .offset = call->offset}));
     for (int64_t g = 0; g < lists.groups; g++) {
         int64_t from = fv_max((fv_lists_first_block(&lists) + g) * FV_TILE, call->offset);
         int64_t to = fv_min((fv_lists_first_block(&lists) + g + 1) * FV_TILE - 1, last);
@@ -489,9 +472,11 @@ const fv_mechanism fv_mechanism_combiner = {
     .sheet = 87,
     .family = FV_MIXED,
     .traits = FV_SELF_ONLY | FV_ROWS_SUM_TO_ONE | FV_LINEAR_IN_V | FV_DECODE_EXACT | FV_DIFFERENTIABLE | FV_NEEDS_KEPT,
-    .formula = "one softmax over near tokens (the own segment or row; of a mixture the column above too; of logn the "
-               "token alone) and summaries of spans r: key pool of k, value sum_j softmax_j(pool of scaled q . k_j) v_j",
-    .cost = "2 N (L / 2 + N / (2 L) + 1) (D + Dv) flops a head (fixed, causal); N log2 N of logn, 5 N sqrt N of a mixture",
+    .formula =
+        "one softmax over near tokens (the own segment or row; of a mixture the column above too; of logn the "
+        "token alone) and summaries of spans r: key pool of k, value sum_j softmax_j(pool of scaled q . k_j) v_j",
+    .cost =
+        "2 N (L / 2 + N / (2 L) + 1) (D + Dv) flops a head (fixed, causal); N log2 N of logn, 5 N sqrt N of a mixture",
     .options = options,
     .options_size = sizeof(struct combiner),
     .params = params,

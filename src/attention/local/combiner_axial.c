@@ -35,11 +35,10 @@ static fv_tensor as_grid(const fv_combiner *c, const fv_tensor *x, bool by_colum
 {
     int64_t U = c->length, S = x->dims[3] / U, row = U * x->strides[3], column = x->strides[3];
 
-    return fv_view(
-        x, FV_DIMS(x->dims[0], x->dims[1], x->dims[2], by_column ? U : S, by_column ? S : U, x->dims[4]),
-        (const int64_t[]){
-            x->strides[0], x->strides[1], x->strides[2], by_column ? column : row, by_column ? row : column, x->strides[4]},
-        0);
+    return fv_view(x, FV_DIMS(x->dims[0], x->dims[1], x->dims[2], by_column ? U : S, by_column ? S : U, x->dims[4]),
+                   (const int64_t[]){x->strides[0], x->strides[1], x->strides[2], by_column ? column : row,
+                                     by_column ? row : column, x->strides[4]},
+                   0);
 }
 
 /* Running maxima of tokens x, heads repeated; `out` are those of the last rows. */
@@ -112,11 +111,10 @@ static fv_status project(fv_ctx *ctx, const fv_combiner *c, int64_t from, const 
     FV_TRY(fv_tensor_new(ctx, &sum, FV_F32, FV_DIMS(B, rows, C)));
     FV_TRY(fv_tensor_new(ctx, &normed, FV_F32, FV_DIMS(B, rows, C)));
     FV_TRY(fv_tensor_new(ctx, &keys, FV_F32, FV_DIMS(B, rows, H, D)));
-    FV_TRY(fv_map_apply(ctx,
-                        &(fv_map_args){.op = FV_MAP_COPY,
-                                       .x = *value,
-                                       .out = fv_view(&a, FV_DIMS(B, H, 1, rows, Dv),
-                                                      (const int64_t[]){rows * H * Dv, Dv, 0, H * Dv, 1}, 0)}));
+    FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY,
+                                            .x = *value,
+                                            .out = fv_view(&a, FV_DIMS(B, H, 1, rows, Dv),
+                                                           (const int64_t[]){rows * H * Dv, Dv, 0, H * Dv, 1}, 0)}));
     a = fv_reshaped(&a, FV_DIMS(B, rows, H * Dv));
     FV_TRY(fv_gemm(ctx, &(fv_gemm_args){.a = a, .b = fv_transposed(&param[COMBINER_W1]), .c = added}));
     FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_ADD, .x = x, .y = added, .out = sum}));
@@ -151,10 +149,8 @@ static fv_status make_rows(fv_ctx *ctx, const fv_combiner *c, const fv_tensor *q
 
     if (sums) {
         FV_TRY(fv_tensor_new(ctx, &wide, FV_F32, FV_DIMS(v.dims[0], v.dims[1], 1, R, D + Dv)));
-        FV_TRY(fv_map_apply(
-            ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = k, .out = fv_slice(&wide, 4, 0, D)}));
-        FV_TRY(fv_map_apply(
-            ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = v, .out = fv_slice(&wide, 4, D, Dv)}));
+        FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = k, .out = fv_slice(&wide, 4, 0, D)}));
+        FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = v, .out = fv_slice(&wide, 4, D, Dv)}));
     }
     FV_TRY(fv_combiner_attend(ctx, c, &block));
     if (sums) return FV_OK;
