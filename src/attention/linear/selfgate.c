@@ -111,7 +111,7 @@ static fv_status run_along(fv_ctx *ctx, const fv_call *call, const fv_tensor *al
                            const fv_tensor *lse)
 {
     int64_t B = call->batch, H = call->query_heads, N = call->queries;
-    fv_tensor u = fv_slice(all, 2, call->offset, N), v = fv_slice(&call->v, 2, call->offset, N);
+    fv_tensor u = fv_slice(all, 2, call->offset, N), stored = fv_slice(&call->v, 2, call->offset, N), v;
     fv_tensor top, fade, shifted, beta, divisor, one, log_divisor;
     fv_choosing before = fv_choosing_begin(ctx);
     fv_status status = fv_tensor_new(ctx, &top, FV_F32, FV_DIMS(B, H, N, 1));
@@ -132,7 +132,7 @@ static fv_status run_along(fv_ctx *ctx, const fv_call *call, const fv_tensor *al
     FV_TRY(fv_map_apply(ctx,
                         &(fv_map_args){.op = FV_MAP_SUB, .x = flat(&u, 0, N), .y = flat(&top, 0, N), .out = shifted}));
     FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_EXP, .x = shifted, .out = beta}));
-    FV_TRY(fv_as_f32(ctx, &v, &v));
+    FV_TRY(fv_as_f32(ctx, &stored, &v));
     FV_TRY(fv_scan(ctx, &(fv_scan_args){.q = fv_broadcast(&one, FV_DIMS(B, H, N, 1)),
                                         .k = fv_broadcast(&one, FV_DIMS(B, call->key_heads, N, 1)),
                                         .v = v,

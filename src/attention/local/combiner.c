@@ -92,7 +92,7 @@ static fv_status split(fv_ctx *ctx, const fv_call *call, fv_combiner *c)
     return FV_OK;
 }
 
-/* Rows of plane p: [count,heads,rows,C]. */
+/* Rows of a plane: [count,heads,rows,C]. */
 static fv_tensor lay_out(const fv_strided *r, int64_t p, int64_t count, int64_t rows)
 {
     const fv_tensor *x = r->x;
@@ -112,17 +112,23 @@ fv_status fv_combiner_attend(fv_ctx *ctx, const fv_combiner *c, const fv_combine
     a.logits.softcap = own.softcap;
     a.logits.gain = own.gain;
     if (b->logits.scale == 0) a.logits.scale = own.scale, a.logits.zero_scale = own.zero_scale;
-    for (int64_t p = 0; p < c->call->batch * c->call->key_heads; p++) {
-        a.q = lay_out(&b->q, p, b->count, b->queries);
-        a.k = lay_out(&b->k, p, b->count, b->keys);
-        a.v = lay_out(&b->v, p, b->count, b->keys);
-        a.o = lay_out(&b->o, p, b->count, b->queries);
-        if (b->lse.x) a.lse = lay_out(&b->lse, p, b->count, b->queries), a.lse.rank = 3;
-        FV_TRY(fv_count_pairs(
-            ctx, &(fv_call){.batch = b->count, .query_heads = c->group, .queries = b->queries, .pairs = c->call->pairs},
-            plan, b->keys));
-        FV_TRY(fv_attend(ctx, &a));
-    }
+    a.q = lay_out(&b->q, c->plane, b->count, b->queries);
+    a.k = lay_out(&b->k, c->plane, b->count, b->keys);
+    a.v = lay_out(&b->v, c->plane, b->count, b->keys);
+    a.o = lay_out(&b->o, c->plane, b->count, b->queries);
+    if (b->lse.x) a.lse = lay_out(&b->lse, c->plane, b->count, b->queries), a.lse.rank = 3;
+    FV_TRY(fv_count_pairs(
+        ctx, &(fv_call){.batch = b->count, .query_heads = c->group, .queries = b->queries, .pairs = c->call->pairs},
+        plan, b->keys));
+    return fv_attend(ctx, &a);
+}
+
+fv_status fv_combiner_attend_all(fv_ctx *ctx, const fv_combiner *c, const fv_combiner_block *block)
+{
+    fv_combiner own = *c;
+
+    for (own.plane = 0; own.plane < c->call->batch * c->call->key_heads; own.plane++)
+        FV_TRY(fv_combiner_attend(ctx, &own, block));
     return FV_OK;
 }
 
@@ -137,15 +143,16 @@ fv_tensor fv_combiner_channels(const fv_combiner *c, const fv_tensor *rows, int6
 fv_status fv_combiner_part(fv_ctx *ctx, fv_combiner *c, fv_tensor *o, fv_tensor *lse)
 {
     const fv_call *call = c->call;
-    int64_t B = call->batch, H = call->query_heads, N = call->queries, Hkv = call->key_heads;
+    int64_t G = c->group, N = call->queries, Dv = call->value_dim;
     int p = c->merge.parts++;
+    fv_tensor *own_o = &c->merge.o_part[p], *own_lse = &c->merge.lse_part[p];
 
-    FV_TRY(fv_tensor_zeros(ctx, o, FV_F32, FV_DIMS(B, Hkv, c->group, N, call->value_dim)));
-    FV_TRY(fv_tensor_new(ctx, lse, FV_F32, FV_DIMS(B, Hkv, c->group, N, 1)));
-    for (int64_t row = 0; row < B * H * N; row++)
-        ((float *)lse->data)[row] = -INFINITY;
-    c->merge.o_part[p] = fv_reshaped(o, FV_DIMS(B, H, N, call->value_dim));
-    c->merge.lse_part[p] = fv_reshaped(lse, FV_DIMS(B, H, N));
+    FV_TRY(fv_tensor_zeros(ctx, own_o, FV_F32, FV_DIMS(1, G, N, Dv)));
+    FV_TRY(fv_tensor_new(ctx, own_lse, FV_F32, FV_DIMS(1, G, N)));
+    for (int64_t row = 0; row < G * N; row++)
+        ((float *)own_lse->data)[row] = -INFINITY;
+    *o = fv_view(own_o, FV_DIMS(1, 1, G, N, Dv), (const int64_t[]){0, 0, N * Dv, Dv, 1}, 0); /* in any plane */
+    *lse = fv_view(own_lse, FV_DIMS(1, 1, G, N, 1), (const int64_t[]){0, 0, N, 1, 1}, 0);
     return FV_OK;
 }
 
@@ -234,6 +241,16 @@ static fv_status pool_spans(fv_ctx *ctx, const fv_combiner *c, const struct span
                  .kind = kinds[c->options->pool % 3], .x = rows, .out = *out, .block = s->length, .stride = s->step});
 }
 
+/* Every step-th row of x [B,Hkv,heads,rows,C] from `first` on. */
+static fv_tensor every(const fv_tensor *x, int64_t first, int64_t step, int64_t count)
+{
+    fv_tensor rows = fv_slice(x, 3, first, 0);
+
+    rows.dims[3] = count;
+    rows.strides[3] *= step;
+    return rows;
+}
+
 static fv_status summarise(fv_ctx *ctx, const fv_combiner *c, const fv_tensor *q, const struct spans *s,
                            const fv_tensor *out)
 {
@@ -243,11 +260,13 @@ static fv_status summarise(fv_ctx *ctx, const fv_combiner *c, const fv_tensor *q
     fv_tensor k = fv_broadcast(&c->k, FV_DIMS(c->k.dims[0], c->k.dims[1], c->group, c->k.dims[3], D)), keys;
 
     if (s->count < 1) return FV_OK;
-    keys = fv_view(&key, FV_DIMS(key.dims[0], key.dims[1], c->group, s->count, D),
-                   (const int64_t[]){key.strides[0], key.strides[1], key.strides[2], key.strides[3] * s->row_step, 1},
-                   s->row * key.strides[3]);
-    FV_TRY(fv_tensor_new(ctx, &pooled, FV_F32, 5, keys.dims));
+    keys = every(&key, s->row, s->row_step, s->count);
     FV_TRY(pool_spans(ctx, c, s, &k, &keys));
+    if (s->length == 1) /* one token: its value */
+        return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY,
+                                                .x = every(&c->v, s->first, s->step, s->count),
+                                                .out = every(&value, s->row, s->row_step, s->count)});
+    FV_TRY(fv_tensor_new(ctx, &pooled, FV_F32, 5, keys.dims));
     FV_TRY(pool_spans(ctx, c, s, q, &pooled));
     for (int64_t from = 0; from < s->count; from = fv_max(whole, from + 1)) { /* a last one may be shorter */
         fv_combiner_block block = {.count = from < whole ? whole : 1,
@@ -258,7 +277,7 @@ static fv_status summarise(fv_ctx *ctx, const fv_combiner *c, const fv_tensor *q
                                    .v = {&c->v, s->first + from * s->step, s->step, 1},
                                    .o = {&value, s->row + from * s->row_step, s->row_step, 1},
                                    .logits = {.scale = 1}};
-        FV_TRY(fv_combiner_attend(ctx, c, &block));
+        FV_TRY(fv_combiner_attend_all(ctx, c, &block));
     }
     return FV_OK;
 }
@@ -380,69 +399,98 @@ static fv_status plan_powers(fv_ctx *ctx, const fv_combiner *c, int64_t rows, fv
 
 /* ---- the whole --------------------------------------------------------------------------------------------------- */
 
-static fv_status attend_segments(fv_ctx *ctx, fv_combiner *c, const fv_tensor *o, const fv_tensor *lse)
+/* Who reads which tokens of the own segment, and which spans; the same in every plane. */
+struct plans {
+    fv_plan segments, spans;
+    fv_tensor bias; /* of spans */
+};
+
+static fv_status make_plans(fv_ctx *ctx, const fv_combiner *c, struct plans *plans)
 {
     const fv_call *call = c->call;
-    fv_plan plan = {.causal = call->causal, .offset = call->offset};
-    fv_attend_args attend = {
-        .q = call->q, .k = call->k, .v = call->v, .o = *o, .lse = *lse, .plan = &plan, .logits = fv_call_logits(call)};
-
-    FV_TRY(plan_segments(ctx, c, &plan));
-    FV_TRY(fv_count_pairs(ctx, call, &plan, call->keys));
-    return fv_attend(ctx, &attend);
-}
-
-/* Summaries of spans, each for the queries that read it. */
-static fv_status attend_spans(fv_ctx *ctx, fv_combiner *c)
-{
-    const fv_call *call = c->call;
-    int64_t rows = c->summaries.dims[2], D = call->head_dim;
-    fv_plan plan = {.offset = call->offset};
-    fv_tensor key = fv_combiner_channels(c, &c->summaries, 0, D), o, lse, bias;
-    fv_tensor value = fv_combiner_channels(c, &c->summaries, D, call->value_dim);
-    fv_combiner_block block = {.count = 1, .queries = call->queries, .keys = rows, .plan = &plan};
+    int64_t rows = c->summaries.dims[2];
     bool powers = c->options->form == COMBINER_LOGN;
     double *counts;
 
-    FV_TRY(fv_combiner_part(ctx, c, &o, &lse));
+    plans->segments = (fv_plan){.causal = call->causal, .offset = call->offset};
+    plans->spans = (fv_plan){.offset = call->offset};
+    plans->bias = (fv_tensor){0};
+    FV_TRY(plan_segments(ctx, c, &plans->segments));
+    if (rows == 0 || c->options->form >= COMBINER_MIXTURE) return FV_OK;
     FV_TRY(FV_SCRATCH(ctx, counts, rows));
     for (int64_t n = 0; n < rows; n++)
         counts[n] = (double)(powers ? (n + 1) & -(n + 1) : fv_min(c->length, call->keys - n * c->length));
-    if (powers)
-        FV_TRY(plan_powers(ctx, c, rows, &plan));
-    else
-        FV_TRY(fv_key_rows_plan(ctx, 1, call->queries, rows, add_spans, c, &plan));
-    FV_TRY(fv_combiner_bias(ctx, c, counts, rows, 1, &bias));
-    if (fv_present(&bias)) block.logits.bias = fv_reshaped(&bias, FV_DIMS(1, 1, 1, rows));
+    FV_TRY(fv_combiner_bias(ctx, c, counts, rows, 1, &plans->bias));
+    if (fv_present(&plans->bias)) plans->bias = fv_reshaped(&plans->bias, FV_DIMS(1, 1, 1, rows));
+    if (powers) return plan_powers(ctx, c, rows, &plans->spans);
+    return fv_key_rows_plan(ctx, 1, call->queries, rows, add_spans, c, &plans->spans);
+}
+
+static fv_status attend_part(fv_ctx *ctx, fv_combiner *c, const fv_tensor *k, const fv_tensor *v, const fv_plan *plan,
+                             const fv_tensor *bias)
+{
+    fv_combiner_block block = {
+        .count = 1, .queries = c->call->queries, .keys = k->dims[3], .plan = plan, .logits = {.bias = *bias}};
+    fv_tensor o, lse;
+
+    FV_TRY(fv_combiner_part(ctx, c, &o, &lse));
     block.q = (fv_strided){&c->q, 0, 0, 1};
-    block.k = (fv_strided){&key, 0, 0, 1};
-    block.v = (fv_strided){&value, 0, 0, 1};
+    block.k = (fv_strided){k, 0, 0, 1};
+    block.v = (fv_strided){v, 0, 0, 1};
     block.o = (fv_strided){&o, 0, 0, 1};
     block.lse = (fv_strided){&lse, 0, 0, 1};
     return fv_combiner_attend(ctx, c, &block);
 }
 
+static fv_status compute_plane(fv_ctx *ctx, fv_combiner *c, const struct plans *plans)
+{
+    static const fv_tensor none;
+    int64_t D = c->call->head_dim, b = c->plane / c->call->key_heads, h = c->plane % c->call->key_heads * c->group;
+    fv_tensor o = fv_slice(&c->call->o, 0, b, 1), key, value;
+
+    c->merge = (fv_merge_args){.o = fv_slice(&o, 1, h, c->group)};
+    if (fv_present(&c->call->lse)) {
+        fv_tensor lse = fv_slice(&c->call->lse, 0, b, 1);
+        c->merge.lse = fv_slice(&lse, 1, h, c->group);
+    }
+    FV_TRY(attend_part(ctx, c, &c->k, &c->v, &plans->segments, &none));
+    if (c->options->form >= COMBINER_MIXTURE) {
+        FV_TRY(fv_combiner_axial_parts(ctx, c));
+    } else if (c->summaries.dims[2] > 0) {
+        key = fv_combiner_channels(c, &c->summaries, 0, D);
+        value = fv_combiner_channels(c, &c->summaries, D, c->call->value_dim);
+        FV_TRY(attend_part(ctx, c, &key, &value, &plans->spans, &plans->bias));
+    }
+    return fv_merge(ctx, &c->merge);
+}
+
+static int64_t summary_count(const fv_combiner *c)
+{
+    int64_t keys = c->call->keys, L = c->length;
+
+    if (c->options->form == COMBINER_LOGN) return keys;
+    if (c->options->form == COMBINER_FIXED) return c->call->causal ? keys / L : fv_ceil_div(keys, L);
+    return keys / L * L;
+}
+
 static fv_status forward(fv_ctx *ctx, const fv_call *call)
 {
-    bool axial = ((const struct combiner *)call->options)->form >= COMBINER_MIXTURE;
-    int64_t rows, width;
+    struct plans plans;
     fv_combiner c;
-    fv_tensor o, lse, q;
+    fv_tensor q;
 
     FV_TRY(split(ctx, call, &c));
     if (call->kept) FV_TRY(fv_combiner_queries(ctx, &c, &q)); /* for later ones, should no span be complete now */
-    rows = kept(call, SUMMARIES, call->keys, &width);
-    if (c.options->form == COMBINER_FIXED)
-        rows = call->causal ? call->keys / c.length : fv_ceil_div(call->keys, c.length);
-    if (axial) rows = call->keys / c.length * c.length;
-    if (rows == 0) return attend_segments(ctx, &c, &call->o, &call->lse);
-    FV_TRY(fv_keep(ctx, call, kept, SUMMARIES, rows, make_summaries, &c.summaries));
-    FV_TRY(fv_combiner_part(ctx, &c, &o, &lse));
-    FV_TRY(attend_segments(ctx, &c, &c.merge.o_part[0], &c.merge.lse_part[0]));
-    FV_TRY(axial ? fv_combiner_axial_parts(ctx, &c) : attend_spans(ctx, &c));
-    c.merge.o = call->o;
-    c.merge.lse = call->lse;
-    return fv_merge(ctx, &c.merge);
+    FV_TRY(fv_keep(ctx, call, kept, SUMMARIES, summary_count(&c), make_summaries, &c.summaries));
+    FV_TRY(make_plans(ctx, &c, &plans));
+    for (c.plane = 0; c.plane < call->batch * call->key_heads; c.plane++) {
+        fv_mark mark = fv_scratch_mark(ctx);
+        fv_status status = compute_plane(ctx, &c, &plans);
+        fv_scratch_release(ctx, mark);
+        FV_TRY(status);
+        FV_TRY(fv_ctx_check(ctx));
+    }
+    return FV_OK;
 }
 
 /* Own segment or row, and of a mixture the column above. */

@@ -22,7 +22,8 @@ typedef struct fv_combiner {
     const struct combiner *options;
     int64_t length, group; /* tokens of a segment or row; query heads of a key head */
     fv_tensor q, k, v, summaries;
-    fv_merge_args merge; /* the parts so far */
+    int64_t plane;       /* the batch and key head that is computed */
+    fv_merge_args merge; /* its parts so far */
 } fv_combiner;
 
 /* Rows of such a tensor: `across` apart from one attention to the next, and within one `step` apart. */
@@ -31,20 +32,21 @@ typedef struct fv_strided {
     int64_t first, across, step;
 } fv_strided;
 
-/* `count` attentions of so many queries over so many keys, in every plane of batch and key head. */
+/* `count` attentions of so many queries over so many keys. */
 typedef struct fv_combiner_block {
     int64_t count, queries, keys;
     fv_strided q, k, v, o, lse; /* lse.x NULL: not asked for */
     const fv_plan *plan;
     fv_logits logits;
 } fv_combiner_block;
-fv_status fv_combiner_attend(fv_ctx *ctx, const fv_combiner *c, const fv_combiner_block *block);
+fv_status fv_combiner_attend(fv_ctx *ctx, const fv_combiner *c, const fv_combiner_block *block);     /* in its plane */
+fv_status fv_combiner_attend_all(fv_ctx *ctx, const fv_combiner *c, const fv_combiner_block *block); /* in all */
 
 /* Channels from..from+width-1 of those of each head in rows [B,Hkv,R,group * each]. */
 fv_tensor fv_combiner_channels(const fv_combiner *c, const fv_tensor *rows, int64_t from, int64_t width);
 /* The scaled queries of all tokens so far. */
 fv_status fv_combiner_queries(fv_ctx *ctx, const fv_combiner *c, fv_tensor *q);
-/* A part of the joint softmax, in which nothing is seen yet. */
+/* A part of the plane's joint softmax, in which nothing is seen yet. */
 fv_status fv_combiner_part(fv_ctx *ctx, fv_combiner *c, fv_tensor *o, fv_tensor *lse);
 /* ln of so many counts as a bias, [count, 1, 1, keys], the same for all keys; absent without span_bias. */
 fv_status fv_combiner_bias(fv_ctx *ctx, const fv_combiner *c, const double *counts, int64_t count, int64_t keys,

@@ -93,7 +93,7 @@ static fv_status make_direction(fv_ctx *ctx, const fv_combiner *c, const fv_tens
         block.v = (fv_strided){&c->v, 0, 1, U};
         block.o = (fv_strided){&value, 0, 1, U};
     }
-    return fv_combiner_attend(ctx, c, &block);
+    return fv_combiner_attend_all(ctx, c, &block);
 }
 
 /* ---- summaries of whole rows ------------------------------------------------------------------------------------- */
@@ -152,7 +152,7 @@ static fv_status make_rows(fv_ctx *ctx, const fv_combiner *c, const fv_tensor *q
         FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = k, .out = fv_slice(&wide, 4, 0, D)}));
         FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = v, .out = fv_slice(&wide, 4, D, Dv)}));
     }
-    FV_TRY(fv_combiner_attend(ctx, c, &block));
+    FV_TRY(fv_combiner_attend_all(ctx, c, &block));
     if (sums) return FV_OK;
     if (c->options->row_summary == COMBINER_PROJ) return project(ctx, c, from, &value, &key);
     return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = k, .out = key});
