@@ -69,6 +69,7 @@ static void write_spec(const fv_mechanism *mechanism, const char *given, int64_t
     fv_text_free(spec);
     fv_text_printf(spec, "%s", given);
     if (axes > 0) example_add(spec, "grid", sides(tokens, axes, false, text));
+    if (axes == 3 && example_option(mechanism, "special")) example_add(spec, "special", "0"); /* tokens off the grid */
     if (axes > 0 && window && !window->initial) example_add(spec, "window", sides(tokens, axes, true, text));
     if (!clusters || !clusters->initial || strcmp(clusters->initial, "0") != 0) return;
     snprintf(text, sizeof text, "%.0f", fmax(round(sqrt((double)tokens)), 1));

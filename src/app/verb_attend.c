@@ -198,12 +198,14 @@ static fv_attention_args args_of(const struct values *values, const struct work 
 
 static fv_status make_outputs(const struct values *values, struct work *w)
 {
-    const int64_t *q = w->q.t.dims;
+    bool shared = w->mechanism->traits & FV_SHARED_QK;
+    int64_t B = shared ? w->v.t.dims[0] : w->q.t.dims[0], H = w->q.t.dims[1];
+    int64_t N = fv_attention_rows(w->mechanism, &(fv_attention_args){.q = w->q.t, .v = w->v.t}, false);
     fv_attention_args args;
     fv_tensor shape;
 
-    FV_TRY(app_tensor_new(&w->o, FV_F32, FV_DIMS(q[0], q[1], q[2], w->v.t.dims[3])));
-    if (values->lse) FV_TRY(app_tensor_new(&w->lse, FV_F32, FV_DIMS(q[0], q[1], q[2])));
+    FV_TRY(app_tensor_new(&w->o, FV_F32, FV_DIMS(B, H, N, w->v.t.dims[3])));
+    if (values->lse) FV_TRY(app_tensor_new(&w->lse, FV_F32, FV_DIMS(B, H, N)));
     args = args_of(values, w, &(float){(float)values->scale});
     FV_TRY(app_named_begin("param-out", &values->params_out, &w->params_out));
     for (int i = 0; i < w->params_out.count; i++) {

@@ -1,6 +1,7 @@
 /* What every mechanism gets from its descriptor: forward, chunks, decode, backward, pairs and work. */
 #include "attention/attention.h"
 
+#include <math.h>
 #include <stdlib.h>
 
 #include "ops/tape.h"
@@ -112,62 +113,118 @@ fv_status fv_keep(fv_ctx *ctx, const fv_call *call, fv_kept_fn *kept, int kind, 
 
 /* ---- recurrences ------------------------------------------------------------------------------------------------ */
 
-/* s [B,Hk,F,Dv] = k^T v and z [B,Hk,F] = sum of k (unless absent). */
-static fv_status sum_keys(fv_ctx *ctx, const fv_tensor *k, const fv_tensor *v, const fv_tensor *s, const fv_tensor *z)
-{
-    int64_t keys = k->dims[2];
-    fv_tensor row;
+/* Features of a call's tokens that are in memory at once, where no tape wants them all. */
+enum { FEATURE_BYTES = 64 << 20, LEAST_TOKENS = 64 };
 
-    if (keys == 0) {
-        FV_TRY(fv_fill(ctx, s, 0));
-        return fv_present(z) ? fv_fill(ctx, z, 0) : FV_OK;
-    }
-    FV_TRY(fv_gemm(ctx, &(fv_gemm_args){.a = fv_transposed(k), .b = *v, .c = *s}));
+/* Adds k^T v to s [B,H,F,Dv] and the sum of k to z [B,H,F] (unless absent), or sets them.  Grouped values or features
+ * count as repeated. */
+static fv_status sum_keys(fv_ctx *ctx, int64_t heads, const fv_tensor *k, const fv_tensor *v, bool add,
+                          const fv_tensor *s, const fv_tensor *z)
+{
+    fv_tensor wide_k, wide_v, row, before;
+
+    FV_TRY(fv_repeat_heads(ctx, k, heads, &wide_k));
+    FV_TRY(fv_repeat_heads(ctx, v, heads, &wide_v));
+    FV_TRY(fv_gemm(ctx, &(fv_gemm_args){.a = fv_transposed(&wide_k), .b = wide_v, .c = *s, .beta = add ? 1 : 0}));
     if (!fv_present(z)) return FV_OK;
-    row = fv_reshaped(z, FV_DIMS(z->dims[0], z->dims[1], 1, z->dims[2]));
-    return fv_pool_rows(ctx, &(fv_pool_args){.kind = FV_POOL_SUM, .x = *k, .out = row, .block = keys});
+    row = fv_view(z, FV_DIMS(z->dims[0], z->dims[1], 1, z->dims[2]),
+                  (const int64_t[]){z->strides[0], z->strides[1], 0, z->strides[2]}, 0);
+    before = row;
+    if (add) FV_TRY(fv_tensor_new(ctx, &row, FV_F32, 4, before.dims));
+    FV_TRY(fv_pool_rows(ctx, &(fv_pool_args){.kind = FV_POOL_SUM, .x = wide_k, .out = row, .block = k->dims[2]}));
+    if (!add) return FV_OK;
+    return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_ADD, .x = before, .y = row, .out = before});
 }
 
-/* The sums over all keys of a scan, for each query head: grouped values or features count as repeated. */
+/* The sums over keys of a scan. */
 static fv_status sum_all(fv_ctx *ctx, const fv_call *call, const fv_scan_args *scan, const fv_tensor *k,
                          const fv_tensor *v, fv_tensor *s, fv_tensor *z)
 {
     int64_t B = call->batch, H = call->query_heads, F = scan->k.dims[3], Dv = call->value_dim;
-    fv_tensor wide_k, wide_v;
 
-    FV_TRY(fv_repeat_heads(ctx, k, H, &wide_k));
-    FV_TRY(fv_repeat_heads(ctx, v, H, &wide_v));
-    FV_TRY(fv_tensor_new(ctx, s, FV_F32, FV_DIMS(B, H, F, Dv)));
     *z = (fv_tensor){0};
-    if (scan->normalise) FV_TRY(fv_tensor_new(ctx, z, FV_F32, FV_DIMS(B, H, F)));
-    return sum_keys(ctx, &wide_k, &wide_v, s, z);
+    FV_TRY(fv_tensor_zeros(ctx, s, FV_F32, FV_DIMS(B, H, F, Dv)));
+    if (scan->normalise) FV_TRY(fv_tensor_zeros(ctx, z, FV_F32, FV_DIMS(B, H, F)));
+    return k->dims[2] == 0 ? FV_OK : sum_keys(ctx, H, k, v, false, s, z);
 }
 
-/* Without causality every query reads the same sums: two gemms and a division. */
-static fv_status read_sums(fv_ctx *ctx, const fv_call *call, const fv_scan_args *scan)
+/* Features from..from+count-1 of a scan. */
+static fv_scan_args features_of(const fv_scan_args *scan, int64_t from, int64_t count)
 {
-    int64_t B = call->batch, H = call->query_heads, N = call->queries;
-    fv_tensor s, z, column, sum, divisor, floored;
+    fv_scan_args part = *scan;
+    fv_tensor *states[] = {&part.state_in, &part.state_out, &part.z_in, &part.z_out};
 
-    FV_TRY(sum_all(ctx, call, scan, &scan->k, &scan->v, &s, &z));
-    if (!scan->normalise) return fv_gemm(ctx, &(fv_gemm_args){.a = scan->q, .b = s, .c = call->o});
-    FV_TRY(fv_tensor_new(ctx, &sum, FV_F32, 4, call->o.dims));
-    FV_TRY(fv_tensor_new(ctx, &divisor, FV_F32, FV_DIMS(B, H, N, 1)));
-    FV_TRY(fv_tensor_new(ctx, &floored, FV_F32, FV_DIMS(B, H, N, 1)));
-    column = fv_reshaped(&z, FV_DIMS(B, H, z.dims[2], 1));
-    FV_TRY(fv_gemm(ctx, &(fv_gemm_args){.a = scan->q, .b = s, .c = sum}));
+    part.q = fv_slice(&scan->q, 3, from, count);
+    part.k = fv_slice(&scan->k, 3, from, count);
+    for (int n = 0; n < 4; n++)
+        if (fv_present(states[n])) *states[n] = fv_slice(states[n], 2, from, count);
+    return part;
+}
+
+typedef fv_status read_fn(fv_ctx *ctx, const fv_scan_args *scan);
+
+/* o, and lse if asked for: that of each group of features that is normalised by itself, added. */
+static fv_status read_groups(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *call, const fv_scan_args *scan,
+                             const fv_tensor *lse, read_fn *read)
+{
+    int64_t start[FV_FEATURE_GROUPS + 1] = {0, scan->q.dims[3]};
+    int groups = mechanism->feature_groups ? mechanism->feature_groups(call, start) : 1;
+    fv_tensor sum = {0}, divisors = {0};
+
+    for (int g = 0; g < groups; g++) {
+        fv_scan_args part = features_of(scan, start[g], start[g + 1] - start[g]);
+        if (groups > 1) FV_TRY(fv_tensor_new(ctx, &part.o, FV_F32, 4, scan->o.dims));
+        if (fv_present(lse)) FV_TRY(fv_tensor_new(ctx, &part.denominator, FV_F32, 3, scan->o.dims));
+        FV_TRY(read(ctx, &part));
+        if (g > 0) {
+            fv_tensor before[] = {sum, divisors};
+            sum = scan->o;
+            if (g + 1 < groups) FV_TRY(fv_tensor_new(ctx, &sum, FV_F32, 4, scan->o.dims));
+            FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_ADD, .x = before[0], .y = part.o, .out = sum}));
+            if (!fv_present(lse)) continue;
+            FV_TRY(fv_tensor_new(ctx, &divisors, FV_F32, 3, scan->o.dims));
+            FV_TRY(fv_map_apply(
+                ctx, &(fv_map_args){.op = FV_MAP_ADD, .x = before[1], .y = part.denominator, .out = divisors}));
+        } else {
+            sum = part.o;
+            divisors = part.denominator;
+        }
+    }
+    return fv_present(lse) ? fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_LOG, .x = divisors, .out = *lse}) : FV_OK;
+}
+
+/* Without causality every query reads the same sums, state_in and z_in: two gemms and a division. */
+static fv_status read_sums(fv_ctx *ctx, const fv_scan_args *scan)
+{
+    const int64_t *dims = scan->o.dims, column_dims[] = {dims[0], dims[1], dims[2], 1};
+    const fv_tensor *z = &scan->z_in;
+    fv_tensor column, sum, divisor, changed;
+    fv_map_args change = {.op = FV_MAP_COPY, .beta = scan->epsilon};
+
+    if (!scan->normalise) return fv_gemm(ctx, &(fv_gemm_args){.a = scan->q, .b = scan->state_in, .c = scan->o});
+    FV_TRY(fv_tensor_new(ctx, &sum, FV_F32, 4, dims));
+    FV_TRY(fv_tensor_new(ctx, &divisor, FV_F32, 4, column_dims));
+    column = fv_view(z, FV_DIMS(z->dims[0], z->dims[1], z->dims[2], 1),
+                     (const int64_t[]){z->strides[0], z->strides[1], z->strides[2], 1}, 0);
+    FV_TRY(fv_gemm(ctx, &(fv_gemm_args){.a = scan->q, .b = scan->state_in, .c = sum}));
     FV_TRY(fv_gemm(ctx, &(fv_gemm_args){.a = scan->q, .b = column, .c = divisor}));
-    if (scan->epsilon > 0) /* not both: epsilon is added, floor replaces */
-        FV_TRY(
-            fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = divisor, .out = floored, .beta = scan->epsilon}));
-    else
-        FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_MAX, .x = divisor, .out = floored, .alpha = scan->floor}));
-    return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_DIV, .x = sum, .y = floored, .out = call->o});
+    if (scan->epsilon > 0 || scan->floor > 0) { /* not both: epsilon is added, floor replaces */
+        if (scan->floor > 0) change = (fv_map_args){.op = FV_MAP_MAX, .alpha = scan->floor};
+        FV_TRY(fv_tensor_new(ctx, &changed, FV_F32, 4, column_dims));
+        change.x = divisor;
+        change.out = changed;
+        FV_TRY(fv_map_apply(ctx, &change));
+        divisor = changed;
+    }
+    if (fv_present(&scan->denominator))
+        FV_TRY(fv_map_apply(
+            ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = fv_reshaped(&divisor, 3, dims), .out = scan->denominator}));
+    return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_DIV, .x = sum, .y = divisor, .out = scan->o});
 }
 
 /* More keys than queries: the first ones are in the state before the first query.  Fewer: the first queries see none.
  */
-static fv_status align(fv_ctx *ctx, const fv_call *call, fv_scan_args *scan)
+static fv_status align(fv_ctx *ctx, const fv_call *call, fv_scan_args *scan, fv_tensor *lse)
 {
     int64_t ahead = call->keys - call->queries;
 
@@ -181,24 +238,27 @@ static fv_status align(fv_ctx *ctx, const fv_call *call, fv_scan_args *scan)
         FV_TRY(fv_fill(ctx, &blind, 0));
         scan->q = fv_slice(&scan->q, 2, -ahead, call->keys);
         scan->o = fv_slice(&scan->o, 2, -ahead, call->keys);
+        if (!fv_present(lse)) return FV_OK;
+        blind = fv_slice(lse, 2, 0, -ahead);
+        FV_TRY(fv_fill(ctx, &blind, -INFINITY));
+        *lse = fv_slice(lse, 2, -ahead, call->keys);
     }
     return FV_OK;
 }
 
 /* state: NULL, or read (unless it is fresh and the call brings its own) and written. */
-static fv_status run_scan(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *given, fv_attention_state *state,
-                          bool fresh)
+static fv_status scan_whole(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *call, fv_attention_state *state,
+                            bool fresh)
 {
-    fv_call plain = *given;
-    const fv_call *call = &plain;
-    fv_scan_args scan;
+    fv_scan_args scan = {.q = call->q, .k = call->k, .v = call->v, .o = call->o};
+    fv_tensor lse = call->lse;
 
-    if (plain.k.dtype != FV_F32) FV_TRY(fv_plain(ctx, &given->k, &plain.k));
-    if (plain.v.dtype != FV_F32) FV_TRY(fv_plain(ctx, &given->v, &plain.v));
-    scan = (fv_scan_args){.q = call->q, .k = call->k, .v = call->v, .o = call->o};
     FV_TRY(mechanism->scan(ctx, call, &scan));
-    if (!call->causal) return read_sums(ctx, call, &scan);
-    FV_TRY(align(ctx, call, &scan));
+    if (!call->causal) {
+        FV_TRY(sum_all(ctx, call, &scan, &scan.k, &scan.v, &scan.state_in, &scan.z_in));
+        return read_groups(ctx, mechanism, call, &scan, &lse, read_sums);
+    }
+    FV_TRY(align(ctx, call, &scan, &lse));
     if (state) {
         if (!fresh || !fv_present(&scan.state_in)) scan.state_in = state->s;
         scan.state_out = state->s;
@@ -207,7 +267,103 @@ static fv_status run_scan(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_c
             scan.z_out = state->z;
         }
     }
-    return scan.q.dims[2] == 0 ? FV_OK : fv_scan(ctx, &scan);
+    return scan.q.dims[2] == 0 ? FV_OK : read_groups(ctx, mechanism, call, &scan, &lse, fv_scan);
+}
+
+/* ---- a part of the tokens at a time */
+
+/* So many queries and keys of a call. */
+static fv_call part_of(const fv_call *call, int64_t query, int64_t queries, int64_t key, int64_t keys)
+{
+    fv_call part = *call;
+
+    part.queries = queries;
+    part.keys = keys;
+    part.offset = keys - queries;
+    part.q = fv_slice(&call->q, 2, query, queries);
+    part.o = fv_slice(&call->o, 2, query, queries);
+    if (fv_present(&call->lse)) part.lse = fv_slice(&call->lse, 2, query, queries);
+    part.k = fv_slice(&call->k, 2, key, keys);
+    part.v = fv_slice(&call->v, 2, key, keys);
+    return part;
+}
+
+/* Adds the keys of a part to the sums of a state. */
+static fv_status add_keys(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *part, fv_attention_state *state)
+{
+    static const fv_tensor none;
+    fv_scan_args scan = {.q = part->q, .k = part->k, .v = part->v, .o = part->o};
+
+    FV_TRY(mechanism->scan(ctx, part, &scan));
+    return sum_keys(ctx, part->query_heads, &scan.k, &scan.v, true, &state->s, scan.normalise ? &state->z : &none);
+}
+
+/* Reads sums that are complete. */
+static fv_status read_state(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *part, fv_attention_state *state)
+{
+    fv_scan_args scan = {.q = part->q, .k = part->k, .v = part->v, .o = part->o};
+
+    FV_TRY(mechanism->scan(ctx, part, &scan));
+    scan.state_in = state->s;
+    if (scan.normalise) scan.z_in = state->z;
+    return read_groups(ctx, mechanism, part, &scan, &part->lse, read_sums);
+}
+
+/* Tokens whose features are made at once: all that a tape, or a mechanism without features, has. */
+static int64_t tokens_at_once(const fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *call)
+{
+    double bytes = (double)sizeof(float) * (double)(call->batch * (call->query_heads + call->key_heads));
+
+    if (ctx->recording || !mechanism->state_width) return INT64_MAX;
+    return fv_max((int64_t)(FEATURE_BYTES / (bytes * (double)mechanism->state_width(call))), LEAST_TOKENS);
+}
+
+/* Keys that come before every query, and then queries, with their own keys where it is causal. */
+static fv_status scan_parts(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *call, fv_attention_state *state,
+                            int64_t most)
+{
+    int64_t N = call->queries, M = call->keys, ahead = call->causal ? fv_max(M - N, 0) : M;
+    int64_t blind = call->causal ? fv_max(N - M, 0) : 0;
+
+    for (int64_t from = 0, count; from < ahead + N; from += count) {
+        fv_mark mark = fv_scratch_mark(ctx);
+        int64_t query = from - ahead, key = call->causal ? from - blind : M;
+        fv_status status;
+        count = fv_min(most, from < ahead ? ahead - from : query < blind ? blind - query : N - query);
+        fv_call part = from < ahead    ? part_of(call, 0, 0, from, count)
+                       : query < blind ? part_of(call, query, count, 0, 0)
+                                       : part_of(call, query, count, key, call->causal ? count : 0);
+        if (from < ahead)
+            status = add_keys(ctx, mechanism, &part, state);
+        else if (call->causal)
+            status = scan_whole(ctx, mechanism, &part, state, false);
+        else
+            status = read_state(ctx, mechanism, &part, state);
+        fv_scratch_release(ctx, mark);
+        FV_TRY(status);
+        FV_TRY(fv_ctx_check(ctx));
+    }
+    return FV_OK;
+}
+
+/* state: as of scan_whole. */
+static fv_status run_scan(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *given, fv_attention_state *state,
+                          bool fresh)
+{
+    int64_t most = tokens_at_once(ctx, mechanism, given), width;
+    fv_attention_state own = {0};
+    fv_call call = *given;
+
+    if (call.k.dtype != FV_F32) FV_TRY(fv_plain(ctx, &given->k, &call.k));
+    if (call.v.dtype != FV_F32) FV_TRY(fv_plain(ctx, &given->v, &call.v));
+    if (fv_max(call.queries, call.keys) <= most) return scan_whole(ctx, mechanism, &call, state, fresh);
+    if (!state) {
+        width = mechanism->state_width(&call);
+        FV_TRY(fv_tensor_zeros(ctx, &own.s, FV_F32, FV_DIMS(call.batch, call.query_heads, width, call.value_dim)));
+        FV_TRY(fv_tensor_zeros(ctx, &own.z, FV_F32, FV_DIMS(call.batch, call.query_heads, width)));
+        state = &own;
+    }
+    return scan_parts(ctx, mechanism, &call, state, most);
 }
 
 /* ---- running a call --------------------------------------------------------------------------------------------- */

@@ -68,30 +68,55 @@ static fv_status check_operand(const char *owner, const char *name, const fv_ten
     return FV_OK;
 }
 
-static fv_status check_operands(const char *owner, const fv_attention_args *args, bool chunk)
+static fv_status check_heads(const char *owner, const char *name, const fv_tensor *q, const fv_tensor *t)
 {
+    if (q->dims[1] % t->dims[1] == 0) return FV_OK;
+    return fv_fail(FV_E_SHAPE, "%s: %s: %lld key-value heads do not divide %lld query heads (shapes %s and %s)", owner,
+                   name, (long long)t->dims[1], (long long)q->dims[1], fv_shape_text(q), fv_shape_text(t));
+}
+
+/* One stream of queries and keys for all batches of values. */
+static fv_status check_shared(const char *owner, const fv_attention_args *args, bool chunk)
+{
+    const fv_tensor *q = &args->q, *k = &args->k, *v = &args->v;
+
+    if (q->dims[0] != 1 || k->dims[0] != 1)
+        return fv_fail(FV_E_SHAPE, "%s: q and k: expected one batch, which all of v share, got shapes %s and %s", owner,
+                       fv_shape_text(q), fv_shape_text(k));
+    if (k->dims[3] != q->dims[3] || (!chunk && k->dims[2] != q->dims[2]))
+        return fv_fail(FV_E_SHAPE, "%s: k: expected the length and head dim of q %s, got %s", owner, fv_shape_text(q),
+                       fv_shape_text(k));
+    if (v->dims[2] > k->dims[2] || (chunk && v->dims[2] != k->dims[2]))
+        return fv_fail(FV_E_SHAPE, "%s: v: expected at most the %lld tokens of k, got %s", owner, (long long)k->dims[2],
+                       fv_shape_text(v));
+    FV_TRY(check_heads(owner, "v", q, v));
+    return check_heads(owner, "k", q, k);
+}
+
+static fv_status check_operands(const fv_mechanism *mechanism, const fv_attention_args *args, bool chunk)
+{
+    const char *owner = mechanism->name;
     const fv_tensor *q = &args->q, *k = &args->k, *v = &args->v;
 
     FV_TRY(check_operand(owner, "q", q, 4, &query_types));
     FV_TRY(check_operand(owner, "k", k, 4, chunk ? &row_types : &key_types));
     FV_TRY(check_operand(owner, "v", v, 4, chunk ? &row_types : &key_types));
+    if (mechanism->traits & FV_SHARED_QK) return check_shared(owner, args, chunk);
     if (k->dims[0] != q->dims[0] || k->dims[3] != q->dims[3])
         return fv_fail(FV_E_SHAPE, "%s: k: expected the batch and head dim of q %s, got %s", owner, fv_shape_text(q),
                        fv_shape_text(k));
     if (v->dims[0] != k->dims[0] || v->dims[1] != k->dims[1] || v->dims[2] != k->dims[2])
         return fv_fail(FV_E_SHAPE, "%s: v: expected the batch, heads and keys of k %s, got %s", owner, fv_shape_text(k),
                        fv_shape_text(v));
-    if (q->dims[1] % k->dims[1] != 0)
-        return fv_fail(FV_E_SHAPE, "%s: k: %lld key-value heads do not divide %lld query heads (shapes %s and %s)",
-                       owner, (long long)k->dims[1], (long long)q->dims[1], fv_shape_text(q), fv_shape_text(k));
-    return FV_OK;
+    return check_heads(owner, "k", q, k);
 }
 
-static fv_status check_outputs(const char *owner, const fv_attention_args *args)
+/* rows: queries of the call. */
+static fv_status check_outputs(const char *owner, const fv_attention_args *args, int64_t rows)
 {
-    const int64_t *q = args->q.dims;
-    const fv_tensor o = {.data = args->o.data, .rank = 4, .dims = {q[0], q[1], q[2], args->v.dims[3]}};
-    const fv_tensor lse = {.data = args->lse.data, .rank = 3, .dims = {q[0], q[1], q[2]}};
+    const int64_t B = args->v.dims[0], H = args->q.dims[1];
+    const fv_tensor o = {.data = args->o.data, .rank = 4, .dims = {B, H, rows, args->v.dims[3]}};
+    const fv_tensor lse = {.data = args->lse.data, .rank = 3, .dims = {B, H, rows}};
 
     FV_TRY(check_operand(owner, "o", &args->o, 4, &query_types));
     if (!fv_tensor_same_shape(&args->o, &o))
@@ -102,6 +127,11 @@ static fv_status check_outputs(const char *owner, const fv_attention_args *args)
         return fv_fail(FV_E_SHAPE, "%s: lse: expected %s, got %s", owner, fv_shape_text(&lse),
                        fv_shape_text(&args->lse));
     return FV_OK;
+}
+
+int64_t fv_attention_rows(const fv_mechanism *mechanism, const fv_attention_args *args, bool chunk)
+{
+    return mechanism->traits & FV_SHARED_QK && !chunk ? args->v.dims[2] : args->q.dims[2];
 }
 
 /* What the traits refuse. */
@@ -121,26 +151,27 @@ static fv_status check_promises(const fv_mechanism *mechanism, const fv_attentio
 static fv_status make(const fv_attention *attention, const fv_attention_args *args, bool chunk, fv_call *call)
 {
     const fv_mechanism *mechanism = attention->mechanism;
+    int64_t queries = fv_attention_rows(mechanism, args, chunk), keys = args->v.dims[2];
 
     FV_TRY(check_promises(mechanism, args));
-    FV_TRY(check_operands(mechanism->name, args, chunk));
-    FV_TRY(check_outputs(mechanism->name, args));
+    FV_TRY(check_operands(mechanism, args, chunk));
+    FV_TRY(check_outputs(mechanism->name, args, queries));
     *call = (fv_call){
         .mechanism = mechanism,
         .options = attention->options,
-        .q = args->q,
-        .k = args->k,
+        .q = fv_slice(&args->q, 2, 0, queries),
+        .k = fv_slice(&args->k, 2, 0, keys),
         .v = args->v,
         .o = args->o,
         .lse = args->lse,
-        .batch = args->q.dims[0],
+        .batch = args->v.dims[0],
         .query_heads = args->q.dims[1],
-        .key_heads = args->k.dims[1],
-        .queries = args->q.dims[2],
-        .keys = args->k.dims[2],
+        .key_heads = args->v.dims[1],
+        .queries = queries,
+        .keys = keys,
         .head_dim = args->q.dims[3],
         .value_dim = args->v.dims[3],
-        .offset = args->k.dims[2] - args->q.dims[2],
+        .offset = keys - queries,
         .causal = args->causal || (mechanism->traits & FV_CAUSAL),
         .decoding = chunk,
         .scale = args->scale ? *args->scale : (float)(1 / sqrt((double)args->q.dims[3])),

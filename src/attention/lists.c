@@ -112,6 +112,12 @@ void fv_lists_add_range(fv_list_builder *b, int64_t from, int64_t to)
         b->entry[b->entries++] = (int32_t)block;
 }
 
+void fv_lists_add_every(fv_list_builder *b, int64_t from, int64_t to, int64_t step)
+{
+    for (int64_t block = from < 0 ? from + fv_ceil_div(-from, step) * step : from; block < to; block += step)
+        fv_lists_add(b, block);
+}
+
 fv_status fv_lists_end(fv_list_builder *b, fv_plan *plan)
 {
     int64_t *query_start = NULL;

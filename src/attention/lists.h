@@ -37,8 +37,22 @@ int64_t fv_lists_first_block(const fv_list_builder *builder);
 /* Starts the next group's list (groups of one head, then the next head, then the next batch). */
 void fv_lists_row(fv_list_builder *builder);
 void fv_lists_add(fv_list_builder *builder, int64_t key_block);
-void fv_lists_add_range(fv_list_builder *builder, int64_t from, int64_t to); /* to exclusive */
+void fv_lists_add_range(fv_list_builder *builder, int64_t from, int64_t to);               /* to exclusive */
+void fv_lists_add_every(fv_list_builder *builder, int64_t from, int64_t to, int64_t step); /* from, from + step .. */
 /* Sorts, removes repeats, and hands the lists to the plan (scratch memory of ctx). */
 fv_status fv_lists_end(fv_list_builder *builder, fv_plan *plan);
+
+/* ---- key by key -------------------------------------------------------------------------------------------------- */
+
+/* The keys of one query, while `fill` adds them: intervals from .. to-1, in any order; what lies outside 0..keys-1 is
+ * dropped, repeats do not matter. */
+typedef struct fv_key_row fv_key_row;
+void fv_key_row_add(fv_key_row *row, int64_t from, int64_t to);
+typedef void fv_key_row_fn(const void *user, int64_t head, int64_t i, fv_key_row *row);
+
+/* The plan in which query i (of 0..queries-1) of each of `heads` heads (1: all alike) sees exactly the keys that `fill`
+ * adds: blocks of FV_TILE queries and keys, equal ones stored once (scratch memory of ctx). */
+fv_status fv_key_rows_plan(fv_ctx *ctx, int64_t heads, int64_t queries, int64_t keys, fv_key_row_fn *fill,
+                           const void *user, fv_plan *plan);
 
 #endif

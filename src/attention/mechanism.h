@@ -27,7 +27,9 @@ enum {
     FV_RECURRENT = 1 << 12,  /* when causal, a state takes the place of keys and values */
     FV_OWN_DECODE = 1 << 13, /* with FV_BLOCK_CAUSAL: decodes by a rule of its own, unlike a prefill */
     FV_NEEDS_KEPT =
-        1 << 14, /* its kept rows are made of queries too: a chunk cannot make those of earlier ones again */
+        1 << 14,            /* its kept rows are made of queries too: a chunk cannot make those of earlier ones again */
+    FV_SHARED_QK = 1 << 15, /* queries and keys are one stream for every batch, which may be longer than the values: q
+                               [1,H,L,D], k [1,H or Hkv,L,D], v [B,Hkv,N,Dv], N <= L; of a chunk, as long */
 };
 
 typedef enum fv_family {
@@ -96,6 +98,8 @@ typedef int64_t fv_kept_fn(const fv_call *call, int kind, int64_t keys, int64_t 
 /* Width of what is kept of a choice in a sequence of at most `keys`; 0: nothing.  Of the call only options are set. */
 typedef int64_t fv_choice_width_fn(const fv_call *call, int64_t keys);
 
+enum { FV_FEATURE_GROUPS = 3 };
+
 typedef struct fv_mechanism {
     const char *name, *title, *paper; /* paper: "arXiv 2503.03588" */
     int sheet;
@@ -126,6 +130,9 @@ typedef struct fv_mechanism {
     fv_status (*scan)(fv_ctx *ctx, const fv_call *call, fv_scan_args *scan);
     /* Width of the state for call->head_dim and params (nothing else of the call is set); NULL: the head dim itself. */
     int64_t (*state_width)(const fv_call *call);
+    /* Features start[g] .. start[g+1]-1 are normalised among themselves, and the results of such groups are added;
+     * fills in start and returns how many there are.  NULL: all together. */
+    int (*feature_groups)(const fv_call *call, int64_t start[FV_FEATURE_GROUPS + 1]);
     fv_kept_fn *kept; /* with plan or forward; NULL: it keeps no rows */
     bool kept_half;   /* these are attended to: bf16 where keys and values are stored in 16 bits or less, unless f32 is
                          asked for throughout */
@@ -235,6 +242,9 @@ fv_status fv_attention_param_out(const fv_attention *attention, const fv_attenti
 fv_status fv_call_make(const fv_attention *attention, const fv_attention_args *args, fv_call *call);
 /* The same for a chunk of a longer sequence (N = M is not asked for, call->decoding is set). */
 fv_status fv_call_chunk(const fv_attention *attention, const fv_attention_args *args, fv_call *call);
+
+/* Queries of such a call, or chunk: those of q, or as many as there are values (FV_SHARED_QK). */
+int64_t fv_attention_rows(const fv_mechanism *mechanism, const fv_attention_args *args, bool chunk);
 
 /* fv_attention_forward, and its work (NULL: not asked for): where pairs are counted in computing, nothing is chosen a
  * second time for it, and flops are those of the pairs. */

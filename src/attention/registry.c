@@ -31,6 +31,19 @@
     add(paro) \
     add(psa) \
     add(landmark) \
+    add(s2) \
+    add(lsattn) \
+    add(s2attn) \
+    add(sfattn) \
+    add(frame_tile) \
+    add(radial) \
+    add(postmask) \
+    add(staticqk) \
+    add(selfgate) \
+    add(fixedmap) \
+    add(taylor2) \
+    add(combiner) \
+    add(descriptor) \
 
 #define DECLARE(name) extern const fv_mechanism fv_mechanism_##name;
 #define LIST(name) &fv_mechanism_##name,

@@ -29,6 +29,7 @@ typedef struct fv_backend {
     fv_status (*sampled_dots_backward)(fv_ctx *, const fv_sampled_dots_args *, const fv_tensor *d_out,
                                        const fv_tensor *d_x, const fv_tensor *d_y);
     fv_status (*cumsum)(fv_ctx *, const fv_cumsum_args *);
+    fv_status (*taylor)(fv_ctx *, const fv_taylor_args *);
     fv_status (*dequantize)(fv_ctx *, const fv_dequantize_args *);
     fv_status (*quantize)(fv_ctx *, const fv_quantize_args *);
     fv_status (*attend)(fv_ctx *, const fv_attend_args *);

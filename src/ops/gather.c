@@ -77,13 +77,56 @@ fv_status fv_gather(fv_ctx *ctx, const fv_gather_args *args)
     return FV_TAPE_RECORD(ctx, gather_backward, args, 1, &args->x, &args->out);
 }
 
-/* ---- running sums ---------------------------------------------------------------------------------------------- */
+/* ---- running sums and maxima
+ * ---------------------------------------------------------------------------------------------- */
+
+struct max_job {
+    const fv_cumsum_args *sums;
+    fv_tensor gradient, d_x; /* d_x zeroed, contiguous */
+};
+
+/* What reaches a row goes to the first that is as large, of those it takes in. */
+static void max_item(void *user, int64_t index, int thread)
+{
+    const struct max_job *job = user;
+    const fv_tensor *x = &job->sums->x, *g = &job->gradient;
+    int lead = x->rank - 2, last = lead + 1;
+    int64_t rows = x->dims[lead], channels = x->dims[last];
+    const float *from = (const float *)x->data + fv_lead_offset(x, lead, index);
+    const float *gradient = (const float *)g->data + fv_lead_offset(g, lead, index);
+    float *to = (float *)job->d_x.data + index * rows * channels;
+
+    (void)thread;
+    for (int64_t c = 0; c < channels; c++) {
+        int64_t highest = -1, seen = 0;
+        for (int64_t n = 0; n < rows; n++) {
+            for (; seen < (job->sums->exclusive ? n : n + 1); seen++) {
+                int64_t i = job->sums->reverse ? rows - 1 - seen : seen;
+                const float *at = from + c * x->strides[last];
+                if (highest < 0 || at[i * x->strides[lead]] > at[highest * x->strides[lead]]) highest = i;
+            }
+            int64_t i = job->sums->reverse ? rows - 1 - n : n;
+            if (highest >= 0) to[highest * channels + c] += gradient[i * g->strides[lead] + c * g->strides[last]];
+        }
+    }
+}
+
+static fv_status max_backward(fv_ctx *ctx, const fv_cumsum_args *c, const fv_tensor *x)
+{
+    struct max_job job = {.sums = c, .gradient = fv_tape_shadow(ctx, &c->out)};
+
+    FV_TRY(fv_tensor_zeros(ctx, &job.d_x, FV_F32, c->x.rank, c->x.dims));
+    fv_run(ctx, fv_lead_count(&c->x, c->x.rank - 2), max_item, &job);
+    fv_add_into(ctx, x, &job.d_x, 1);
+    return FV_OK;
+}
 
 static fv_status cumsum_backward(fv_ctx *ctx, const void *args)
 {
     fv_cumsum_args c = *(const fv_cumsum_args *)args;
     fv_tensor x = fv_tape_shadow(ctx, &c.x);
 
+    if (c.max) return max_backward(ctx, &c, &x);
     c.x = fv_tape_shadow(ctx, &c.out);
     c.reverse = !c.reverse;
     FV_TRY(fv_tensor_new(ctx, &c.out, FV_F32, c.x.rank, c.x.dims));

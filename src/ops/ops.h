@@ -183,13 +183,32 @@ typedef struct fv_sampled_dots_args {
 } fv_sampled_dots_args;
 fv_status fv_sampled_dots(fv_ctx *ctx, const fv_sampled_dots_args *args);
 
-/* out[..,i,:] = sum of x[..,0..i,:] (or i-1 if exclusive) along dim -2; and sums of rows start[m]..start[m+1] are
- * fv_pool_rows with FV_POOL_SUM. */
+/* out[..,i,:] = sum of x[..,0..i,:] (or i-1 if exclusive) along dim -2, or with `max` the largest of them (of none:
+ * -inf), whose gradient goes to the first that reaches it; and sums of rows start[m]..start[m+1] are fv_pool_rows with
+ * FV_POOL_SUM. */
 typedef struct fv_cumsum_args {
     fv_tensor x, out;
-    bool exclusive, reverse;
+    bool max, exclusive, reverse;
 } fv_cumsum_args;
 fv_status fv_cumsum(fv_ctx *ctx, const fv_cumsum_args *args);
+
+/* Features of second order: out[..,:] = 1, x, and row by row for i <= j the products x_i x_j, the squares divided by
+ * sqrt 2, so that those of x and y have the product 1 + x.y + (x.y)^2 / 2.  x [..,C], out [..,1 + C + C (C + 1) / 2].
+ */
+typedef struct fv_taylor_args {
+    fv_tensor x, out;
+} fv_taylor_args;
+fv_status fv_taylor_rows(fv_ctx *ctx, const fv_taylor_args *args);
+
+/* Dim -2 of x [..,gh*gw,C], a row-major grid, resized: out [..,oh*ow,C].  The middle of cell (u, t) lies at row
+ * (u + 1/2) gh/oh - 1/2 and column (t + 1/2) gw/ow - 1/2, at least 0: what it gets is interpolated between the four
+ * rows of x around it.  Or, nearest, row floor(u gh/oh), column floor(t gw/ow). */
+typedef struct fv_resize_args {
+    fv_tensor x, out;
+    int64_t grid_height, grid_width, out_height, out_width;
+    bool nearest;
+} fv_resize_args;
+fv_status fv_resize_rows(fv_ctx *ctx, const fv_resize_args *args);
 
 /* Windows on a grid: x [..,gh*gw,C] row-major <-> out [..,windows,wh*ww,C] where windows of wh x ww tile the grid,
  * padded at the bottom and right with zeros; inverse gathers back.  order (optional, [windows*wh*ww] i64) receives the

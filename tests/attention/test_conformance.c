@@ -76,6 +76,16 @@ static int64_t moved_from(struct trial *t, int64_t cut)
     return ahead > 0 ? cut / ahead * ahead : 0;
 }
 
+/* The first `rows` rows of x are those of `from`. */
+static void keep_rows(const fv_tensor *x, const fv_tensor *from, int64_t rows)
+{
+    int64_t all = x->dims[2], width = x->dims[3], kept = fv_clamp(rows, 0, all) * width;
+
+    for (int64_t plane = 0; plane < x->dims[0] * x->dims[1]; plane++)
+        memcpy((float *)x->data + plane * all * width, (float *)from->data + plane * all * width,
+               (size_t)kept * sizeof(float));
+}
+
 /* What stands behind position p moves nothing at or before p, or before the block of p. */
 static void check_causality(struct trial *t)
 {
@@ -91,15 +101,9 @@ static void check_causality(struct trial *t)
     other.q = trial_like(t, &t->args.q);
     other.k = trial_like(t, &t->args.k);
     other.v = trial_like(t, &t->args.v);
-    for (int64_t row = 0; row < c->B * c->Hkv * cut; row++) {
-        int64_t at = row / cut * c->M + row % cut;
-        memcpy((float *)other.k.data + at * c->D, (float *)t->args.k.data + at * c->D, (size_t)c->D * sizeof(float));
-        memcpy((float *)other.v.data + at * c->Dv, (float *)t->args.v.data + at * c->Dv, (size_t)c->Dv * sizeof(float));
-    }
-    for (int64_t row = 0; row < c->B * c->H * c->N; row++)
-        if (row % c->N + c->M - c->N < cut)
-            memcpy((float *)other.q.data + row * c->D, (float *)t->args.q.data + row * c->D,
-                   (size_t)c->D * sizeof(float));
+    keep_rows(&other.k, &t->args.k, cut);
+    keep_rows(&other.v, &t->args.v, cut);
+    keep_rows(&other.q, &t->args.q, cut - (c->M - c->N));
     CHECK_OK(t, fv_attention_forward(t->ctx, t->attention, &t->args));
     CHECK_OK(t, fv_attention_forward(t->ctx, t->attention, &other));
     for (int64_t row = 0; row < c->B * c->H * c->N; row++)
@@ -205,7 +209,7 @@ static void check_decode(struct trial *t)
     CHECK_OK(t, fv_attention_decode(t->ctx, t->attention, &t->args));
     test_close(what, &t->args.o, t->sheet.o, t->tolerance);
     if (t->sheet.lse) test_close(what, &t->args.lse, t->sheet.lse, t->tolerance);
-    if (t->c->params || trial_has(t, FV_OWN_DECODE) || (trial_has(t, FV_RECURRENT) && t->c->N != t->c->M)) return;
+    if (t->args.params || trial_has(t, FV_OWN_DECODE) || (trial_has(t, FV_RECURRENT) && t->c->N != t->c->M)) return;
     for (int with_state = trial_has(t, FV_RECURRENT | FV_NEEDS_KEPT); with_state < 2; with_state++) {
         snprintf(what, sizeof what, "chunks of %s, %s", t->what, with_state ? "with a state" : "without");
         memset(t->args.o.data, 0, (size_t)fv_tensor_count(&t->args.o) * sizeof(float));
@@ -255,7 +259,7 @@ static void check_linearity(struct trial *t)
     int64_t count = fv_tensor_count(&t->args.v);
     double *expected;
 
-    if (!trial_has(t, FV_LINEAR_IN_V) || t->c->params) return;
+    if (!trial_has(t, FV_LINEAR_IN_V) || t->args.params) return;
     second.v = trial_like(t, &t->args.v);
     sum.v = trial_like(t, &t->args.v);
     for (int64_t i = 0; i < count; i++)
@@ -283,7 +287,7 @@ static void check_sums(struct trial *t)
     const conformance_case *c = t->c;
     double *expected;
 
-    if (!trial_has(t, FV_ROWS_SUM_TO_ONE) || c->params) return;
+    if (!trial_has(t, FV_ROWS_SUM_TO_ONE) || t->args.params) return;
     for (int64_t i = 0; i < fv_tensor_count(&t->args.v); i++)
         ((float *)t->args.v.data)[i] = 1;
     CHECK_OK(t, fv_attention_forward(t->ctx, t->attention, &t->args));

@@ -424,13 +424,24 @@ static void run_sums(struct run *r)
 {
     static const int64_t widths[] = {1, 5, 34, 300, 64};
 
-    for (int n = 0; n < 5 * 4; n++) {
+    for (int n = 0; n < 5 * 8; n++) {
         const int64_t dims[] = {2, 45, widths[n % 5]};
         fv_tensor x = gapped(r, 1, 3, dims), out = result(r, FV_F32, 3, dims);
         ((float *)x.data)[20 * x.strides[1]] = n % 3 ? 1e30f : INFINITY;
         assert_ok(r->backend->cumsum(
-            r->ctx, &(fv_cumsum_args){.x = x, .out = out, .exclusive = n / 5 & 1, .reverse = n / 5 & 2}));
+            r->ctx,
+            &(fv_cumsum_args){.x = x, .out = out, .max = n / 5 & 4, .exclusive = n / 5 & 1, .reverse = n / 5 & 2}));
         keep(r, "cumsum", &out, 0);
+    }
+}
+
+static void run_features(struct run *r)
+{
+    for (int n = 0; n < 2; n++) {
+        const int64_t C = n ? 37 : 4;
+        fv_tensor x = gapped(r, 1, FV_DIMS(2, 45, C)), out = result(r, FV_F32, FV_DIMS(2, 45, 1 + C + C * (C + 1) / 2));
+        assert_ok(r->backend->taylor(r->ctx, &(fv_taylor_args){.x = x, .out = out}));
+        keep(r, "taylor", &out, 2e-7); /* two roundings more */
     }
 }
 
@@ -517,6 +528,7 @@ static struct run *run_all(fv_ctx *ctx, const fv_backend *backend)
     run_gathers(r);
     run_dots(r);
     run_sums(r);
+    run_features(r);
     run_convolutions(r);
     run_merges(r);
     fv_scratch_release(ctx, mark);

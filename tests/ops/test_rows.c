@@ -306,24 +306,98 @@ static void gather_and_scatter_agree_with_loops(void **state)
     test_each_device(check_gather);
 }
 
-static void check_cumsum(fv_ctx *ctx)
+/* The products of features are those of the series. */
+static void check_taylor(fv_ctx *ctx)
 {
-    for (int n = 0; n < 4; n++) {
-        bool exclusive = n & 1, reverse = n & 2;
-        fv_tensor x = test_strided(ctx, 1, FV_DIMS(3, 21, 40)), out = test_strided(ctx, 1, FV_DIMS(3, 21, 40));
-        double *expected = test_doubles(3 * 21 * 40);
-        for (int64_t e = 0; e < 3 * 21 * 40; e++) {
-            int64_t i = e / 40 % 21, from = reverse ? i + exclusive : 0, to = reverse ? 21 : i + 1 - exclusive;
-            for (int64_t j = from; j < to; j++)
-                expected[e] += test_element(&x, e + (j - i) * 40);
+    for (int64_t C = 1; C < 40; C += 13) {
+        int64_t F = 1 + C + C * (C + 1) / 2;
+        fv_tensor x = test_strided(ctx, 1, FV_DIMS(2, 21, C)), out = test_strided(ctx, 1, FV_DIMS(2, 21, F));
+        assert_ok(fv_taylor_rows(ctx, &(fv_taylor_args){.x = x, .out = out}));
+        for (int64_t i = 0; i + 1 < 2 * 21; i++) {
+            double z = 0, got = 0;
+            for (int64_t c = 0; c < C; c++)
+                z += test_element(&x, i * C + c) * test_element(&x, (i + 1) * C + c);
+            for (int64_t f = 0; f < F; f++)
+                got += test_element(&out, i * F + f) * test_element(&out, (i + 1) * F + f);
+            if (!(fabs(got - (1 + z + z * z / 2)) <= 1e-6 * (1 + (double)C) * (1 + z * z)))
+                fail_msg("row %d of %d channels: expected %g, got %g", (int)i, (int)C, 1 + z + z * z / 2, got);
+            assert_float_equal(test_element(&out, i * F + 1 + C), pow(test_element(&x, i * C), 2) * M_SQRT1_2, 1e-5);
         }
-        assert_ok(fv_cumsum(ctx, &(fv_cumsum_args){.x = x, .out = out, .exclusive = exclusive, .reverse = reverse}));
-        test_close("cumsum", &out, expected, TOLERANCE);
+    }
+}
+
+static void features_of_second_order_multiply_to_the_series(void **state)
+{
+    (void)state;
+    test_each_device(check_taylor);
+}
+
+/* The weight of a row at distance `x` from a place, which is clamped to the grid. */
+static double hat(double place, int64_t length, int64_t i)
+{
+    return fmax(1 - fabs(fmin(fmax(place, 0), (double)length - 1) - (double)i), 0);
+}
+
+static void check_resize(fv_ctx *ctx)
+{
+    static const int64_t sizes[][4] = {{4, 4, 1, 1}, {7, 9, 2, 4}, {5, 3, 5, 3}, {3, 2, 7, 5}, {1, 6, 1, 4}};
+
+    for (int n = 0; n < 10; n++) {
+        const int64_t *s = sizes[n / 2];
+        bool nearest = n & 1;
+        fv_tensor x = test_strided(ctx, 1, FV_DIMS(2, s[0] * s[1], 5)), out;
+        double *expected = test_doubles(2 * s[2] * s[3] * 5);
+        assert_ok(fv_tensor_new(ctx, &out, FV_F32, FV_DIMS(2, s[2] * s[3], 5)));
+        for (int64_t e = 0; e < 2 * s[2] * s[3] * 5; e++) {
+            int64_t u = e / 5 % (s[2] * s[3]) / s[3], t = e / 5 % s[3], b = e / 5 / s[2] / s[3];
+            double y = ((double)u + 0.5) * (double)s[0] / (double)s[2] - 0.5;
+            double z = ((double)t + 0.5) * (double)s[1] / (double)s[3] - 0.5;
+            for (int64_t i = 0; i < s[0] * s[1]; i++) {
+                double weight = hat(y, s[0], i / s[1]) * hat(z, s[1], i % s[1]);
+                if (nearest) weight = i / s[1] == u * s[0] / s[2] && i % s[1] == t * s[1] / s[3];
+                expected[e] += weight * test_element(&x, (b * s[0] * s[1] + i) * 5 + e % 5);
+            }
+        }
+        assert_ok(fv_resize_rows(ctx, &(fv_resize_args){.x = x,
+                                                        .out = out,
+                                                        .grid_height = s[0],
+                                                        .grid_width = s[1],
+                                                        .out_height = s[2],
+                                                        .out_width = s[3],
+                                                        .nearest = nearest}));
+        test_close("resize", &out, expected, TOLERANCE);
         free(expected);
     }
 }
 
-static void running_sums_agree_with_loops(void **state)
+static void resized_grids_agree_with_loops(void **state)
+{
+    (void)state;
+    test_each_device(check_resize);
+}
+
+static void check_cumsum(fv_ctx *ctx)
+{
+    for (int n = 0; n < 8; n++) {
+        bool exclusive = n & 1, reverse = n & 2, max = n & 4;
+        fv_tensor x = test_strided(ctx, 1, FV_DIMS(3, 21, 40)), out = test_strided(ctx, 1, FV_DIMS(3, 21, 40));
+        double *expected = test_doubles(3 * 21 * 40);
+        for (int64_t e = 0; e < 3 * 21 * 40; e++) {
+            int64_t i = e / 40 % 21, from = reverse ? i + exclusive : 0, to = reverse ? 21 : i + 1 - exclusive;
+            if (max) expected[e] = -INFINITY;
+            for (int64_t j = from; j < to; j++) {
+                double value = test_element(&x, e + (j - i) * 40);
+                expected[e] = max ? fmax(expected[e], value) : expected[e] + value;
+            }
+        }
+        assert_ok(fv_cumsum(
+            ctx, &(fv_cumsum_args){.x = x, .out = out, .max = max, .exclusive = exclusive, .reverse = reverse}));
+        test_close(max ? "running maximum" : "cumsum", &out, expected, TOLERANCE);
+        free(expected);
+    }
+}
+
+static void running_sums_and_maxima_agree_with_loops(void **state)
 {
     (void)state;
     test_each_device(check_cumsum);
@@ -420,7 +494,9 @@ int main(void)
         cmocka_unit_test(sorting_is_stable),
         cmocka_unit_test(gather_and_scatter_agree_with_loops),
         cmocka_unit_test(sampled_dots_agree_with_loops),
-        cmocka_unit_test(running_sums_agree_with_loops),
+        cmocka_unit_test(running_sums_and_maxima_agree_with_loops),
+        cmocka_unit_test(features_of_second_order_multiply_to_the_series),
+        cmocka_unit_test(resized_grids_agree_with_loops),
         cmocka_unit_test(windows_tile_the_grid_and_go_back),
         cmocka_unit_test(bad_arguments_are_refused_in_words),
     };

@@ -213,10 +213,12 @@ static void check_dots(fv_ctx *ctx)
 static fv_status run_cumsum(fv_ctx *ctx, void *user, fv_tensor *out)
 {
     struct inputs *in = user;
+    fv_cumsum_args c = {.x = in->x, .max = in->variant & 4, .exclusive = in->variant & 1, .reverse = in->variant & 2};
 
     FV_TRY(result(ctx, out, FV_DIMS(2, 12, 3)));
-    return fv_cumsum(
-        ctx, &(fv_cumsum_args){.x = in->x, .out = *out, .exclusive = in->variant & 1, .reverse = in->variant & 2});
+    c.out = *out;
+    if (c.max && c.exclusive) *out = fv_slice(out, 1, c.reverse ? 0 : 1, 11); /* without the row that is -inf */
+    return fv_cumsum(ctx, &c);
 }
 
 static fv_status run_windows(fv_ctx *ctx, void *user, fv_tensor *out)
@@ -235,13 +237,35 @@ static fv_status run_windows(fv_ctx *ctx, void *user, fv_tensor *out)
     return fv_window_rows(ctx, &w);
 }
 
+static fv_status run_taylor(fv_ctx *ctx, void *user, fv_tensor *out)
+{
+    struct inputs *in = user;
+
+    FV_TRY(result(ctx, out, FV_DIMS(2, 4, 10)));
+    return fv_taylor_rows(ctx, &(fv_taylor_args){.x = in->x, .out = *out});
+}
+
+static fv_status run_resize(fv_ctx *ctx, void *user, fv_tensor *out)
+{
+    struct inputs *in = user;
+
+    FV_TRY(result(ctx, out, FV_DIMS(2, 10, 3)));
+    return fv_resize_rows(ctx, &(fv_resize_args){.x = in->x,
+                                                 .out = *out,
+                                                 .grid_height = 3,
+                                                 .grid_width = 4,
+                                                 .out_height = 2,
+                                                 .out_width = 5,
+                                                 .nearest = in->variant});
+}
+
 static void check_one(fv_ctx *ctx, const char *what, test_forward_fn *run, int variants, int rank, const int64_t *dims)
 {
     for (int variant = 0; variant < variants; variant++) {
         struct inputs in = {.x = variant % 2 ? test_random(ctx, 1, rank, dims) : test_strided(ctx, 1, rank, dims),
                             .variant = variant};
         const fv_tensor *leaf = &in.x;
-        if (run == run_pool) { /* a permutation: maxima are apart by 1/4 */
+        if (run == run_pool || run == run_cumsum) { /* a permutation: maxima are apart by 1/4 */
             in.x = test_random(ctx, 1, rank, dims);
             for (int64_t n = 0; n < fv_tensor_count(&in.x); n++)
                 ((float *)in.x.data)[n] = (float)(n * 29 % 72) / 4 - 9;
@@ -256,8 +280,10 @@ static void check_rows(fv_ctx *ctx)
     check_one(ctx, "softmax", run_softmax, 4, FV_DIMS(2, 1, 5, 8));
     check_one(ctx, "pool", run_pool, 9, FV_DIMS(2, 12, 3));
     check_one(ctx, "gather", run_gather, 2, FV_DIMS(2, 12, 3));
-    check_one(ctx, "cumsum", run_cumsum, 4, FV_DIMS(2, 12, 3));
+    check_one(ctx, "cumsum", run_cumsum, 8, FV_DIMS(2, 12, 3));
     check_one(ctx, "windows", run_windows, 2, FV_DIMS(2, 12, 3));
+    check_one(ctx, "taylor", run_taylor, 2, FV_DIMS(2, 4, 3));
+    check_one(ctx, "resize", run_resize, 2, FV_DIMS(2, 12, 3));
 }
 
 static fv_status run_conv(fv_ctx *ctx, void *user, fv_tensor *out)

@@ -85,6 +85,19 @@ typedef struct sheet {
     add(paro) \
     add(psa) \
     add(landmark) \
+    add(s2) \
+    add(lsattn) \
+    add(s2attn) \
+    add(sfattn) \
+    add(frame_tile) \
+    add(radial) \
+    add(postmask) \
+    add(staticqk) \
+    add(selfgate) \
+    add(fixedmap) \
+    add(taylor2) \
+    add(combiner) \
+    add(descriptor) \
 
 #define DECLARE_SHEET(name) extern const sheet sheet_##name;
 /* clang-format on */

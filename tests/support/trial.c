@@ -75,7 +75,7 @@ static const char *draw_param(struct trial *t, const char *text)
         tensor = test_random(t->ctx, 1 / sqrt((double)largest), (int)rank, dims); /* products keep their size */
     }
     for (int64_t i = 0; absolute && i < fv_tensor_count(&tensor); i++)
-        ((float *)tensor.data)[i] = fabsf(((float *)tensor.data)[i]);
+        ((float *)tensor.data)[i] = fminf(fabsf(((float *)tensor.data)[i]), 1);
     t->param[index] = (fv_named_tensor){t->names[index], tensor};
     t->data[index] = trial_doubled(&tensor);
     t->sheet_params[index] = (sheet_param){.name = t->names[index], .data = t->data[index], .rank = (int)rank};
@@ -168,15 +168,28 @@ static void draw_sheet(struct trial *t)
     t->sheet.selection = trial_zeros(rows * 128, sizeof(int64_t));
 }
 
+static void make_positive(fv_tensor *t)
+{
+    for (int64_t i = 0; i < fv_tensor_count(t); i++)
+        ((float *)t->data)[i] = fabsf(((float *)t->data)[i]);
+}
+
 static void draw(struct trial *t)
 {
     const conformance_case *c = t->c;
+    const char *text = c->params;
+    bool shared = trial_has(t, FV_SHARED_QK);
     fv_call call;
 
     sheet_free(t);
     t->args = (fv_attention_args){.causal = c->causal, .param = t->param};
-    t->args.q = test_random(t->ctx, 1, FV_DIMS(c->B, c->H, c->N, c->D));
-    t->args.k = test_random(t->ctx, 1, FV_DIMS(c->B, c->Hkv, c->M, c->D));
+    t->args.q = test_random(t->ctx, 1, FV_DIMS(shared ? 1 : c->B, c->H, c->N, c->D));
+    t->args.k = test_random(t->ctx, 1, FV_DIMS(shared ? 1 : c->B, shared ? c->H : c->Hkv, c->M, c->D));
+    if (text && *text == '|' && !text[1]) {
+        text = NULL;
+        make_positive(&t->args.q);
+        make_positive(&t->args.k);
+    }
     t->args.v = test_random(t->ctx, 1, FV_DIMS(c->B, c->Hkv, c->M, c->Dv));
     t->args.o = test_random(t->ctx, 1, FV_DIMS(c->B, c->H, c->N, c->Dv));
     if (!trial_has(t, FV_NO_LSE)) t->args.lse = test_random(t->ctx, 1, FV_DIMS(c->B, c->H, c->N));
@@ -185,7 +198,7 @@ static void draw(struct trial *t)
     draw_sheet(t);
     t->sheet.options = trial_options(c->spec, t->mechanism->options, t->options, t->values);
     t->sheet.option = t->options;
-    for (const char *text = c->params; text && *text;)
+    while (text && *text)
         text = draw_param(t, text);
     if (fv_call_make(t->attention, &t->args, &call) != FV_OK) fail_msg("%s: %s", t->what, fv_error());
     trial_define(t);

@@ -94,7 +94,9 @@ void twin_forward(struct twin *f, const char *name)
     const sheet *twin = sheet_find(name);
 
     assert_non_null(twin);
-    if (twin == &sheet_agent || twin == &sheet_hedgehog || twin == &sheet_lightning2) f->call.map = NULL;
+    if (twin == &sheet_agent || twin == &sheet_hedgehog || twin == &sheet_lightning2 || twin == &sheet_taylor2 ||
+        twin == &sheet_descriptor)
+        f->call.map = NULL;
     if (!twin->forward(&f->call)) fail_msg("%s: the twin refuses a call it should take", name);
 }
 

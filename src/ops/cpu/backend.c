@@ -61,6 +61,7 @@ static void fill(void)
         table->gather = fv_cpu_gather;
         table->sampled_dots = fv_cpu_sampled_dots;
         table->cumsum = fv_cpu_cumsum;
+        table->taylor = fv_cpu_taylor;
         table->conv2d = fv_cpu_conv2d;
         table->dequantize = fv_cpu_dequantize;
         table->quantize = fv_cpu_quantize;

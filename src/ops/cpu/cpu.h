@@ -25,6 +25,7 @@ fv_status fv_cpu_match(fv_ctx *ctx, const fv_match_args *args);
 fv_status fv_cpu_gather(fv_ctx *ctx, const fv_gather_args *args);
 fv_status fv_cpu_sampled_dots(fv_ctx *ctx, const fv_sampled_dots_args *args);
 fv_status fv_cpu_cumsum(fv_ctx *ctx, const fv_cumsum_args *args);
+fv_status fv_cpu_taylor(fv_ctx *ctx, const fv_taylor_args *args);
 fv_status fv_cpu_conv2d(fv_ctx *ctx, const fv_conv2d_args *args);
 fv_status fv_cpu_dequantize(fv_ctx *ctx, const fv_dequantize_args *args);
 fv_status fv_cpu_quantize(fv_ctx *ctx, const fv_quantize_args *args);

@@ -450,6 +450,23 @@ struct cumsum_job {
     int64_t pieces; /* items of a leading index */
 };
 
+/* The largest so far, row by row. */
+static void run_max(const struct cumsum_job *job, int64_t rows, int64_t columns, const float *x, int64_t x_row,
+                    float *out, int64_t out_row)
+{
+    const float none = -INFINITY, *before = &none;
+    int64_t step = 0;
+
+    if (job->sums->exclusive) {
+        for (int64_t c = 0; c < columns; c++)
+            out[c] = none;
+        out += out_row;
+        rows--;
+    }
+    for (int64_t r = 0; r < rows; r++, before = out, out += out_row, step = 1)
+        job->kernels->map(FV_MAP_MAX, columns, x + r * x_row, before, step, 0, 0, out);
+}
+
 static void cumsum_item(void *user, int64_t index, int thread)
 {
     const struct cumsum_job *job = user;
@@ -462,6 +479,11 @@ static void cumsum_item(void *user, int64_t index, int thread)
     double totals[SUM_COLUMNS + FV_MAX_TILE_COLUMNS] = {0};
 
     (void)thread;
+    if (s->max) {
+        run_max(job, rows, fv_min(SUM_COLUMNS, columns - from), x + first * x_row, s->reverse ? -x_row : x_row,
+                out + first * out_row, s->reverse ? -out_row : out_row);
+        return;
+    }
     for (int64_t r = 0; r < rows; r += SUM_ROWS) {
         int64_t i = s->reverse ? first - r : r;
         job->kernels->add_up(fv_min(SUM_ROWS, rows - r), fv_min(SUM_COLUMNS, columns - from), x + i * x_row,
@@ -479,6 +501,47 @@ fv_status fv_cpu_cumsum(fv_ctx *ctx, const fv_cumsum_args *args)
     job.pieces = fv_ceil_div(args->x.dims[lead + 1], SUM_COLUMNS);
     fv_cpu_run(ctx, fv_lead_count(&args->x, lead) * job.pieces, 8.0 * (double)fv_tensor_count(&args->x), cumsum_item,
                &job);
+    return FV_OK;
+}
+
+/* ---- features of second order ---------------------------------------------------------------------------------- */
+
+struct taylor_job {
+    const struct fv_kernels *kernels;
+    const fv_taylor_args *features;
+    int64_t rows; /* of an item */
+};
+
+static void taylor_item(void *user, int64_t index, int thread)
+{
+    const struct taylor_job *job = user;
+    const fv_tensor *x = &job->features->x, *out = &job->features->out;
+    int last = x->rank - 1;
+    int64_t C = x->dims[last], end = fv_min((index + 1) * job->rows, fv_lead_count(x, last));
+
+    (void)thread;
+    for (int64_t row = index * job->rows; row < end; row++) {
+        const float *from = (const float *)x->data + fv_lead_offset(x, last, row);
+        float *to = (float *)out->data + fv_lead_offset(out, last, row);
+        *to++ = 1;
+        memcpy(to, from, (size_t)C * sizeof *to);
+        to += C;
+        for (int64_t i = 0; i < C; to += C - i, i++) {
+            job->kernels->map(FV_MAP_MUL, C - i, from + i, from + i, 0, 1, 0, to);
+            *to *= (float)M_SQRT1_2;
+        }
+    }
+}
+
+fv_status fv_cpu_taylor(fv_ctx *ctx, const fv_taylor_args *args)
+{
+    struct taylor_job job = {.kernels = fv_kernels_of(ctx), .features = args};
+    int last = args->x.rank - 1;
+
+    if (!rows_of_f32(&args->x) || !rows_of_f32(&args->out)) return fv_backend_ref.taylor(ctx, args);
+    job.rows = rows_per_item(args->out.dims[last]);
+    fv_cpu_run(ctx, fv_ceil_div(fv_lead_count(&args->x, last), job.rows), 2.0 * (double)fv_tensor_count(&args->out),
+               taylor_item, &job);
     return FV_OK;
 }
 

@@ -15,6 +15,7 @@ const fv_backend fv_backend_ref = {
     .sampled_dots = fv_ref_sampled_dots,
     .sampled_dots_backward = fv_ref_sampled_dots_backward,
     .cumsum = fv_ref_cumsum,
+    .taylor = fv_ref_taylor,
     .dequantize = fv_ref_dequantize,
     .quantize = fv_ref_quantize,
     .attend = fv_ref_attend,

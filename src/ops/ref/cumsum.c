@@ -1,3 +1,5 @@
+#include <math.h>
+
 #include "ops/check.h"
 #include "ops/ref/ref.h"
 
@@ -11,14 +13,16 @@ static void sum_channels(void *user, int64_t index, int thread)
     int64_t count = fv_min(CHANNELS, s->x.dims[last] - first);
     const float *x = (const float *)s->x.data + fv_lead_offset(&s->x, lead, index / pieces);
     float *out = (float *)s->out.data + fv_lead_offset(&s->out, lead, index / pieces);
-    double sum[CHANNELS] = {0};
+    double sum[CHANNELS];
 
     (void)thread;
+    for (int64_t c = 0; c < count; c++)
+        sum[c] = s->max ? -INFINITY : 0;
     for (int64_t n = 0; n < rows; n++) {
         int64_t i = s->reverse ? rows - 1 - n : n;
         for (int64_t c = 0; c < count; c++) {
-            double before = sum[c];
-            sum[c] += x[i * s->x.strides[lead] + (first + c) * s->x.strides[last]];
+            double before = sum[c], value = x[i * s->x.strides[lead] + (first + c) * s->x.strides[last]];
+            sum[c] = !s->max ? before + value : value >= before || isnan(value) ? value : before;
             out[i * s->out.strides[lead] + (first + c) * s->out.strides[last]] =
                 (float)(s->exclusive ? before : sum[c]);
         }

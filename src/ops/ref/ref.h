@@ -18,6 +18,7 @@ fv_status fv_ref_sampled_dots(fv_ctx *ctx, const fv_sampled_dots_args *args);
 fv_status fv_ref_sampled_dots_backward(fv_ctx *ctx, const fv_sampled_dots_args *args, const fv_tensor *d_out,
                                        const fv_tensor *d_x, const fv_tensor *d_y);
 fv_status fv_ref_cumsum(fv_ctx *ctx, const fv_cumsum_args *args);
+fv_status fv_ref_taylor(fv_ctx *ctx, const fv_taylor_args *args);
 fv_status fv_ref_dequantize(fv_ctx *ctx, const fv_dequantize_args *args);
 fv_status fv_ref_quantize(fv_ctx *ctx, const fv_quantize_args *args);
 fv_status fv_ref_attend(fv_ctx *ctx, const fv_attend_args *args);

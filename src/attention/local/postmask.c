@@ -1,0 +1,112 @@
+/* A mask that multiplies the weights behind the softmax, with no new normalisation: the soft causal mask of iLLaMA,
+ * arXiv 2404.06773. */
+#include "attention/mechanism.h"
+
+struct postmask {
+    double alpha;
+};
+
+enum { MASK };
+
+static const fv_option options[] = {
+    FV_FLOAT(struct postmask, alpha, 0, 0, 1, "what the mask leaves of a hidden weight; 1: all, dense attention"),
+    FV_OPTIONS_END,
+};
+
+static const fv_param params[] = {
+    FV_PARAM_FIXED("mask", "[1|B, 1|H, N, N]", "factors of 0 to 1, in place of those of a causal mask"),
+    {0},
+};
+
+static fv_status accept(fv_call *call)
+{
+    const fv_tensor *mask = &call->param[MASK];
+    const int64_t *dims = mask->dims;
+
+    for (int64_t row = 0; fv_present(mask) && row < dims[0] * dims[1] * dims[2]; row++)
+        for (int64_t j = 0; j < dims[3]; j++) {
+            float value = *(float *)fv_at(mask, row / dims[2] / dims[1], row / dims[2] % dims[1], row % dims[2], j);
+            if (!(value >= 0 && value <= 1))
+                return fv_fail(FV_E_FORMAT, "postmask: param 'mask': expected factors of 0 to 1, got %g",
+                               (double)value);
+        }
+    return FV_OK;
+}
+
+/* Factors as a bias: their logarithms, so that the masked part is a softmax of its own. */
+static fv_status log_mask(fv_ctx *ctx, const fv_call *call, fv_tensor *bias)
+{
+    const fv_tensor *mask = &call->param[MASK];
+
+    FV_TRY(fv_tensor_new(ctx, bias, FV_F32, 4, mask->dims));
+    return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_LOG, .x = *mask, .out = *bias});
+}
+
+/* factor * exp(part - whole): what a part of the keys has of all weights, scaled. */
+static fv_status share(fv_ctx *ctx, float factor, const fv_tensor *part, const fv_tensor *whole, fv_tensor *out)
+{
+    fv_tensor difference, ratio;
+
+    FV_TRY(fv_tensor_new(ctx, &difference, FV_F32, 3, part->dims));
+    FV_TRY(fv_tensor_new(ctx, &ratio, FV_F32, 3, part->dims));
+    FV_TRY(fv_tensor_new(ctx, out, FV_F32, 3, part->dims));
+    FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_SUB, .x = *part, .y = *whole, .out = difference}));
+    FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_EXP, .x = difference, .out = ratio}));
+    return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = ratio, .out = *out, .alpha = factor});
+}
+
+/* o = alpha o_all + (1 - alpha) exp(lse_masked - lse_all) o_masked. */
+static fv_status forward(fv_ctx *ctx, const fv_call *call)
+{
+    const struct postmask *o = call->options;
+    fv_plan causal = {.causal = true};
+    fv_attend_args all = {.q = call->q, .k = call->k, .v = call->v, .lse = call->lse, .logits = fv_call_logits(call)};
+    fv_attend_args masked = all;
+    fv_merge_args merge = {.parts = 2, .o = call->o};
+    float *alpha;
+
+    if (o->alpha == 1) {
+        all.o = call->o;
+        return fv_attend(ctx, &all);
+    }
+    if (fv_present(&call->param[MASK]))
+        FV_TRY(log_mask(ctx, call, &masked.logits.bias));
+    else
+        masked.plan = &causal;
+    FV_TRY(FV_SCRATCH(ctx, alpha, 1));
+    *alpha = (float)o->alpha;
+    for (int p = 0; p < 2; p++) {
+        fv_attend_args *part = p ? &masked : &all;
+        if (p || !fv_present(&call->lse)) FV_TRY(fv_tensor_new(ctx, &part->lse, FV_F32, 3, call->o.dims));
+        FV_TRY(fv_tensor_new(ctx, &part->o, FV_F32, 4, call->o.dims));
+        FV_TRY(fv_attend(ctx, part));
+        merge.o_part[p] = part->o;
+    }
+    merge.weight[0] =
+        (fv_tensor){.data = alpha, .dtype = FV_F32, .rank = 3, .dims = {call->batch, call->query_heads, call->queries}};
+    FV_TRY(share(ctx, (float)(1 - o->alpha), &masked.lse, &all.lse, &merge.weight[1]));
+    return fv_merge(ctx, &merge);
+}
+
+static fv_status map(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs)
+{
+    (void)ctx, (void)call, (void)pairs; /* every pair, in the denominator at least */
+    return FV_OK;
+}
+
+const fv_mechanism fv_mechanism_postmask = {
+    .name = "postmask",
+    .title = "Mask behind the softmax (iLLaMA)",
+    .paper = "arXiv 2404.06773",
+    .sheet = 145,
+    .family = FV_STATIC_SPARSE,
+    .traits = FV_NEVER_CAUSAL | FV_SELF_ONLY | FV_LINEAR_IN_V | FV_DIFFERENTIABLE,
+    .formula = "o_i = sum_j softmax_j(scale q_i.k_j) (alpha + (1 - alpha) C_ij) v_j; C_ij = 1 for j <= i, else 0",
+    .cost = "dense, and a half of it again for the masked part where alpha < 1",
+    .options = options,
+    .options_size = sizeof(struct postmask),
+    .params = params,
+    .accept = accept,
+    .forward = forward,
+    .map = map,
+};
