@@ -7,6 +7,10 @@
 #define LAYERS(add) \
     add(hcam) \
     add(tab) \
+    add(mlpmix) \
+    add(lepe) \
+    add(fit_read) \
+    add(fit_write) \
 
 #define DECLARE(name) extern const fv_layer_type fv_layer_##name;
 #define LIST(name) &fv_layer_##name,

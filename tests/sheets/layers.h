@@ -27,6 +27,10 @@ typedef struct layer_sheet {
 #define LAYER_SHEETS(add) \
     add(hcam) \
     add(tab) \
+    add(mlpmix) \
+    add(lepe) \
+    add(fit_read) \
+    add(fit_write) \
 
 #define DECLARE_LAYER_SHEET(name) extern const layer_sheet layer_sheet_##name;
 /* clang-format on */

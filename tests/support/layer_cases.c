@@ -10,6 +10,10 @@
 #define TAB_VECTORS(c, f)                                                                                              \
     " norm_weight=" c " norm_bias=" c " ffn.norm_weight=" c " ffn.norm_bias=" c " ffn.fc1_bias=" f " ffn.dw_bias=" f   \
     " ffn.fc2_bias=" c
+#define FIT_MATRICES(e, own, other)                                                                                    \
+    "q_weight=" e "x" own " k_weight=" e "x" other " v_weight=" e "x" other " o_weight=" own "x" e
+#define FIT_NORMS(own, other) " q_norm_weight=" own " q_norm_bias=" own " kv_norm_weight=" other " kv_norm_bias=" other
+#define FIT_BIASES(e, own) " q_bias=" e " k_bias=" e " v_bias=" e " o_bias=" own
 
 const layer_case layer_cases[] = {
     {"hcam:chunk=3,top=2,heads=2", "x=2x5x8 keys=2x4x8 contents=2x4x3x8 " HCAM_MATRICES("8x8") HCAM_BIASES("8")},
@@ -25,5 +29,25 @@ const layer_case layer_cases[] = {
     {"tab:heads=2,group=5,size=3x4", "x=2x12x8 " TAB_MATRICES("8", "3", "6", "7") TAB_VECTORS("8", "7")},
     {"tab:heads=1,group=4,size=7x1", "x=1x7x4 " TAB_MATRICES("4", "2", "5", "3") " ffn.norm_weight=4 ffn.dw_bias=3"},
     {"tab:size=2x3", "x=1x6x8 " TAB_MATRICES("8", "1", "4", "2")}, /* one group of all */
+
+    {"mlpmix", "x=2x5x6 gate_weight=8x6 up_weight=8x6 down_weight=6x8"},
+    {"mlpmix", "x=1x1x3 gate_weight=1x3 up_weight=1x3 down_weight=3x1"},
+    {"mlpmix", "x=3x2x1 gate_weight=5x1 up_weight=5x1 down_weight=1x5"},
+
+    {"lepe:grid=4x6", "x=2x24x5 weight=5x3x3 bias=5"},
+    {"lepe:grid=4x6,window=2x3", "x=2x24x3 weight=3x3x3 bias=3"},
+    {"lepe:grid=4x6,window=0x2", "x=1x24x4 weight=4x5x5"},
+    {"lepe:grid=5x7,window=2x3", "x=2x35x3 weight=3x3x3 bias=3"}, /* a row of pads below, a column on both sides */
+    {"lepe:grid=7x3,window=3x2", "x=1x21x2 weight=2x3x3"},
+    {"lepe:grid=3x3,window=1", "x=1x9x2 weight=2x7x7 bias=2"},
+    {"lepe:grid=1x1", "x=2x1x3 weight=3x1x1 bias=3"},
+
+    {"fit_read:heads=2", "z=2x3x2x8 x=2x3x5x6 " FIT_MATRICES("6", "8", "6") FIT_NORMS("8", "6") FIT_BIASES("6", "8")},
+    {"fit_read:heads=3", "z=1x2x4x5 x=1x2x3x7 " FIT_MATRICES("9", "5", "7") " q_norm_bias=5 v_bias=9"},
+    {"fit_read:heads=1", "z=2x1x1x4 x=2x1x1x4 " FIT_MATRICES("4", "4", "4")},
+    {"fit_write:heads=2", "x=2x3x5x6 z=2x3x2x8 " FIT_MATRICES("6", "6", "8") FIT_NORMS("6", "8") FIT_BIASES("6", "6")},
+    {"fit_write:heads=2,shift=1",
+     "x=2x3x4x6 z=2x3x2x8 " FIT_MATRICES("6", "6", "8") FIT_NORMS("6", "8") FIT_BIASES("6", "6")},
+    {"fit_write:heads=1,shift=1", "x=1x1x3x4 z=1x1x2x5 " FIT_MATRICES("3", "4", "5") " kv_norm_bias=5"},
     {NULL, NULL},
 };
