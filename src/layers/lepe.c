@@ -52,9 +52,9 @@ static fv_status check(const void *values)
     return FV_OK;
 }
 
-static int64_t size(const void *values, const char *name)
+static int64_t size(const fv_layer_call *call, const char *name)
 {
-    const struct lepe *o = values;
+    const struct lepe *o = call->options;
 
     return strcmp(name, "N") == 0 ? o->grid.items[0] * o->grid.items[1] : -1;
 }

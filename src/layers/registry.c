@@ -11,6 +11,9 @@
     add(lepe) \
     add(fit_read) \
     add(fit_write) \
+    add(logit_growth) \
+    add(attn_indicators) \
+    add(attn_influence) \
 
 #define DECLARE(name) extern const fv_layer_type fv_layer_##name;
 #define LIST(name) &fv_layer_##name,

@@ -31,6 +31,9 @@ typedef struct layer_sheet {
     add(lepe) \
     add(fit_read) \
     add(fit_write) \
+    add(logit_growth) \
+    add(attn_indicators) \
+    add(attn_influence) \
 
 #define DECLARE_LAYER_SHEET(name) extern const layer_sheet layer_sheet_##name;
 /* clang-format on */
@@ -41,6 +44,7 @@ const layer_sheet *layer_sheet_find(const char *name); /* NULL: none */
 
 /* ---- what they share --------------------------------------------------------------------------------------------- */
 
+double layer_number(const layer_sheet_call *call, const char *name, int index, double otherwise);
 int64_t layer_integer(const layer_sheet_call *call, const char *name, int index, int64_t otherwise);
 const sheet_param *layer_tensor(const layer_sheet_call *call, const char *name); /* NULL: absent */
 double *layer_output(const layer_sheet_call *call, const char *name);            /* NULL: not wanted */

@@ -49,5 +49,21 @@ const layer_case layer_cases[] = {
     {"fit_write:heads=2,shift=1",
      "x=2x3x4x6 z=2x3x2x8 " FIT_MATRICES("6", "6", "8") FIT_NORMS("6", "8") FIT_BIASES("6", "6")},
     {"fit_write:heads=1,shift=1", "x=1x1x3x4 z=1x1x2x5 " FIT_MATRICES("3", "4", "5") " kv_norm_bias=5"},
+
+    {"logit_growth", "q=2x4x9x6 k=2x2x9x6"},
+    {"logit_growth:causal=0", "q=1x3x7x5 k=1x3x7x5"},
+    {"logit_growth:scale=2", "q=2x2x70x4 k=2x1x70x4"},
+    {"logit_growth:causal=0,scale=0.01", "q=1x1x1x3 k=1x1x1x3"},
+
+    {"attn_indicators", "a=3x6x6"},
+    {"attn_indicators", "a=1x9x9"},
+    {"attn_indicators", "a=4x2x2"}, /* too short for two of the distances */
+    {"attn_indicators", "a=2x1x1"},
+
+    {"attn_influence:block=3", "q=2x4x8x5 k=2x2x8x5 v=2x2x8x6 do=2x4x8x6"},
+    {"attn_influence:block=1,absolute=0", "q=1x2x7x4 k=1x2x7x4 v=1x2x7x3 do=1x2x7x3"},
+    {"attn_influence", "q=3x3x9x4 k=3x1x9x4 v=3x1x9x4 do=3x3x9x4"},
+    {"attn_influence:block=64,absolute=0", "q=1x2x70x4 k=1x1x70x4 v=1x1x70x4 do=1x2x70x4"},
+    {"attn_influence:block=2", "q=1x1x1x2 k=1x1x1x2 v=1x1x1x2 do=1x1x1x2"},
     {NULL, NULL},
 };
