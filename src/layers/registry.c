@@ -14,6 +14,7 @@
     add(logit_growth) \
     add(attn_indicators) \
     add(attn_influence) \
+    add(stm_dpc) \
 
 #define DECLARE(name) extern const fv_layer_type fv_layer_##name;
 #define LIST(name) &fv_layer_##name,

@@ -34,6 +34,7 @@ typedef struct layer_sheet {
     add(logit_growth) \
     add(attn_indicators) \
     add(attn_influence) \
+    add(stm_dpc) \
 
 #define DECLARE_LAYER_SHEET(name) extern const layer_sheet layer_sheet_##name;
 /* clang-format on */

@@ -14,6 +14,12 @@
     "q_weight=" e "x" own " k_weight=" e "x" other " v_weight=" e "x" other " o_weight=" own "x" e
 #define FIT_NORMS(own, other) " q_norm_weight=" own " q_norm_bias=" own " kv_norm_weight=" other " kv_norm_bias=" other
 #define FIT_BIASES(e, own) " q_bias=" e " k_bias=" e " v_bias=" e " o_bias=" own
+#define STM_MATRICES(c, wide)                                                                                          \
+    "score_weight=1x" c " q_weight=" c "x" c " k_weight=" c "x" c " v_weight=" c "x" c " o_weight=" c "x" c            \
+    " mlp1_weight=" wide "x" c " mlp2_weight=" c "x" wide
+#define STM_VECTORS(c, wide)                                                                                           \
+    " norm1_weight=" c " norm1_bias=" c " score_bias=1 q_bias=" c " k_bias=" c " v_bias=" c " o_bias=" c               \
+    " norm2_weight=" c " norm2_bias=" c " mlp1_bias=" wide " mlp2_bias=" c
 
 const layer_case layer_cases[] = {
     {"hcam:chunk=3,top=2,heads=2", "x=2x5x8 keys=2x4x8 contents=2x4x3x8 " HCAM_MATRICES("8x8") HCAM_BIASES("8")},
@@ -65,5 +71,11 @@ const layer_case layer_cases[] = {
     {"attn_influence", "q=3x3x9x4 k=3x1x9x4 v=3x1x9x4 do=3x3x9x4"},
     {"attn_influence:block=64,absolute=0", "q=1x2x70x4 k=1x1x70x4 v=1x1x70x4 do=1x2x70x4"},
     {"attn_influence:block=2", "q=1x1x1x2 k=1x1x1x2 v=1x1x1x2 do=1x1x1x2"},
+
+    {"stm_dpc:tokens=4,k=3,heads=2,noise=0", "x=2x11x8 " STM_MATRICES("8", "32") STM_VECTORS("8", "32")},
+    {"stm_dpc:tokens=5,heads=1,noise=0", "x=1x9x4 " STM_MATRICES("4", "16") " score_bias=1 v_bias=4 norm1_weight=4"},
+    {"stm_dpc:tokens=6,k=2,heads=3,noise=0", "x=1x6x6 " STM_MATRICES("6", "24")}, /* clusters of one */
+    {"stm_dpc:tokens=1,k=4,heads=2,noise=0", "x=2x7x4 " STM_MATRICES("4", "16") STM_VECTORS("4", "16")},
+    {"stm_dpc:tokens=1,k=1,heads=1,noise=0", "x=1x1x4 " STM_MATRICES("4", "16")},
     {NULL, NULL},
 };
