@@ -15,6 +15,7 @@
     add(attn_indicators) \
     add(attn_influence) \
     add(stm_dpc) \
+    add(cross_override) \
 
 #define DECLARE(name) extern const fv_layer_type fv_layer_##name;
 #define LIST(name) &fv_layer_##name,

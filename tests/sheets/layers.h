@@ -35,6 +35,7 @@ typedef struct layer_sheet {
     add(attn_indicators) \
     add(attn_influence) \
     add(stm_dpc) \
+    add(cross_override) \
 
 #define DECLARE_LAYER_SHEET(name) extern const layer_sheet layer_sheet_##name;
 /* clang-format on */

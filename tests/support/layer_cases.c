@@ -20,6 +20,14 @@
 #define STM_VECTORS(c, wide)                                                                                           \
     " norm1_weight=" c " norm1_bias=" c " score_bias=1 q_bias=" c " k_bias=" c " v_bias=" c " o_bias=" c               \
     " norm2_weight=" c " norm2_bias=" c " mlp1_bias=" wide " mlp2_bias=" c
+#define OVERRIDE_INPUTS(b, n, text, c) "w=" b "x" n "x" c " f=" b "x" n "x" c " c=" b "x" text "x" c
+#define OVERRIDE_MATRICES(c)                                                                                           \
+    " self_q=" c "x" c " self_k=" c "x" c " self_v=" c "x" c " self_o=" c "x" c " cross_q=" c "x" c " cross_k=" c      \
+    "x" c " cross_v=" c "x" c " cross_o=" c "x" c
+#define OVERRIDE_PARAMS(c)                                                                                             \
+    OVERRIDE_MATRICES(c)                                                                                               \
+    " self_q_bias=" c " self_k_bias=" c " self_v_bias=" c " self_o_bias=" c " cross_q_bias=" c " cross_k_bias=" c      \
+    " cross_v_bias=" c " cross_o_bias=" c
 
 const layer_case layer_cases[] = {
     {"hcam:chunk=3,top=2,heads=2", "x=2x5x8 keys=2x4x8 contents=2x4x3x8 " HCAM_MATRICES("8x8") HCAM_BIASES("8")},
@@ -77,5 +85,15 @@ const layer_case layer_cases[] = {
     {"stm_dpc:tokens=6,k=2,heads=3,noise=0", "x=1x6x6 " STM_MATRICES("6", "24")}, /* clusters of one */
     {"stm_dpc:tokens=1,k=4,heads=2,noise=0", "x=2x7x4 " STM_MATRICES("4", "16") STM_VECTORS("4", "16")},
     {"stm_dpc:tokens=1,k=1,heads=1,noise=0", "x=1x1x4 " STM_MATRICES("4", "16")},
+
+    {"cross_override:grid=2x5x4,native=3x2,heads=2", OVERRIDE_INPUTS("2", "40", "3", "6") OVERRIDE_PARAMS("6")},
+    {"cross_override:grid=1x6x7,native=4x3,heads=1,inward=0",
+     OVERRIDE_INPUTS("1", "42", "2", "4") OVERRIDE_MATRICES("4")},
+    {"cross_override:grid=2x4x3,native=2x9,heads=3,override=0",
+     OVERRIDE_INPUTS("2", "24", "1", "6") OVERRIDE_PARAMS("6")},
+    {"cross_override:grid=2x3x5,native=3x3,heads=2,inward=0,temp_fix=0",
+     OVERRIDE_INPUTS("1", "30", "5", "4") OVERRIDE_PARAMS("4")},
+    {"cross_override:grid=1x1x1,native=1x1,heads=1,temp_fix=0,override=0",
+     OVERRIDE_INPUTS("2", "1", "1", "3") OVERRIDE_MATRICES("3")},
     {NULL, NULL},
 };
