@@ -294,7 +294,7 @@ const fv_layer_type fv_layer_stm_dpc = {
     .traits = FV_LAYER_DIFFERENTIABLE,
     .formula = "t = LN(x), s = t w + b; clusters around the tokens of most density * distance to a denser one; m = "
                "sum e^s t / sum e^s; z = m + MHA(m; t, t, logits + s); y = z + MLP(LN(z))",
-    .cost = "2 n^2 C flops for distances, which take 12 n^2 bytes; 4 n C^2 for keys and values, 20 C^2 + 4 n C for "
+    .cost = "2 n^2 C flops for distances, which take 8 n^2 bytes; 4 n C^2 for keys and values, 20 C^2 + 4 n C for "
             "each token that comes out",
     .options = options,
     .options_size = sizeof(struct stm),
