@@ -127,6 +127,31 @@ static void nothing_crosses_a_border(void **state)
     layer_trial_close(t);
 }
 
+/* On the whole grid it is what bra adds to its attention: o with the convolution less o without. */
+static void it_is_the_local_part_of_bra(void **state)
+{
+    enum { N = 20, C = 3 };
+    struct layer_trial *t = draw("lepe:grid=4x5", "x=1x20x3 weight=3x5x5 bias=3");
+    fv_named_tensor local[2] = {{"lepe_weight", t->param[0].tensor}, {"lepe_bias", t->param[1].tensor}};
+    fv_attention_args args = {.param = local};
+    fv_tensor o[2];
+    fv_attention *bra;
+    (void)state;
+
+    args.q = args.k = args.v = fv_reshaped(&t->input[0].tensor, FV_DIMS(1, 1, N, C));
+    assert_ok(fv_attention_new("bra:grid=4x5,regions=2,top=2", &bra));
+    for (int with = 0; with < 2; with++) {
+        assert_ok(fv_tensor_new(t->ctx, &o[with], FV_F32, FV_DIMS(1, 1, N, C)));
+        args.params = 2 * with;
+        args.o = o[with];
+        assert_ok(fv_attention_forward(t->ctx, bra, &args));
+    }
+    fv_attention_free(bra);
+    for (int n = 0; n < N * C; n++)
+        assert_float_equal(((float *)o[1].data)[n] - ((float *)o[0].data)[n], y_at(t, n), 1e-5);
+    layer_trial_close(t);
+}
+
 static void wrong_calls_are_refused(void **state)
 {
     static const struct {
@@ -161,7 +186,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_gated_unit_by_hand),     cmocka_unit_test(tokens_do_not_mix),
         cmocka_unit_test(sums_of_windows_by_hand),  cmocka_unit_test(a_centre_tap_is_the_identity),
-        cmocka_unit_test(nothing_crosses_a_border), cmocka_unit_test(wrong_calls_are_refused),
+        cmocka_unit_test(nothing_crosses_a_border), cmocka_unit_test(it_is_the_local_part_of_bra),
+        cmocka_unit_test(wrong_calls_are_refused),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
