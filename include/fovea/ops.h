@@ -30,7 +30,8 @@ typedef struct fv_grid {
     int rank; /* 1..3; 0: no grid */
     int64_t dims[3], window[3], stride[3], dilation[3];
     bool causal[3];
-    bool unclipped; /* the leader of a causal stride group ignores the end of the axis, so decode == prefill */
+    bool truncated[3]; /* windows end at the axis' ends instead of moving inwards (causal ones always do) */
+    bool unclipped;    /* the leader of a causal stride group ignores the end of the axis, so decode == prefill */
 } fv_grid;
 
 /* Lists: which key blocks each query group reads, per batch and head.  Group g holds the queries

@@ -60,6 +60,28 @@ static const char *sides(int64_t cells, int axes, bool window, char text[64])
     return text;
 }
 
+/* About the square root of the tokens, a divisor of them. */
+static int64_t frames_of(int64_t tokens)
+{
+    int64_t frames = (int64_t)(sqrt((double)tokens) + 1e-9);
+
+    while (frames > 1 && tokens % frames != 0)
+        frames--;
+    return fv_max(frames, 1);
+}
+
+/* A video of so many tokens, where the mechanism wants one. */
+static void add_frames(const fv_mechanism *mechanism, int64_t tokens, fv_text *spec)
+{
+    const fv_option *frames = example_option(mechanism, "frames"), *refs = example_option(mechanism, "refs");
+    char text[64];
+
+    if (!frames || frames->initial || tokens < 1) return;
+    snprintf(text, sizeof text, "%lld", (long long)frames_of(tokens));
+    example_add(spec, "frames", text);
+    if (refs && !refs->initial) example_add(spec, "refs", "1");
+}
+
 /* axes 0: without a grid. */
 static void write_spec(const fv_mechanism *mechanism, const char *given, int64_t tokens, int axes, fv_text *spec)
 {
@@ -69,6 +91,7 @@ static void write_spec(const fv_mechanism *mechanism, const char *given, int64_t
     fv_text_free(spec);
     fv_text_printf(spec, "%s", given);
     if (axes > 0) example_add(spec, "grid", sides(tokens, axes, false, text));
+    add_frames(mechanism, tokens, spec);
     if (axes == 3 && example_option(mechanism, "special")) example_add(spec, "special", "0"); /* tokens off the grid */
     if (axes > 0 && window && !window->initial) example_add(spec, "window", sides(tokens, axes, true, text));
     if (!clusters || !clusters->initial || strcmp(clusters->initial, "0") != 0) return;

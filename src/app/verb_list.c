@@ -289,6 +289,17 @@ static fv_status read_kind(const cli_common *common, int *kind)
                    word, near ? "; did you mean '" : "", near ? near : "", near ? "'?" : "");
 }
 
+/* Of the kind (KINDS: of any), and the first of its name: a probe of models may be one on tensors too, which 'show' has
+ * both of. */
+static bool is_listed(int kind, int index, const struct thing *thing)
+{
+    struct thing other;
+
+    for (int i = 0; i < index && thing_at(i, &other); i++)
+        if (other.kind == thing->kind && strcmp(other.name, thing->name) == 0) return false;
+    return kind == KINDS || kind == thing->kind;
+}
+
 static fv_status list_table(int kind)
 {
     app_table table = {.columns = 4, .left = (const bool[]){true, true, true, true}};
@@ -299,7 +310,7 @@ static fv_status list_table(int kind)
     app_table_cell(&table, "FAMILY");
     app_table_cell(&table, "TITLE");
     for (int i = 0; thing_at(i, &thing); i++) {
-        if (kind != KINDS && kind != thing.kind) continue;
+        if (!is_listed(kind, i, &thing)) continue;
         app_table_cell(&table, "%s", thing.name);
         app_table_cell(&table, "%s", kinds[thing.kind]);
         app_table_cell(&table, "%s", thing.family);
@@ -319,7 +330,7 @@ static fv_status list(struct app *app, const void *values)
     if (!app->common->json) return list_table(kind);
     array = json_array();
     for (int i = 0; thing_at(i, &thing); i++)
-        if (kind == KINDS || kind == thing.kind) app_append(array, thing_json(&thing));
+        if (is_listed(kind, i, &thing)) app_append(array, thing_json(&thing));
     return app_json_print(array);
 }
 

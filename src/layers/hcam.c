@@ -50,9 +50,9 @@ static const fv_param outputs[] = {
     {0},
 };
 
-static int64_t size(const void *values, const char *name)
+static int64_t size(const fv_layer_call *call, const char *name)
 {
-    return strcmp(name, "Cn") == 0 ? ((const struct hcam *)values)->chunk : -1;
+    return strcmp(name, "Cn") == 0 ? ((const struct hcam *)call->options)->chunk : -1;
 }
 
 static fv_status accept(const fv_layer_call *call)

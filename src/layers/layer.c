@@ -124,9 +124,9 @@ static fv_status check_tensor(const fv_layer_type *type, const char *what, const
 
 static int64_t known_size(const void *user, const char *name)
 {
-    const fv_layer *layer = user;
+    const fv_layer_call *call = user;
 
-    return layer->type->size ? layer->type->size(layer->options, name) : -1;
+    return call->type->size ? call->type->size(call, name) : -1;
 }
 
 /* Inputs and params; outputs stay absent. */
@@ -138,7 +138,7 @@ static fv_status make(const fv_layer *layer, const fv_layer_args *args, fv_layer
     fv_tensor *place[] = {call->in, call->param};
 
     read.outputs = 0;
-    *call = (fv_layer_call){.type = type, .options = layer->options, .sizes = {.known = known_size, .user = layer}};
+    *call = (fv_layer_call){.type = type, .options = layer->options, .sizes = {.known = known_size, .user = call}};
     FV_TRY(fv_layer_names(layer, &read));
     sides_of(type, &read, sides);
     for (int s = INPUTS; s <= PARAMS; s++) {

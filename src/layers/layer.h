@@ -44,8 +44,8 @@ typedef struct fv_layer_type {
 
     /* Refuses options that contradict one another (FV_E_USAGE); once, when the SPEC is read. */
     fv_status (*check)(const void *options);
-    /* Sizes of names that options fix; -1: another name. */
-    int64_t (*size)(const void *options, const char *name);
+    /* Sizes of names that options fix, alone or with sizes of the call (fv_size_of); -1: another name. */
+    int64_t (*size)(const fv_layer_call *call, const char *name);
     /* Refuses shapes (FV_E_SHAPE) that fit their texts, and tensors that need one another (FV_E_USAGE). */
     fv_status (*accept)(const fv_layer_call *call);
     /* Computes call->out, those that are present. */

@@ -7,6 +7,15 @@
 #define LAYERS(add) \
     add(hcam) \
     add(tab) \
+    add(mlpmix) \
+    add(lepe) \
+    add(fit_read) \
+    add(fit_write) \
+    add(logit_growth) \
+    add(attn_indicators) \
+    add(attn_influence) \
+    add(stm_dpc) \
+    add(cross_override) \
 
 #define DECLARE(name) extern const fv_layer_type fv_layer_##name;
 #define LIST(name) &fv_layer_##name,

@@ -79,9 +79,9 @@ static fv_status check(const void *values)
     return FV_OK;
 }
 
-static int64_t size(const void *values, const char *name)
+static int64_t size(const fv_layer_call *call, const char *name)
 {
-    const struct tab *o = values;
+    const struct tab *o = call->options;
 
     return strcmp(name, "N") == 0 ? o->size.items[0] * o->size.items[1] : -1;
 }

@@ -41,6 +41,7 @@ static bool axis_sees(const fv_grid *grid, int a, int64_t x, int64_t y)
         return j >= leader - window + 1 && j <= i;
     }
     leader = fv_min(i / stride * stride + stride / 2, length - 1);
+    if (grid->truncated[a]) return j >= leader - window / 2 && j < leader + window / 2 + window % 2;
     start = fv_max(leader - window / 2, 0);
     if (leader + window / 2 + window % 2 - 1 >= length) start = length - window;
     return j >= start && j < start + window;

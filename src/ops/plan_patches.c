@@ -43,6 +43,8 @@ void fv_plan_axis(const fv_grid *grid, int a, int64_t residue, int64_t i, int64_
     } else {
         int64_t leader = fv_min(i / stride * stride + stride / 2, length - 1);
         *from = fv_max(leader - window / 2, 0);
+        *to = fv_min(leader + window / 2 + window % 2, length);
+        if (grid->truncated[a]) return;
         if (leader + window / 2 + window % 2 - 1 >= length) *from = length - window;
         *to = *from + window;
     }

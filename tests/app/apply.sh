@@ -60,6 +60,28 @@ expect gradients_reference 0 '' "${call[@]}" --out y=g.npy --grad y=do.npy --din
 same gradients_agree dx.npy dr.npy 1e-4
 same gradients_of_params_agree ds.npy dsr.npy 1e-4
 
+# ---- other kinds: a reducer with an output of integers, a steer of two copies, a probe without gradients ----
+for t in sx:2,9,4 score_weight:1,4 mlp1_weight:16,4 mlp2_weight:4,16 pq:1,4,6,3 pk:1,2,6,3; do
+    npy random "${t%%:*}.npy" "${t#*:}" || fail setup npy
+done
+reducer=("$fovea" apply stm_dpc:tokens=3,heads=2 --in x=sx.npy)
+for name in score_weight mlp1_weight mlp2_weight; do reducer+=(--param $name=$name.npy); done
+for name in q k v o; do reducer+=(--param ${name}_weight=unit.npy); done
+expect reducer 0 'y \[2,3,4\], cluster \[2,9\]' "${reducer[@]}" --out y=sy.npy --out cluster=sc.npy
+npy shape sy.npy 2,3,4 '<f4' && npy shape sc.npy 2,9 '<i4' || fail shapes_of_a_reducer
+expect reducer_again 0 '' "${reducer[@]}" --out cluster=sd.npy
+cmp -s sc.npy sd.npy || fail reducer_again "the files differ"
+expect reducer_gradient 0 '' "${reducer[@]}" --out y=sy.npy --grad y=sy.npy --dparam score_weight=dw.npy
+expect cluster_has_no_gradient 2 "'cluster' has no gradient" "${reducer[@]}" --out y=sy.npy --grad cluster=sc.npy --din x=dy.npy
+expect too_few_tokens 1 'expected at most the tokens there are, 9, got 10' "$fovea" apply stm_dpc:tokens=10 "${reducer[@]:3}" --out y=y0.npy
+steer=("$fovea" apply cross_override:grid=1x2x4,native=2x2,heads=2 --in w=kept8.npy --in f=kept8.npy --in c=x.npy)
+npy random kept8.npy 1,8,4 || fail setup npy
+for name in self_q self_k self_v self_o cross_q cross_k cross_v cross_o; do steer+=(--param $name=unit.npy); done
+expect steer 0 'w \[1,8,4\], f \[1,8,4\]' "${steer[@]}" --out w=sw.npy --out f=sf.npy
+! cmp -s sw.npy sf.npy || fail steer "windows do nothing"
+expect probe 0 'y \[1,4,2\]' "$fovea" apply logit_growth --in q=pq.npy --in k=pk.npy --out y=py.npy
+expect probe_has_no_gradient 2 'has no gradients' "$fovea" apply logit_growth --in q=pq.npy --in k=pk.npy --out y=py.npy --grad y=py.npy --din q=dy.npy
+
 # ---- what it says ----
 expect json 0 '' "${call[@]}" --out y=y.npy --json
 holds json_fields 'set(j) == {"layer", "backend", "seconds", "outputs"}'

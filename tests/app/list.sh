@@ -7,9 +7,11 @@ expect list 0 '' "$fovea" list
 grep -q '^sinkwin ' out || fail list_names_mechanisms "$(cat out)"
 expect list_json 0 '' "$fovea" list --json
 holds list_fields 'all(set(r) == {"name", "kind", "title", "sheet", "family", "traits"} for r in j)'
-holds list_kinds '{r["kind"] for r in j} == {"mechanism", "policy", "probe", "layer", "model"}'
+holds list_kinds '{r["kind"] for r in j} == {"mechanism", "policy", "probe", "layer", "reducer", "steer", "model"}'
 holds list_has 'all(n in [r["name"] for r in j] for n in ["dense", "sinkwin", "power", "lightning2", "hedgehog", "llama", "gemma3"])'
 holds list_once 'len({(r["kind"], r["name"]) for r in j}) == len(j)'
+expect show_both 0 '' "$fovea" show attn_influence --json
+holds show_both_probes '[j["kind"]] + [a["kind"] for a in j["also"]] == ["probe", "probe"] and j["also"][0]["inputs"]'
 expect list_one_kind 0 '' "$fovea" list mechanism --json
 holds list_one_kind_only 'j and all(r["kind"] == "mechanism" and r["traits"] for r in j)'
 names=$(python3 -c 'import json; print(*[r["name"] for r in json.load(open("out"))])')

@@ -76,6 +76,7 @@ static void large_plans_follow_the_formula(void **state)
         {.rank = 2, .dims = {20, 23}, .window = {9, 10}, .stride = {4, 5}},
         {.rank = 2, .dims = {23, 20}, .window = {5, 6}, .dilation = {2, 3}, .causal = {true, false}},
         {.rank = 2, .dims = {22, 21}, .window = {8, 3}, .stride = {3, 1}, .dilation = {1, 5}, .causal = {false, true}},
+        {.rank = 2, .dims = {21, 23}, .window = {9, 8}, .truncated = {true, true}},
         {.rank = 3, .dims = {7, 8, 8}, .window = {3, 4, 5}},
         {.rank = 3, .dims = {8, 7, 8}, .window = {3, 3, 4}, .stride = {2, 3, 2}, .dilation = {2, 1, 2}},
     };

@@ -14,6 +14,11 @@ const layer_sheet *layer_sheet_find(const char *name)
     return NULL;
 }
 
+double layer_number(const layer_sheet_call *call, const char *name, int index, double otherwise)
+{
+    return sheet_number(&(sheet_call){.options = call->options, .option = call->option}, name, index, otherwise);
+}
+
 int64_t layer_integer(const layer_sheet_call *call, const char *name, int index, int64_t otherwise)
 {
     return sheet_integer(&(sheet_call){.options = call->options, .option = call->option}, name, index, otherwise);

@@ -27,6 +27,15 @@ typedef struct layer_sheet {
 #define LAYER_SHEETS(add) \
     add(hcam) \
     add(tab) \
+    add(mlpmix) \
+    add(lepe) \
+    add(fit_read) \
+    add(fit_write) \
+    add(logit_growth) \
+    add(attn_indicators) \
+    add(attn_influence) \
+    add(stm_dpc) \
+    add(cross_override) \
 
 #define DECLARE_LAYER_SHEET(name) extern const layer_sheet layer_sheet_##name;
 /* clang-format on */
@@ -37,6 +46,7 @@ const layer_sheet *layer_sheet_find(const char *name); /* NULL: none */
 
 /* ---- what they share --------------------------------------------------------------------------------------------- */
 
+double layer_number(const layer_sheet_call *call, const char *name, int index, double otherwise);
 int64_t layer_integer(const layer_sheet_call *call, const char *name, int index, int64_t otherwise);
 const sheet_param *layer_tensor(const layer_sheet_call *call, const char *name); /* NULL: absent */
 double *layer_output(const layer_sheet_call *call, const char *name);            /* NULL: not wanted */

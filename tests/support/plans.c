@@ -41,6 +41,7 @@ int64_t test_plan_grid(fv_random *random, fv_grid *grid)
         grid->window[a] = between(random, 1, grid->dims[a] / fv_max(1, grid->dilation[a]));
         grid->stride[a] = between(random, 0, grid->window[a]);
         grid->causal[a] = between(random, 0, 1);
+        grid->truncated[a] = between(random, 0, 2) == 0;
         count *= grid->dims[a];
     }
     return count;
@@ -226,6 +227,7 @@ static bool grid_axis_sees(const fv_grid *grid, int a, int64_t x, int64_t y)
         end = i + 1;
     } else {
         int64_t L = w / 2, R = w / 2 + w % 2 - 1;
+        if (grid->truncated[a]) return leader - L <= j && j <= leader + R; /* j lies on the axis */
         start = leader - L > 0 ? leader - L : 0;
         if (leader + R >= n) start = n - w;
         end = start + w;

@@ -107,7 +107,9 @@ int trial_options(const char *text, const fv_option *table, sheet_option *option
             word = true;
         }
         for (const char *at = given.value; option->type != FV_OPTION_ENUM && !word && *at; at += *at != 0)
-            values[i][options[i].count++] = strtod(at, (char **)&at);
+            values[i][options[i].count++] = option->type == FV_OPTION_TUPLE /* "0x2" is two numbers there */
+                                                ? (double)strtoll(at, (char **)&at, 10)
+                                                : strtod(at, (char **)&at);
     }
     return spec.count;
 }
