@@ -185,7 +185,8 @@ static fv_status density_of(fv_ctx *ctx, const char *spec, const fv_attention_ar
     fv_status status = fv_call_make(attention, args, &call);
     if (status == FV_OK) status = fv_call_pairs(ctx, fv_attention_mechanism(attention), &call, &pairs);
     if (status == FV_OK)
-        status = fv_plan_pairs(ctx, &pairs.plan, 1, 1, call.queries, pairs.columns ? pairs.columns : call.keys, &count);
+        status = fv_plan_pairs(ctx, &pairs.plan, 1, call.query_heads, call.queries,
+                               pairs.columns ? pairs.columns : call.keys, &count);
     if (status == FV_OK) *density = (double)count / fv_call_dense_pairs(&call);
     fv_attention_free(attention);
     fv_scratch_release(ctx, mark);
@@ -205,7 +206,8 @@ static fv_status try_halved(fv_ctx *ctx, const char *given, int many, int some, 
     add_halved(mechanism, many, some, &halved);
     fv_status status = fv_text_status(&halved);
     if (status == FV_OK)
-        status = example_spec(fv_text_get(&halved), 1, args->q.dims[2], args->q.dims[3], spec, &args->causal);
+        status =
+            example_spec(fv_text_get(&halved), args->q.dims[1], args->q.dims[2], args->q.dims[3], spec, &args->causal);
     if (status == FV_OK) status = density_of(ctx, fv_text_get(spec), args, &density);
     fv_text_free(&halved);
     *distance = status == FV_OK && density > 0 ? fabs(log(density / WANTED)) : INFINITY;
@@ -213,7 +215,8 @@ static fv_status try_halved(fv_ctx *ctx, const char *given, int many, int some, 
     return status;
 }
 
-fv_status example_fit(fv_ctx *ctx, const char *given, int64_t tokens, uint64_t seed, fv_text *spec, bool *causal)
+fv_status example_fit(fv_ctx *ctx, const char *given, int64_t heads, int64_t tokens, uint64_t seed, fv_text *spec,
+                      bool *causal)
 {
     enum { DIM = 64 };
     int best_many = 0, best_some = 0;
@@ -222,7 +225,7 @@ fv_status example_fit(fv_ctx *ctx, const char *given, int64_t tokens, uint64_t s
     fv_attention_args args;
     fv_status status;
 
-    FV_TRY(example_call(ctx, 1, tokens, DIM, seed, &args));
+    FV_TRY(example_call(ctx, heads, tokens, DIM, seed, &args));
     for (int some = 0; some <= SOME_HALVINGS && best > 0; some++)
         for (int many = 0; many <= MANY_HALVINGS && best > 0; many++) {
             (void)try_halved(ctx, given, many, some, &args, spec, &distance); /* others may do */

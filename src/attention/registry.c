@@ -39,6 +39,7 @@
     add(radial) \
     add(postmask) \
     add(staticqk) \
+    add(csw) \
 
 #define DECLARE(name) extern const fv_mechanism fv_mechanism_##name;
 #define LIST(name) &fv_mechanism_##name,

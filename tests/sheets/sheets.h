@@ -93,6 +93,7 @@ typedef struct sheet {
     add(radial) \
     add(postmask) \
     add(staticqk) \
+    add(csw) \
 
 #define DECLARE_SHEET(name) extern const sheet sheet_##name;
 /* clang-format on */

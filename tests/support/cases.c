@@ -300,5 +300,12 @@ const conformance_case conformance_cases[] = {
     {"postmask", 1, 1, 1, 1, 1, 16, 16, false, NULL, false},
     {"staticqk", 2, 4, 2, 23, 37, 16, 24, true, NULL, false},
     {"staticqk", 1, 2, 1, 19, 19, 16, 16, false, NULL, false},
+    {"csw:grid=6x6,stripe=2", 2, 4, 2, 36, 36, 16, 24, false, "lepe_weight=96x3x3 lepe_bias=96", false},
+    {"csw:grid=5x8,stripe=3", 1, 4, 1, 40, 40, 16, 16, false, "lepe_weight=64x3x3", false},
+    {"csw:grid=7x6,stripe=4,pad=mask", 1, 6, 3, 42, 42, 16, 16, false, "lepe_weight=96x3x3 lepe_bias=96", false},
+    {"csw:grid=4x9,stripe=5", 2, 12, 3, 36, 36, 16, 16, false, NULL, false},
+    {"csw:grid=5x3,stripe=1,pad=mask", 1, 2, 1, 15, 15, 16, 16, false, "lepe_bias=32", false},
+    {"csw:grid=3x4", 1, 2, 2, 12, 12, 16, 16, false, NULL, false},
+    {"csw:grid=1x1", 1, 2, 1, 1, 1, 16, 16, false, "lepe_weight=32x3x3", false},
     {NULL, 0, 0, 0, 0, 0, 0, 0, false, NULL, false},
 };

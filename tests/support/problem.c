@@ -33,7 +33,8 @@ void test_problem(fv_ctx *ctx, fv_random *random, unsigned kinds, struct problem
     p->Dv = test_chance(random, 3) ? p->D : test_between(random, 1, 24);
     if (kinds & PLAN_GRID) {
         int64_t tokens = test_plan_grid(random, &p->plan.grid);
-        p->N = test_between(random, 1, tokens);
+        int64_t queries = test_plan_grid_queries(&p->plan.grid);
+        p->N = test_chance(random, 2) ? queries : test_between(random, 1, queries);
         p->M = tokens + test_between(random, 0, 5);
     }
     test_plan_random(ctx, random, kinds, p->B, p->H, p->Hkv, p->N, p->M, &p->plan);
