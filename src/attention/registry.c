@@ -40,6 +40,7 @@
     add(postmask) \
     add(staticqk) \
     add(csw) \
+    add(lga) \
 
 #define DECLARE(name) extern const fv_mechanism fv_mechanism_##name;
 #define LIST(name) &fv_mechanism_##name,

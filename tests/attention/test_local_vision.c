@@ -231,6 +231,114 @@ static void csw_refusals(void **unused)
     twin_drop(f);
 }
 
+/* ---- lga --------------------------------------------------------------------------------------------------------- */
+
+static void lga_groups_of_a_small_grid(void **unused)
+{
+    struct twin *f = twin_make(1, 1, 1, 16, 16, 1, 1);
+
+    (void)unused;
+    twin_set(f, "grid", 3, 1, 4, 4);
+    twin_set(f, "groups", 1, 2);
+    beside_forward(f, "lga:grid=1x4x4,groups=2");
+    twin_sees(f, 0, 0, TWIN_KEYS(0, 2, 8, 10));
+    twin_sees(f, 0, 15, TWIN_KEYS(5, 7, 13, 15));
+    twin_set(f, "grouping", 1, 1);
+    beside_forward(f, "lga:grid=1x4x4,groups=2,grouping=short");
+    twin_sees(f, 0, 0, TWIN_KEYS(0, 1, 4, 5));
+    twin_sees(f, 0, 15, TWIN_KEYS(10, 11, 14, 15));
+    twin_drop(f);
+}
+
+/* One group is dense, as many as there are rows is one position of all views, and between them lies gna. */
+static void lga_is_gna_over_views(void **unused)
+{
+    struct twin *f = with_lse(twin_make(1, 2, 1, 72, 72, 3, 2));
+    struct other *dense = other_make(f, 2), *lattice = other_make(f, 2), *patches = other_make(f, 2);
+
+    (void)unused;
+    twin_set(f, "grid", 3, 2, 6, 6);
+    twin_set(f, "groups", 1, 1);
+    beside_forward(f, "lga:grid=2x6x6,groups=1");
+    other_forward(dense, &sheet_dense, f, 0, 2);
+    agree(f, dense, 0, 2);
+    twin_set(f, "groups", 1, 6);
+    beside_forward(f, "lga:grid=2x6x6,groups=6");
+    twin_sees(f, 1, 40, TWIN_KEYS(4, 40));
+    twin_set(f, "groups", 1, 3);
+    beside_forward(f, "lga:grid=2x6x6,groups=3");
+    for (int n = 0; n < 2; n++) {
+        other_set(n ? patches : lattice, "grid", 3, 2, 6, 6);
+        other_set(n ? patches : lattice, "window", 3, 2, 2, 2);
+        other_set(n ? patches : lattice, n ? "stride" : "dilation", 3, n ? 2 : 1, n ? 2 : 3, n ? 2 : 3);
+    }
+    other_forward(lattice, &sheet_gna, f, 0, 2);
+    agree(f, lattice, 0, 2);
+    twin_set(f, "grouping", 1, 1);
+    beside_forward(f, "lga:grid=2x6x6,groups=3,grouping=short");
+    other_forward(patches, &sheet_gna, f, 0, 2);
+    agree(f, patches, 0, 2);
+    other_drop(dense);
+    other_drop(lattice);
+    other_drop(patches);
+    twin_drop(f);
+}
+
+/* Views in another order come out in that order; a tap in the centre adds v, and none reaches into another view. */
+static void lga_does_not_order_views(void **unused)
+{
+    struct twin *f = twin_make(1, 1, 1, 48, 48, 2, 1), *turned = twin_make(1, 1, 1, 48, 48, 2, 1);
+    double weight[9] = {[4] = 1}, plain[48], expected[48];
+
+    (void)unused;
+    for (int n = 0; n < 48; n++) { /* views 0 1 2 become 1 2 0 */
+        memcpy(turned->q + n * 2, f->q + (n + 16) % 48 * 2, 2 * sizeof(double));
+        memcpy(turned->k + n * 2, f->k + (n + 16) % 48 * 2, 2 * sizeof(double));
+        turned->v[n] = f->v[(n + 16) % 48];
+    }
+    for (int n = 0; n < 2; n++) {
+        twin_set(n ? turned : f, "grid", 3, 3, 4, 4);
+        twin_set(n ? turned : f, "groups", 1, 2);
+        beside_forward(n ? turned : f, "lga:grid=3x4x4,groups=2");
+    }
+    for (int n = 0; n < 48; n++)
+        expected[n] = f->o[(n + 16) % 48];
+    twin_close("views", turned->o, expected, 48, TWIN_EXACT);
+    memcpy(plain, f->o, sizeof plain);
+    twin_give(f, "ifs_weight", weight, TWIN_DIMS(1, 3, 3));
+    beside_forward(f, "lga:grid=3x4x4,groups=2");
+    for (int n = 0; n < 48; n++)
+        expected[n] = plain[n] + f->v[n];
+    twin_close("centre", f->o, expected, 48, TWIN_EXACT);
+    weight[4] = 0;
+    weight[1] = 1; /* the neighbour above */
+    beside_forward(f, "lga:grid=3x4x4,groups=2");
+    for (int n = 0; n < 48; n++)
+        expected[n] = plain[n] + (n % 16 < 4 ? 0 : f->v[n - 4]);
+    twin_close("above", f->o, expected, 48, TWIN_EXACT);
+    twin_drop(f);
+    twin_drop(turned);
+}
+
+static void lga_refusals(void **unused)
+{
+    struct twin *f = twin_make(1, 2, 1, 12, 12, 2, 2);
+    fv_attention *attention;
+
+    (void)unused;
+    assert_fails(fv_attention_new("lga", &attention), FV_E_USAGE, "'grid' must be given");
+    assert_fails(fv_attention_new("lga:grid=7x7", &attention), FV_E_USAGE, "views x rows x columns, got 2");
+    assert_fails(fv_attention_new("lga:grid=2x14x10", &attention), FV_E_USAGE, "divisor of 14 rows and 10 columns");
+    assert_fails(fv_attention_new("lga:grid=1x7x7,groups=0", &attention), FV_E_USAGE, "groups");
+    twin_set(f, "grid", 3, 1, 7, 7);
+    beside_refuses(f, "lga:grid=1x7x7", FV_E_SHAPE, "1x7x7 does not make 12 tokens");
+    twin_set(f, "grid", 3, 3, 2, 2);
+    twin_set(f, "groups", 1, 2);
+    f->call.causal = true;
+    beside_refuses(f, "lga:grid=3x2x2,groups=2", FV_E_USAGE, "cannot be causal");
+    twin_drop(f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -240,6 +348,10 @@ int main(void)
         cmocka_unit_test(csw_convolves_inside_stripes),
         cmocka_unit_test(csw_reaches_a_cross),
         cmocka_unit_test(csw_refusals),
+        cmocka_unit_test(lga_groups_of_a_small_grid),
+        cmocka_unit_test(lga_is_gna_over_views),
+        cmocka_unit_test(lga_does_not_order_views),
+        cmocka_unit_test(lga_refusals),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -94,6 +94,7 @@ typedef struct sheet {
     add(postmask) \
     add(staticqk) \
     add(csw) \
+    add(lga) \
 
 #define DECLARE_SHEET(name) extern const sheet sheet_##name;
 /* clang-format on */

@@ -307,5 +307,12 @@ const conformance_case conformance_cases[] = {
     {"csw:grid=5x3,stripe=1,pad=mask", 1, 2, 1, 15, 15, 16, 16, false, "lepe_bias=32", false},
     {"csw:grid=3x4", 1, 2, 2, 12, 12, 16, 16, false, NULL, false},
     {"csw:grid=1x1", 1, 2, 1, 1, 1, 16, 16, false, "lepe_weight=32x3x3", false},
+    {"lga:grid=3x4x6,groups=2", 2, 4, 2, 72, 72, 16, 24, false, "ifs_weight=96x3x3 ifs_bias=96", false},
+    {"lga:grid=2x6x3,groups=3", 1, 2, 1, 36, 36, 16, 16, false, NULL, false},
+    {"lga:grid=3x4x4,groups=2,grouping=short", 1, 2, 1, 48, 48, 16, 16, false, "ifs_weight=32x3x3", false},
+    {"lga:grid=5x3x3,groups=1", 2, 2, 2, 45, 45, 16, 16, false, "ifs_bias=32", false},
+    {"lga:grid=1x7x7", 1, 4, 1, 49, 49, 16, 16, false, NULL, false},
+    {"lga:grid=4x3x9,groups=3,grouping=short", 1, 2, 1, 108, 108, 16, 16, false, NULL, false},
+    {"lga:grid=1x1x1,groups=1", 1, 1, 1, 1, 1, 16, 16, false, "ifs_weight=16x3x3", false},
     {NULL, 0, 0, 0, 0, 0, 0, 0, false, NULL, false},
 };
