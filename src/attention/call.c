@@ -90,9 +90,17 @@ static int shape_rank(const char *shape)
 {
     int rank = 1;
 
-    for (; *shape; shape++)
+    for (; *shape && *shape != ']'; shape++)
         rank += *shape == ',';
     return rank;
+}
+
+/* Of several shapes, "[H, N] or [H, N, M]", that of the rank, else the first. */
+static const char *shape_of_rank(const char *shape, int rank)
+{
+    for (const char *each = shape; each; each = strchr(each + 1, '['))
+        if (shape_rank(each) == rank) return each;
+    return shape;
 }
 
 /* Whether dim `d` of a param is called `name` alone. */
@@ -109,7 +117,7 @@ static bool dim_is(const fv_param *param, int d, const char *name)
 static fv_status check_param(const fv_mechanism *mechanism, const fv_call *call, struct free_names *names,
                              const fv_param *param, const fv_tensor *t)
 {
-    const char *text = param->shape;
+    const char *text = shape_of_rank(param->shape, t->rank);
     fv_tensor expected = {.data = t->data, .rank = shape_rank(text)}; /* with data its shape prints */
     bool fits = true;
 

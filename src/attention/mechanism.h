@@ -40,8 +40,9 @@ typedef enum fv_family {
 const char *fv_family_name(fv_family family);
 
 /* A tensor of the mechanism's own.  `shape` is text for people and is checked: names B H Hkv N M D Dv and those of the
- * mechanism's size function, products with '*', alternatives with '|' ("[1|B, 1|H, N, M]").  Any other name stands for
- * one size throughout the call.  Dims N and M follow the queries and keys of a chunk. */
+ * mechanism's size function, products with '*', alternatives with '|' ("[1|B, 1|H, N, M]"), or several shapes of
+ * different ranks ("[H, N] or [H, N, M]").  Any other name stands for one size throughout the call.  Dims N and M
+ * follow the queries and keys of a chunk. */
 typedef struct fv_param {
     const char *name, *shape, *help;
     bool output;    /* written on request (params_out), besides being read */

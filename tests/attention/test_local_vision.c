@@ -339,6 +339,154 @@ static void lga_refusals(void **unused)
     twin_drop(f);
 }
 
+/* ---- na ---------------------------------------------------------------------------------------------------------- */
+
+static struct twin *line_of_eight(int window, int dilation)
+{
+    struct twin *f = with_lse(twin_make(1, 1, 1, 8, 8, 1, 1));
+
+    twin_set(f, "grid", 1, 8);
+    twin_set(f, "window", 1, window);
+    twin_set(f, "dilation", 1, dilation);
+    for (int n = 0; n < 8; n++)
+        f->q[n] = 0, f->v[n] = n;
+    return f;
+}
+
+static void na_windows(void **unused)
+{
+    static const double three[] = {1, 1, 2, 3, 4, 5, 6, 6};
+    static const int64_t starts[] = {0, 1, 0, 1, 2, 3, 2, 3};
+    struct twin *f = line_of_eight(3, 1);
+
+    (void)unused;
+    beside_forward(f, "na:grid=8,window=3");
+    twin_close("w=3", f->o, three, 8, TWIN_EXACT);
+    twin_drop(f);
+    f = line_of_eight(3, 2);
+    beside_forward(f, "na:grid=8,window=3,dilation=2");
+    for (int64_t i = 0; i < 8; i++)
+        twin_sees(f, 0, i, TWIN_KEYS(starts[i], starts[i] + 2, starts[i] + 4));
+    twin_drop(f);
+    f = line_of_eight(4, 1);
+    f->call.causal = true;
+    beside_forward(f, "na:grid=8,window=4");
+    twin_sees(f, 0, 2, TWIN_KEYS(0, 1, 2)); /* not pushed inwards */
+    twin_sees(f, 0, 6, TWIN_KEYS(3, 4, 5, 6));
+    twin_drop(f);
+}
+
+/* The same bias for all offsets changes nothing but lse; one that leaves only the offset 0 gives v. */
+static void na_reads_its_bias_by_offset(void **unused)
+{
+    double bias[2 * 5 * 9], plain[2 * 35 * 2];
+    struct twin *f = with_lse(twin_make(1, 2, 1, 35, 35, 3, 2));
+
+    (void)unused;
+    twin_set(f, "grid", 2, 5, 7);
+    twin_set(f, "window", 2, 3, 5);
+    beside_forward(f, "na:grid=5x7,window=3x5");
+    memcpy(plain, f->o, sizeof plain);
+    for (int n = 0; n < 90; n++)
+        bias[n] = 0.75;
+    twin_give(f, "rpb", bias, TWIN_DIMS(2, 5, 9));
+    beside_forward(f, "na:grid=5x7,window=3x5");
+    twin_close("constant", f->o, plain, 140, TWIN_EXACT);
+    for (int n = 0; n < 90; n++)
+        bias[n] = n % 45 == 2 * 9 + 4 ? 0 : -INFINITY;
+    beside_forward(f, "na:grid=5x7,window=3x5");
+    for (int h = 0; h < 2; h++)
+        twin_close("self", f->o + h * 70, f->v, 70, TWIN_EXACT);
+    for (int n = 0; n < 90; n++)
+        bias[n] = n % 45 == 3 * 9 + 3 ? 50 : 0; /* a row below, a column to the left */
+    beside_forward(f, "na:grid=5x7,window=3x5");
+    for (int i = 0; i < 35; i++)
+        if (i / 7 < 4 && i % 7 > 0) twin_close("below", f->o + 2 * i, f->v + 2 * (i + 6), 2, 1e-12);
+    twin_drop(f);
+}
+
+/* Without a bias it is gna, over the whole grid dense, and on an axis of one what it is without that. */
+static void na_is_gna_of_stride_1(void **unused)
+{
+    struct twin *f = with_lse(twin_make(1, 4, 2, 42, 42, 3, 2)), *flat = with_lse(twin_make(1, 1, 1, 8, 8, 1, 1));
+    struct other *gna = other_make(f, 4), *dense = other_make(f, 4), *line = other_make(flat, 1);
+    double *bias = twin_sines(5, 0);
+
+    (void)unused;
+    twin_set(f, "grid", 2, 6, 7);
+    twin_set(f, "window", 2, 2, 3);
+    twin_set(f, "dilation", 2, 2, 1);
+    twin_set(f, "causal", 2, 1, 0);
+    beside_forward(f, "na:grid=6x7,window=2x3,dilation=2x1,causal=1x0,impl=naive");
+    other_set(gna, "grid", 2, 6, 7, 0);
+    other_set(gna, "window", 2, 2, 3, 0);
+    other_set(gna, "dilation", 2, 2, 1, 0);
+    other_set(gna, "causal", 2, 1, 0, 0);
+    other_forward(gna, &sheet_gna, f, 0, 4);
+    agree(f, gna, 0, 4);
+    f->call.options = 0;
+    twin_set(f, "grid", 2, 6, 7);
+    twin_set(f, "window", 1, 0);
+    beside_forward(f, "na:grid=6x7,window=0");
+    other_forward(dense, &sheet_dense, f, 0, 4);
+    agree(f, dense, 0, 4);
+
+    twin_set(flat, "grid", 2, 1, 8);
+    twin_set(flat, "window", 2, 1, 3);
+    twin_give(flat, "rpb", bias, TWIN_DIMS(1, 1, 5));
+    beside_forward(flat, "na:grid=1x8,window=1x3");
+    memcpy(line->o, flat->o, 8 * sizeof(double));
+    memcpy(line->lse, flat->lse, 8 * sizeof(double));
+    flat->call.options = flat->call.params = 0;
+    twin_set(flat, "grid", 1, 8);
+    twin_set(flat, "window", 1, 3);
+    twin_give(flat, "rpb", bias, TWIN_DIMS(1, 5));
+    beside_forward(flat, "na:grid=8,window=3");
+    agree(flat, line, 0, 1);
+    free(bias);
+    other_drop(gna);
+    other_drop(dense);
+    other_drop(line);
+    twin_drop(f);
+    twin_drop(flat);
+}
+
+static void na_refusals(void **unused)
+{
+    double bias[49] = {0};
+    struct twin *f = twin_make(1, 1, 1, 12, 12, 2, 2);
+    fv_attention *attention;
+
+    (void)unused;
+    assert_fails(fv_attention_new("na:grid=8,window=3,stride=2", &attention), FV_E_USAGE, "stride");
+    assert_fails(fv_attention_new("na:grid=8,window=9", &attention), FV_E_USAGE, "na: axis 0: window 9");
+    assert_fails(fv_attention_new("na:grid=8x8,window=3x3x3", &attention), FV_E_USAGE, "expected 1 or 2 items");
+    assert_fails(fv_attention_new("na:grid=8,window=3,impl=fast", &attention), FV_E_USAGE, "fused or gemm or naive");
+    twin_set(f, "grid", 2, 3, 4);
+    twin_set(f, "window", 2, 3, 4);
+    twin_give(f, "rpb", bias, TWIN_DIMS(1, 5, 7));
+    beside_refuses(f, "na:grid=3x4,window=3x4", FV_E_USAGE, "needs odd windows and no causal axis; axis 1: window 4");
+    twin_set(f, "window", 2, 3, 3);
+    f->call.params = 0;
+    twin_give(f, "rpb", bias, TWIN_DIMS(1, 5, 5));
+    twin_set(f, "causal", 2, 0, 1);
+    beside_refuses(f, "na:grid=3x4,window=3,causal=0x1", FV_E_USAGE, "axis 1: window 3, causal");
+    twin_set(f, "causal", 1, 0);
+    f->call.causal = true;
+    beside_refuses(f, "na:grid=3x4,window=3", FV_E_USAGE, "axis 0: window 3, causal");
+    f->call.causal = false;
+    f->call.params = 0;
+    twin_give(f, "rpb", bias, TWIN_DIMS(1, 5, 7));
+    beside_refuses(f, "na:grid=3x4,window=3", FV_E_SHAPE, "[1,5,5], got [1,5,7]");
+    f->call.params = 0;
+    twin_give(f, "rpb", bias, TWIN_DIMS(1, 5));
+    beside_refuses(f, "na:grid=3x4,window=3", FV_E_SHAPE, "expected 2 axes after the heads");
+    twin_set(f, "grid", 2, 3, 5);
+    f->call.params = 0;
+    beside_refuses(f, "na:grid=3x5,window=3", FV_E_SHAPE, "15 cells");
+    twin_drop(f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -352,6 +500,10 @@ int main(void)
         cmocka_unit_test(lga_is_gna_over_views),
         cmocka_unit_test(lga_does_not_order_views),
         cmocka_unit_test(lga_refusals),
+        cmocka_unit_test(na_windows),
+        cmocka_unit_test(na_reads_its_bias_by_offset),
+        cmocka_unit_test(na_is_gna_of_stride_1),
+        cmocka_unit_test(na_refusals),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

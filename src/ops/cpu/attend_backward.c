@@ -16,6 +16,7 @@
 #include "ops/cpu/attend.h"
 #include "ops/cpu/cpu.h"
 #include "ops/cpu/weights_kernels.h"
+#include "ops/logits.h"
 #include "ops/ref/pieces.h"
 
 enum { ITEMS = 16, PART_FLOATS = 32 << 20, PART_KEYS = 64, PANEL_BYTES = 32 << 20 };
@@ -171,9 +172,9 @@ static void weight_gradients(const struct visit *visit, const fv_tiles *t, const
 static void add_biases(const struct backward *w, const fv_tiles *t, int r, const float *d)
 {
     const fv_attend_grads *g = w->grads;
+    const fv_logits *l = &w->args->logits;
     const fv_tensor *offset = &g->d_offset_bias;
     int64_t h = t->tile.h + r / t->tile.rows, i = t->tile.query[r % t->tile.rows];
-    int64_t columns = fv_present(&w->args->logits.row_bias) ? w->args->logits.column_bias.dims[3] : 1;
 
     if (fv_present(&g->d_bias) && g->d_bias.strides[3] == 1 && t->key[t->count - 1] - t->key[0] == t->count - 1) {
         float *to = fv_at(&g->d_bias, t->b, h, i, t->key[0]);
@@ -182,16 +183,12 @@ static void add_biases(const struct backward *w, const fv_tiles *t, int r, const
         for (int n = 0; n < t->count; n++)
             *(float *)fv_at(&g->d_bias, t->b, h, i, t->key[n]) += d[n];
     }
-    for (int n = 0; fv_present(offset) && n < t->count; n++) {
-        const fv_plan *plan = w->view->plan;
-        int64_t R = offset->dims[1], distance = fv_plan_key_position(plan, t->key[n]) - (i + plan->offset);
-        int64_t index = fv_clamp(distance + R / 2, 0, R - 1);
-        ((float *)offset->data)[h * offset->strides[0] + index * offset->strides[1]] += d[n];
-    }
+    for (int n = 0; fv_present(offset) && n < t->count; n++)
+        *(float *)fv_at(offset, h, fv_offset_at(l, w->view->plan, i, t->key[n]), 0, 0) += d[n];
     for (int n = 0; fv_present(&g->d_row_bias) && n < t->count; n++)
-        *(float *)fv_at(&g->d_row_bias, t->b, h, i, t->key[n] / columns) += d[n];
+        *(float *)fv_at(&g->d_row_bias, t->b, h, i, fv_row_at(l, i, t->key[n])) += d[n];
     for (int n = 0; fv_present(&g->d_column_bias) && n < t->count; n++)
-        *(float *)fv_at(&g->d_column_bias, t->b, h, i, t->key[n] % columns) += d[n];
+        *(float *)fv_at(&g->d_column_bias, t->b, h, i, fv_column_at(l, i, t->key[n])) += d[n];
 }
 
 static bool wants_biases(const fv_attend_grads *g)
