@@ -26,12 +26,14 @@ typedef struct fv_window {
 /* Generalised neighbourhood attention (arXiv 2504.16922): tokens on a row-major grid; a key is visible iff it lies in
  * the query's window on every axis.  window[a] == dims[a] is the whole axis.  Keys beyond the grid are always visible.
  * Queries are all cells.  Where query_count[a] > 0 they are only those at query_first + n query_step of the axis, n
- * below it (dilation 1), and groups that share a window begin at stride_first instead of 0, at most query_first. */
+ * below it (dilation 1), and groups that share a window begin at stride_first, at most query_first, instead of 0: if it
+ * is negative the first group is short. */
 typedef struct fv_grid {
     int rank; /* 1..3; 0: no grid */
     int64_t dims[3], window[3], stride[3], dilation[3];
     bool causal[3];
     bool unclipped; /* the leader of a causal stride group ignores the end of the axis, so decode == prefill */
+    bool truncated; /* other windows end where the axis does, instead of being pushed inwards; they may be wider */
     int64_t query_count[3], query_first[3], query_step[3], stride_first[3];
 } fv_grid;
 

@@ -60,19 +60,36 @@ static const char *sides(int64_t cells, int axes, bool window, char text[64])
     return text;
 }
 
+/* The largest number up to `most` that divides the last two sides of a grid of three. */
+static int64_t common_divisor(const char *grid, int64_t most)
+{
+    const char *rows = strchr(grid, 'x') + 1;
+    int64_t height = strtoll(rows, NULL, 10), width = strtoll(strchr(rows, 'x') + 1, NULL, 10);
+
+    while (height % most != 0 || width % most != 0)
+        most--;
+    return most;
+}
+
 /* axes 0: without a grid. */
 static void write_spec(const fv_mechanism *mechanism, const char *given, int64_t tokens, int axes, fv_text *spec)
 {
     const fv_option *clusters = example_option(mechanism, "clusters"), *window = example_option(mechanism, "window");
-    char text[64];
+    const fv_option *groups = example_option(mechanism, "groups");
+    char text[64], number[32];
 
     fv_text_free(spec);
     fv_text_printf(spec, "%s", given);
+    if (axes == 3 && groups && !gives(given, "grid")) { /* of its rows and columns */
+        snprintf(number, sizeof number, "%lld",
+                 (long long)common_divisor(sides(tokens, axes, false, text), strtoll(groups->initial, NULL, 10)));
+        example_add(spec, "groups", number);
+    }
     if (axes > 0) example_add(spec, "grid", sides(tokens, axes, false, text));
     if (axes > 0 && window && !window->initial) example_add(spec, "window", sides(tokens, axes, true, text));
     if (!clusters || !clusters->initial || strcmp(clusters->initial, "0") != 0) return;
-    snprintf(text, sizeof text, "%.0f", fmax(round(sqrt((double)tokens)), 1));
-    example_add(spec, "clusters", text);
+    snprintf(number, sizeof number, "%.0f", fmax(round(sqrt((double)tokens)), 1));
+    example_add(spec, "clusters", number);
 }
 
 /* Whether a call would be accepted. */

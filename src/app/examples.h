@@ -13,8 +13,9 @@ const fv_option *example_option(const fv_mechanism *mechanism, const char *name)
 void example_add(fv_text *spec, const char *name, const char *value);
 
 /* Completes a SPEC for a call of so many heads and tokens with what it needs and does not give: a grid as square as can
- * be and a window on it, and the square root of the tokens as clusters.  *causal: the call is, wherever that can be and
- * nothing lies on a grid.  What cannot be completed fails with the mechanism's own sentence. */
+ * be and a window on it, groups that divide its sides, and the square root of the tokens as clusters.  *causal: the
+ * call is, wherever that can be and nothing lies on a grid.  What cannot be completed fails with the mechanism's own
+ * sentence. */
 fv_status example_spec(const char *given, int64_t heads, int64_t tokens, int64_t dim, fv_text *spec, bool *causal);
 
 /* The same for a call that is to be looked at: options that are not given and hold whole numbers become

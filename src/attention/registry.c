@@ -41,6 +41,7 @@
     add(staticqk) \
     add(csw) \
     add(lga) \
+    add(halo) \
     add(na) \
 
 #define DECLARE(name) extern const fv_mechanism fv_mechanism_##name;

@@ -47,7 +47,9 @@ static bool axis_sees(const fv_grid *grid, int a, int64_t x, int64_t y)
         if (!grid->unclipped) leader = fv_min(leader, length - 1);
         return j >= leader - window + 1 && j <= i;
     }
-    leader = fv_min(first + stride / 2, length - 1);
+    leader = first + stride / 2;
+    if (grid->truncated) return j >= leader - window / 2 && j < leader - window / 2 + window;
+    leader = fv_min(leader, length - 1);
     start = fv_max(leader - window / 2, 0);
     if (leader + window / 2 + window % 2 - 1 >= length) start = length - window;
     return j >= start && j < start + window;
@@ -211,7 +213,8 @@ static fv_status check_grid_queries(const fv_grid *grid, int a)
 
     if (count == 0) return FV_OK;
     if (count > 0 && first >= 0 && fv_mul_i64(count - 1, step, &reach) && fv_add_i64(reach, first, &reach) &&
-        reach < grid->dims[a] && grid->dilation[a] <= 1 && grid->stride_first[a] >= 0 && grid->stride_first[a] <= first)
+        reach < grid->dims[a] && grid->dilation[a] <= 1 && grid->stride_first[a] >= -WIDEST &&
+        grid->stride_first[a] <= first)
         return FV_OK;
     return fv_fail(FV_E_SHAPE,
                    "plan grid: axis %d: %lld queries from %lld on by %lld, strides from %lld: do not fit %lld tokens",
@@ -233,7 +236,8 @@ static fv_status check_grid(const fv_plan *plan, int64_t queries, int64_t keys)
             return fv_fail(FV_E_SHAPE, "plan grid: axis %d has %lld tokens", a, LL(grid->dims[a]));
         FV_TRY(check_grid_queries(grid, a));
         count *= fv_grid_queries(grid, a);
-        if (window < 1 || dilation < 1 || !fv_mul_i64(window, dilation, &reach) || reach > grid->dims[a])
+        if (window < 1 || dilation < 1 || window > WIDEST || !fv_mul_i64(window, dilation, &reach) ||
+            (reach > grid->dims[a] && (!grid->truncated || grid->causal[a])))
             return fv_fail(FV_E_SHAPE,
                            "plan grid: axis %d: a window of %lld with dilation %lld does not fit %lld tokens", a,
                            LL(window), LL(dilation), LL(grid->dims[a]));

@@ -42,6 +42,10 @@ void fv_plan_axis(const fv_grid *grid, int a, int64_t residue, int64_t i, int64_
         if (!grid->unclipped) leader = fv_min(leader, length - 1);
         *from = fv_max(leader - window + 1, 0);
         *to = i + 1;
+    } else if (grid->truncated) {
+        int64_t start = first + stride / 2 - window / 2;
+        *from = fv_max(start, 0);
+        *to = fv_min(start + window, length);
     } else {
         int64_t leader = fv_min(first + stride / 2, length - 1);
         *from = fv_max(leader - window / 2, 0);
@@ -70,6 +74,7 @@ static void groups_of(const fv_grid *grid, int a, int64_t *group, int64_t *missi
     int64_t step = fv_max(grid->query_step[a], 1);
     *missing = (grid->query_first[a] - grid->stride_first[a]) % *group / step;
     *group = fv_max(*group / step, 1);
+    *missing %= *group; /* where the step does not divide the stride, groups are not all alike */
 }
 
 /* ---- cutting --------------------------------------------------------------------------------------------------- */

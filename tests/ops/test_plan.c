@@ -369,6 +369,10 @@ static void bad_plans_are_refused_in_words(void **state)
     grid.grid.query_count[0] = 1;
     assert_fails(fv_plan_check(&grid, 1, 1, 4, 4, 4), FV_E_SHAPE,
                  "4 queries from position 0 do not lie on a grid of 2");
+    grid.grid.window[0] = 3;
+    assert_fails(fv_plan_check(&grid, 1, 1, 2, 4, 2), FV_E_SHAPE, "a window of 3 with dilation 1 does not fit 2");
+    grid.grid.truncated = true;
+    assert_ok(fv_plan_check(&grid, 1, 1, 2, 4, 2));
     grid.grid.stride_first[0] = 2;
     assert_fails(fv_plan_check(&grid, 1, 1, 2, 4, 2), FV_E_SHAPE, "strides from 2");
     assert_fails(fv_plan_check(&window, 1, 4, 4, 4, 4), FV_E_SHAPE, "made for 3 heads");

@@ -95,6 +95,7 @@ typedef struct sheet {
     add(staticqk) \
     add(csw) \
     add(lga) \
+    add(halo) \
     add(na) \
 
 #define DECLARE_SHEET(name) extern const sheet sheet_##name;

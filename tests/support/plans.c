@@ -33,21 +33,24 @@ int64_t test_plan_grid(fv_random *random, fv_grid *grid)
 {
     int64_t count = 1;
 
-    *grid = (fv_grid){.rank = (int)between(random, 1, 3), .unclipped = between(random, 0, 3) == 0};
+    *grid = (fv_grid){.rank = (int)between(random, 1, 3),
+                      .unclipped = between(random, 0, 3) == 0,
+                      .truncated = between(random, 0, 3) == 0};
     for (int a = 0; a < grid->rank; a++) {
         int64_t most = grid->rank == 1 ? 200 : grid->rank == 2 ? 17 : 8;
         grid->dims[a] = between(random, 1, most);
         grid->dilation[a] = between(random, 0, 2) ? 0 : between(random, 1, fv_min(3, grid->dims[a]));
         grid->window[a] = between(random, 1, grid->dims[a] / fv_max(1, grid->dilation[a]));
-        grid->stride[a] = between(random, 0, grid->window[a]);
         grid->causal[a] = between(random, 0, 1);
+        if (grid->truncated && !grid->causal[a]) grid->window[a] += between(random, 0, 6);
+        grid->stride[a] = between(random, 0, grid->window[a]);
         count *= grid->dims[a];
         if (grid->dilation[a] > 1 || between(random, 0, 3)) continue;
         int64_t step = between(random, 0, 3), first = between(random, 0, grid->dims[a] - 1);
         grid->query_step[a] = step;
         grid->query_first[a] = first;
         grid->query_count[a] = between(random, 1, (grid->dims[a] - first - 1) / (step ? step : 1) + 1);
-        grid->stride_first[a] = between(random, 0, first);
+        grid->stride_first[a] = between(random, -3, first);
     }
     return count;
 }
@@ -246,6 +249,8 @@ static bool grid_axis_sees(const fv_grid *grid, int a, int64_t query, int64_t y)
         end = i + 1;
     } else {
         int64_t L = w / 2, R = w / 2 + w % 2 - 1;
+        if (grid->truncated) leader = (i - zero) / s * s + zero + s / 2;
+        if (grid->truncated) return leader - L <= j && j <= leader + R;
         start = leader - L > 0 ? leader - L : 0;
         if (leader + R >= n) start = n - w;
         end = start + w;

@@ -126,12 +126,13 @@ static fv_status attend_half(fv_ctx *ctx, const fv_call *call, int cut)
 {
     bool local = fv_present(&call->param[LEPE_WEIGHT]) || fv_present(&call->param[LEPE_BIAS]);
     struct half half = half_of(call, cut);
+    bool uneven = half.frame[cut] > half.size[cut], mask = ((const struct csw *)call->options)->pad == MASK;
+    bool framed = uneven && !mask;
     fv_tensor k = fv_slice(&call->k, 1, half.key_head, half.key_heads), index, o;
-    fv_tensor v = fv_slice(&call->v, 1, half.key_head, half.key_heads);
-    fv_plan plan = {.grid = {.rank = 2}};
+    fv_tensor v = fv_slice(&call->v, 1, half.key_head, half.key_heads), padded = v;
+    fv_plan plan = {.grid = {.rank = 2, .truncated = true}};
     fv_attend_args attend = {.q = fv_slice(&call->q, 1, half.head, half.heads),
                              .k = k,
-                             .v = v,
                              .o = fv_slice(&call->o, 1, half.head, half.heads),
                              .plan = &plan,
                              .logits = fv_call_logits(call)};
@@ -140,20 +141,19 @@ static fv_status attend_half(fv_ctx *ctx, const fv_call *call, int cut)
     FV_TRY(map_heads(ctx, call, &half));
     attend.key_head = half.own_head;
     for (int a = 0; a < 2; a++) {
-        plan.grid.dims[a] = half.frame[a];
+        plan.grid.dims[a] = framed ? half.frame[a] : half.size[a];
         plan.grid.window[a] = plan.grid.stride[a] = half.window[a];
-        plan.grid.query_first[a] = half.first[a];
         plan.grid.query_count[a] = half.size[a];
+        plan.grid.query_first[a] = framed ? half.first[a] : 0;
+        plan.grid.stride_first[a] = framed ? 0 : -half.first[a];
     }
-    if (half.frame[cut] > half.size[cut]) {
-        bool mask = ((const struct csw *)call->options)->pad == MASK;
-        FV_TRY(fv_order_frame(ctx, half.size, half.first, half.frame, &index, mask ? &attend.logits.bias : NULL));
-        FV_TRY(fv_order_rows(ctx, &index, &k, &attend.k));
-        FV_TRY(fv_order_rows(ctx, &index, &v, &attend.v));
-    }
+    if (uneven) FV_TRY(fv_order_frame(ctx, half.size, half.first, half.frame, &index));
+    if (framed) FV_TRY(fv_order_rows(ctx, &index, &k, &attend.k));
+    if (framed || (uneven && local)) FV_TRY(fv_order_rows(ctx, &index, &v, &padded));
+    attend.v = framed ? padded : v;
     if (!local) return fv_attend(ctx, &attend);
     o = attend.o;
-    FV_TRY(fv_plain(ctx, &attend.v, &v));
+    FV_TRY(fv_plain(ctx, &padded, &v));
     FV_TRY(fv_tensor_new(ctx, &attend.o, FV_F32, 4, o.dims));
     FV_TRY(fv_attend(ctx, &attend));
     return add_local(ctx, call, &half, &attend.o, &v, &o);

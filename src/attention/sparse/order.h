@@ -25,10 +25,9 @@ fv_status fv_order_tiles(fv_ctx *ctx, const fv_tuple *grid, const int64_t tile[3
 fv_status fv_order_clusters(fv_ctx *ctx, const fv_tensor *features, int64_t clusters, int64_t tokens, fv_order *order);
 
 /* A frame around an image of size[0] x size[1] tokens, whose first cell is `first` in it, both row-major: the tokens of
- * its cells, -1 for those beside the image, [1,1,cells] i32; and, unless NULL, a bias [1,1,1,cells] that hides these.
- */
+ * its cells, -1 for those beside the image, [1,1,cells] i32. */
 fv_status fv_order_frame(fv_ctx *ctx, const int64_t size[2], const int64_t first[2], const int64_t frame[2],
-                         fv_tensor *index, fv_tensor *hide);
+                         fv_tensor *index);
 
 /* Rows index[r] of x [B,Hx,N,C], of any type, zeros for -1, for index [1|B,1|Hx,R] (order->order: rows by place): f32
  * [B,Hx,R,C], in scratch memory. */

@@ -242,8 +242,7 @@ static bool is_placed(const fv_logits *l)
     return offset ? l->offset_bias.strides[1] == 1 : l->column_bias.strides[3] == 1;
 }
 
-/* How many keys stand side by side, in one row if there are rows. */
-static int placed_stretch(const int32_t *across, const int32_t *down, const int64_t *key, int count)
+int fv_tiles_placed(const int32_t *across, const int32_t *down, const int64_t *key, int count)
 {
     int n = 1;
 
@@ -277,7 +276,7 @@ static void gather_placed(const fv_tiles *t, int r, int rows)
 
     for (int n = 0, length; n < t->count; n += length) {
         int64_t key = t->key[n];
-        length = placed_stretch(across->key, down ? down->key : NULL, t->key + n, t->count - n);
+        length = fv_tiles_placed(across->key, down ? down->key : NULL, t->key + n, t->count - n);
         for (int m = 0; m < rows; m++) {
             int64_t i = query[m], place = (int64_t)across->key[key] - across->query[i];
             from[m] = NULL;
