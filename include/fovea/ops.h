@@ -25,13 +25,17 @@ typedef struct fv_window {
 
 /* Generalised neighbourhood attention (arXiv 2504.16922): tokens on a row-major grid; a key is visible iff it lies in
  * the query's window on every axis.  window[a] == dims[a] is the whole axis.  Keys beyond the grid are always visible.
- */
+ * Queries are all cells.  Where query_count[a] > 0 they are only those at query_first + n query_step of the axis, n
+ * below it (dilation 1), and groups that share a window begin at stride_first, at most query_first, instead of 0: if it
+ * is negative the first group is short. */
 typedef struct fv_grid {
     int rank; /* 1..3; 0: no grid */
     int64_t dims[3], window[3], stride[3], dilation[3];
     bool causal[3];
-    bool truncated[3]; /* windows end at the axis' ends instead of moving inwards (causal ones always do) */
+    bool truncated[3]; /* windows that are not causal end where the axis does, instead of being pushed inwards; they may
+                          be wider */
     bool unclipped;    /* the leader of a causal stride group ignores the end of the axis, so decode == prefill */
+    int64_t query_count[3], query_first[3], query_step[3], stride_first[3];
 } fv_grid;
 
 /* Lists: which key blocks each query group reads, per batch and head.  Group g holds the queries
@@ -82,6 +86,13 @@ FV_API fv_status fv_plan_pairs(fv_ctx *ctx, const fv_plan *plan, int64_t batch, 
 
 /* ---- attend ---------------------------------------------------------------------------------------------------- */
 
+/* Where queries [N] and keys [M] stand for a bias by relative offset: it is read at clamp(key[j] - query[i], 0, R-1),
+ * R being its last dim.  On a grid that is a place in a table of all offsets.  Memory lasts as long as that of lists.
+ */
+typedef struct fv_places {
+    const int32_t *query, *key; /* together, or neither */
+} fv_places;
+
 /* Logits of query i and key j of head h:  s = scale * temperature[i] * q.k;  s += gain * |s|;  s = softcap *
  * tanh(s / softcap);  s += bias(i, j).  Shared by attend and attend_stats. */
 typedef struct fv_logits {
@@ -90,9 +101,10 @@ typedef struct fv_logits {
     float softcap, gain;   /* 0: off */
     fv_tensor temperature; /* [B|1, H|1, N] f32 */
     fv_tensor bias;        /* [B|1, H|1, N|1, M] f32: full, per key, per head and key; finite or -inf */
-    fv_tensor offset_bias; /* [H|1, R] f32: by relative offset, index clamp(j - p + R/2, 0, R-1) */
+    fv_tensor offset_bias; /* [H|1, R] f32: by relative offset, index clamp(j - p + R/2, 0, R-1) or by offset_place */
     fv_tensor row_bias,
-        column_bias; /* [B|1, H|1, N, Gr] and [.., N, Gc] f32, M = Gr Gc: adds row[j/Gc] + column[j%Gc] */
+        column_bias; /* [B|1, H|1, N, Gr] and [.., N, Gc] f32, M = Gr Gc: adds row[j/Gc] + column[j%Gc]; or by places */
+    fv_places offset_place, row_place, column_place; /* the last two together, and Gr, Gc are then what they may */
 } fv_logits;
 
 /* o = softmax(logits over the keys the plan shows) v, with lse = ln of the denominator; O(N + M) memory.

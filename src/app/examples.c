@@ -82,21 +82,38 @@ static void add_frames(const fv_mechanism *mechanism, int64_t tokens, fv_text *s
     if (refs && !refs->initial) example_add(spec, "refs", "1");
 }
 
+/* The largest number up to `most` that divides the last two sides of a grid of three. */
+static int64_t common_divisor(const char *grid, int64_t most)
+{
+    const char *rows = strchr(grid, 'x') + 1;
+    int64_t height = strtoll(rows, NULL, 10), width = strtoll(strchr(rows, 'x') + 1, NULL, 10);
+
+    while (height % most != 0 || width % most != 0)
+        most--;
+    return most;
+}
+
 /* axes 0: without a grid. */
 static void write_spec(const fv_mechanism *mechanism, const char *given, int64_t tokens, int axes, fv_text *spec)
 {
     const fv_option *clusters = example_option(mechanism, "clusters"), *window = example_option(mechanism, "window");
-    char text[64];
+    const fv_option *groups = example_option(mechanism, "groups");
+    char text[64], number[32];
 
     fv_text_free(spec);
     fv_text_printf(spec, "%s", given);
+    if (axes == 3 && groups && !gives(given, "grid")) { /* of its rows and columns */
+        snprintf(number, sizeof number, "%lld",
+                 (long long)common_divisor(sides(tokens, axes, false, text), strtoll(groups->initial, NULL, 10)));
+        example_add(spec, "groups", number);
+    }
     if (axes > 0) example_add(spec, "grid", sides(tokens, axes, false, text));
     add_frames(mechanism, tokens, spec);
     if (axes == 3 && example_option(mechanism, "special")) example_add(spec, "special", "0"); /* tokens off the grid */
     if (axes > 0 && window && !window->initial) example_add(spec, "window", sides(tokens, axes, true, text));
     if (!clusters || !clusters->initial || strcmp(clusters->initial, "0") != 0) return;
-    snprintf(text, sizeof text, "%.0f", fmax(round(sqrt((double)tokens)), 1));
-    example_add(spec, "clusters", text);
+    snprintf(number, sizeof number, "%.0f", fmax(round(sqrt((double)tokens)), 1));
+    example_add(spec, "clusters", number);
 }
 
 /* Whether a call would be accepted. */
@@ -209,7 +226,8 @@ static fv_status density_of(fv_ctx *ctx, const char *spec, const fv_attention_ar
     fv_status status = fv_call_make(attention, args, &call);
     if (status == FV_OK) status = fv_call_pairs(ctx, fv_attention_mechanism(attention), &call, &pairs);
     if (status == FV_OK)
-        status = fv_plan_pairs(ctx, &pairs.plan, 1, 1, call.queries, pairs.columns ? pairs.columns : call.keys, &count);
+        status = fv_plan_pairs(ctx, &pairs.plan, 1, call.query_heads, call.queries,
+                               pairs.columns ? pairs.columns : call.keys, &count);
     if (status == FV_OK) *density = (double)count / fv_call_dense_pairs(&call);
     fv_attention_free(attention);
     fv_scratch_release(ctx, mark);
@@ -229,7 +247,8 @@ static fv_status try_halved(fv_ctx *ctx, const char *given, int many, int some, 
     add_halved(mechanism, many, some, &halved);
     fv_status status = fv_text_status(&halved);
     if (status == FV_OK)
-        status = example_spec(fv_text_get(&halved), 1, args->q.dims[2], args->q.dims[3], spec, &args->causal);
+        status =
+            example_spec(fv_text_get(&halved), args->q.dims[1], args->q.dims[2], args->q.dims[3], spec, &args->causal);
     if (status == FV_OK) status = density_of(ctx, fv_text_get(spec), args, &density);
     fv_text_free(&halved);
     *distance = status == FV_OK && density > 0 ? fabs(log(density / WANTED)) : INFINITY;
@@ -237,7 +256,8 @@ static fv_status try_halved(fv_ctx *ctx, const char *given, int many, int some, 
     return status;
 }
 
-fv_status example_fit(fv_ctx *ctx, const char *given, int64_t tokens, uint64_t seed, fv_text *spec, bool *causal)
+fv_status example_fit(fv_ctx *ctx, const char *given, int64_t heads, int64_t tokens, uint64_t seed, fv_text *spec,
+                      bool *causal)
 {
     enum { DIM = 64 };
     int best_many = 0, best_some = 0;
@@ -246,7 +266,7 @@ fv_status example_fit(fv_ctx *ctx, const char *given, int64_t tokens, uint64_t s
     fv_attention_args args;
     fv_status status;
 
-    FV_TRY(example_call(ctx, 1, tokens, DIM, seed, &args));
+    FV_TRY(example_call(ctx, heads, tokens, DIM, seed, &args));
     for (int some = 0; some <= SOME_HALVINGS && best > 0; some++)
         for (int many = 0; many <= MANY_HALVINGS && best > 0; many++) {
             (void)try_halved(ctx, given, many, some, &args, spec, &distance); /* others may do */

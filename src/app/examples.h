@@ -13,14 +13,16 @@ const fv_option *example_option(const fv_mechanism *mechanism, const char *name)
 void example_add(fv_text *spec, const char *name, const char *value);
 
 /* Completes a SPEC for a call of so many heads and tokens with what it needs and does not give: a grid as square as can
- * be and a window on it, or frames, and the square root of the tokens as clusters.  *causal: the call is, wherever that can be and
- * nothing lies on a grid.  What cannot be completed fails with the mechanism's own sentence. */
+ * be and a window on it, groups that divide its sides, or frames, and the square root of the tokens as clusters.
+ * *causal: the call is, wherever that can be and nothing lies on a grid.  What cannot be completed fails with the
+ * mechanism's own sentence. */
 fv_status example_spec(const char *given, int64_t heads, int64_t tokens, int64_t dim, fv_text *spec, bool *causal);
 
-/* The same for a call of one head that is to be looked at: options that are not given and hold whole numbers become
+/* The same for a call that is to be looked at: options that are not given and hold whole numbers become
  * smaller, by halves, where their defaults would show nearly all pairs of so few tokens.  What a mechanism without
  * pairs says fails with FV_E_USAGE. */
-fv_status example_fit(fv_ctx *ctx, const char *given, int64_t tokens, uint64_t seed, fv_text *spec, bool *causal);
+fv_status example_fit(fv_ctx *ctx, const char *given, int64_t heads, int64_t tokens, uint64_t seed, fv_text *spec,
+                      bool *causal);
 
 /* q, k, v and o [1,heads,tokens,dim] of a call in scratch memory: v is k, o is not filled. */
 fv_status example_call(fv_ctx *ctx, int64_t heads, int64_t tokens, int64_t dim, uint64_t seed, fv_attention_args *args);

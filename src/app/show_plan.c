@@ -55,13 +55,17 @@ static fv_status draw_noise(struct job *job)
     fv_attention_args args;
     fv_tensor map;
     void *owned = NULL;
+    int64_t heads = 1;
     bool causal;
 
-    FV_TRY(example_fit(ctx, job->app->common->operand[0], job->size, seed, &job->spec, &causal));
+    fv_status status = example_fit(ctx, job->app->common->operand[0], heads, job->size, seed, &job->spec, &causal);
+    if (status == FV_E_SHAPE || status == FV_E_USAGE) /* perhaps one head alone is too few */
+        status = example_fit(ctx, job->app->common->operand[0], ++heads, job->size, seed, &job->spec, &causal);
+    FV_TRY(status);
     FV_TRY(fv_attention_new(fv_text_get(&job->spec), &job->attention));
     job->picture = (app_picture){.size = job->size, .heads = 1, .causal = causal};
     FV_TRY(app_picture_new(&job->picture, true));
-    FV_TRY(example_call(ctx, 1, job->size, NOISE_DIM, seed, &args));
+    FV_TRY(example_call(ctx, heads, job->size, NOISE_DIM, seed, &args));
     args.causal = causal;
     FV_TRY(fv_attention_map(ctx, job->attention, &args, &map, &owned));
     app_picture_map(&job->picture, &map);
@@ -131,7 +135,7 @@ static fv_status draw_text(struct job *job)
     FV_TRY(in_range("--layer", job->layer, info.layers));
     FV_TRY(in_range("--head", job->head, info.query_heads));
     FV_TRY(read_text(job, &info));
-    FV_TRY(example_fit(ctx, job->app->common->operand[0], job->size, (uint64_t)job->app->common->seed, &job->spec,
+    FV_TRY(example_fit(ctx, job->app->common->operand[0], 1, job->size, (uint64_t)job->app->common->seed, &job->spec,
                        &causal));
     if (!causal)
         return fv_fail(FV_E_USAGE, "%s: cannot be causal, which a language model needs", fv_text_get(&job->spec));

@@ -206,10 +206,24 @@ fv_status fv_plain(fv_ctx *ctx, const fv_tensor *x, fv_tensor *out);
 /* x itself if it is f32, whatever its strides. */
 fv_status fv_as_f32(fv_ctx *ctx, const fv_tensor *x, fv_tensor *out);
 
-/* o += depthwise convolution of v on a row-major grid of height x width = N = M (zero padding): o = part + conv(v),
- * weight [H*Dv,kernel,kernel], bias [H*Dv]; an absent one counts as zeros. */
+/* Images that rows make: the cell at y, x of image n is row n * image + y * row + x * column. */
+typedef struct fv_images {
+    int64_t count, height, width, image, row, column;
+} fv_images;
+/* `count` of them, row-major, one behind the other. */
+static inline fv_images fv_images_of(int64_t count, int64_t height, int64_t width)
+{
+    return (fv_images){count, height, width, height * width, width, 1};
+}
+
+/* out[b,h] = depthwise convolution (zero padding) of each image of v[b,key_head[h]] (NULL: h / (H/Hx)).  out
+ * [B,H,N,Dv], v [B,Hx,N,Dv] f32, weight [H*Dv,kernel,kernel], bias [H*Dv]; an absent one counts as zeros. */
+fv_status fv_convolve_heads(fv_ctx *ctx, const fv_images *images, const fv_tensor *v, const int32_t *key_head,
+                            const fv_tensor *weight, const fv_tensor *bias, const fv_tensor *out);
+/* o = part + that of the call's v. */
 fv_status fv_add_local(fv_ctx *ctx, const fv_call *call, const fv_tensor *part, const fv_tensor *weight,
-                       const fv_tensor *bias, int64_t height, int64_t width);
+                       const fv_tensor *bias, fv_images images);
+
 /* Around a choice by content: the tape does not record it (what is chosen is constant to gradients), and its time
  * counts as selection.  FV_TRY_CHOOSING is FV_TRY between the two. */
 typedef struct fv_choosing {

@@ -44,6 +44,10 @@
     add(taylor2) \
     add(combiner) \
     add(descriptor) \
+    add(csw) \
+    add(lga) \
+    add(halo) \
+    add(na) \
 
 #define DECLARE(name) extern const fv_mechanism fv_mechanism_##name;
 #define LIST(name) &fv_mechanism_##name,

@@ -69,35 +69,46 @@ fv_tensor fv_grouped(const fv_tensor *x, int64_t groups)
                    0);
 }
 
-/* [B,N,C] rows of one head as an image [B,C,height,width]. */
-static fv_tensor as_image(const fv_tensor *x, int64_t head, int64_t height, int64_t width)
+/* The images of a batch and head of x [B,Hx,N,C] as [count,C,height,width]. */
+static fv_tensor as_images(const fv_tensor *x, int64_t b, int64_t head, const fv_images *images)
 {
     const int64_t *s = x->strides;
 
-    return fv_view(x, FV_DIMS(x->dims[0], x->dims[3], height, width), (const int64_t[]){s[0], s[3], s[2] * width, s[2]},
-                   head * s[1]);
+    return fv_view(x, FV_DIMS(images->count, x->dims[3], images->height, images->width),
+                   (const int64_t[]){s[2] * images->image, s[3], s[2] * images->row, s[2] * images->column},
+                   b * s[0] + head * s[1]);
 }
 
-fv_status fv_add_local(fv_ctx *ctx, const fv_call *call, const fv_tensor *part, const fv_tensor *weight,
-                       const fv_tensor *bias, int64_t height, int64_t width)
+fv_status fv_convolve_heads(fv_ctx *ctx, const fv_images *images, const fv_tensor *v, const int32_t *key_head,
+                            const fv_tensor *weight, const fv_tensor *bias, const fv_tensor *out)
 {
-    int64_t H = call->query_heads, Dv = call->value_dim, kernel = fv_present(weight) ? weight->dims[1] : 1;
-    fv_tensor v, local, w = *weight;
+    int64_t H = out->dims[1], Dv = out->dims[3], kernel = fv_present(weight) ? weight->dims[1] : 1;
+    fv_tensor w = *weight;
 
-    FV_TRY(fv_plain(ctx, &call->v, &v));
-    FV_TRY(fv_tensor_new(ctx, &local, FV_F32, 4, call->o.dims));
     if (!fv_present(&w)) FV_TRY(fv_tensor_zeros(ctx, &w, FV_F32, FV_DIMS(H * Dv, kernel, kernel)));
     w = fv_view(&w, FV_DIMS(H * Dv, 1, kernel, kernel),
                 (const int64_t[]){w.strides[0], w.strides[0], w.strides[1], w.strides[2]}, 0);
-    for (int64_t h = 0; h < H; h++) {
-        fv_conv2d_args conv = {.x = as_image(&v, h / (H / call->key_heads), height, width),
+    for (int64_t n = 0; n < out->dims[0] * H; n++) {
+        int64_t b = n / H, h = n % H;
+        fv_conv2d_args conv = {.x = as_images(v, b, key_head ? key_head[h] : h / (H / v->dims[1]), images),
                                .weight = fv_slice(&w, 0, h * Dv, Dv),
-                               .out = as_image(&local, h, height, width),
+                               .out = as_images(out, b, h, images),
                                .padding = kernel / 2,
                                .groups = Dv};
         if (fv_present(bias)) conv.bias = fv_slice(bias, 0, h * Dv, Dv);
         FV_TRY(fv_conv2d(ctx, &conv));
     }
+    return FV_OK;
+}
+
+fv_status fv_add_local(fv_ctx *ctx, const fv_call *call, const fv_tensor *part, const fv_tensor *weight,
+                       const fv_tensor *bias, fv_images images)
+{
+    fv_tensor v, local;
+
+    FV_TRY(fv_plain(ctx, &call->v, &v));
+    FV_TRY(fv_tensor_new(ctx, &local, FV_F32, 4, call->o.dims));
+    FV_TRY(fv_convolve_heads(ctx, &images, &v, NULL, weight, bias, &local));
     return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_ADD, .x = *part, .y = local, .out = call->o});
 }
 

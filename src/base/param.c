@@ -124,9 +124,17 @@ static int shape_rank(const char *shape)
 {
     int rank = 1;
 
-    for (; *shape; shape++)
+    for (; *shape && *shape != ']'; shape++)
         rank += *shape == ',';
     return rank;
+}
+
+/* Of several shapes, "[H, N] or [H, N, M]", that of the rank, else the first. */
+static const char *shape_of_rank(const char *shape, int rank)
+{
+    for (const char *each = shape; each; each = strchr(each + 1, '['))
+        if (shape_rank(each) == rank) return each;
+    return shape;
 }
 
 /* ---- shapes ----------------------------------------------------------------------------------------------------- */
@@ -142,9 +150,8 @@ void fv_param_dim(const fv_param *param, int d, char word[FV_DIM_TEXT])
 }
 
 /* "[2,?,8]": what sizes are known by now. */
-static void known_text(const fv_param *param, fv_named_sizes *sizes, char *out, size_t room)
+static void known_text(const char *text, fv_named_sizes *sizes, char *out, size_t room)
 {
-    const char *text = param->shape;
     int rank = shape_rank(text);
     size_t length = 0;
     int64_t size;
@@ -162,7 +169,7 @@ static void known_text(const fv_param *param, fv_named_sizes *sizes, char *out, 
 fv_status fv_param_check(const char *owner, const char *what, const fv_param *param, const fv_tensor *t,
                          fv_named_sizes *sizes)
 {
-    const char *text = param->shape;
+    const char *shape = shape_of_rank(param->shape, t->rank), *text = shape;
     bool same_rank = t->rank == shape_rank(text), fits = same_rank;
     char known[160];
     int64_t size;
@@ -173,7 +180,7 @@ fv_status fv_param_check(const char *owner, const char *what, const fv_param *pa
     for (int d = 0; d < t->rank && same_rank; d++)
         fits &= dim_fits(sizes, &text, t->dims[d], &size);
     if (fits) return FV_OK;
-    known_text(param, sizes, known, sizeof known);
+    known_text(shape, sizes, known, sizeof known);
     return fv_fail(FV_E_SHAPE, "%s: %s '%s': expected %s = %s, got %s", owner, what, param->name, param->shape, known,
                    fv_shape_text(t));
 }

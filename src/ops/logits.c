@@ -30,6 +30,21 @@ static fv_status check_scalars(const char *op, const fv_logits *l)
     return FV_OK;
 }
 
+/* Places need the bias they are for, and those of rows and columns need one another. */
+static fv_status check_places(const char *op, const fv_logits *l)
+{
+    const fv_places *each[] = {&l->offset_place, &l->row_place, &l->column_place};
+    bool halves = false;
+
+    for (int n = 0; n < 3; n++)
+        halves = halves || !each[n]->query != !each[n]->key;
+    if (!halves && !l->row_place.key == !l->column_place.key && (!l->offset_place.key || fv_present(&l->offset_bias)) &&
+        (!l->row_place.key || fv_present(&l->row_bias)))
+        return FV_OK;
+    return fv_fail(FV_E_ARGUMENT,
+                   "%s: places of queries and keys, and of rows and columns, go together and with a bias", op);
+}
+
 static fv_status spread(const char *op, const char *name, fv_tensor *t, int rank, const int64_t *dims)
 {
     if (!fv_present(t)) return FV_OK;
@@ -54,6 +69,7 @@ fv_status fv_logits_prepare(const fv_logits_call *call, const fv_logits *given, 
                        fv_shape_text(q), fv_shape_text(k));
     FV_TRY(check_key_heads(call, H, k->dims[1]));
     FV_TRY(check_scalars(call->op, given));
+    FV_TRY(check_places(call->op, given));
     FV_TRY(fv_plan_check(call->plan, B, H, N, M, call->rows));
 
     *logits = *given;
@@ -76,7 +92,7 @@ fv_status fv_logits_prepare(const fv_logits_call *call, const fv_logits *given, 
         FV_TRY(fv_check_rank(call->op, "row_bias", &logits->row_bias, FV_TYPE(FV_F32), 4, 4));
         FV_TRY(fv_check_rank(call->op, "column_bias", &logits->column_bias, FV_TYPE(FV_F32), 4, 4));
         int64_t rows = logits->row_bias.dims[3], columns = logits->column_bias.dims[3], cells;
-        if (!fv_mul_i64(rows, columns, &cells) || cells != M)
+        if (rows < 1 || columns < 1 || (!given->row_place.key && (!fv_mul_i64(rows, columns, &cells) || cells != M)))
             return fv_fail(FV_E_SHAPE, "%s: row_bias %s and column_bias %s do not make %lld keys", call->op,
                            fv_shape_text(&logits->row_bias), fv_shape_text(&logits->column_bias), (long long)M);
         FV_TRY(spread(call->op, "row_bias", &logits->row_bias, FV_DIMS(B, H, N, rows)));

@@ -27,21 +27,24 @@ static bool window_sees(const fv_plan *plan, int64_t heads, int64_t h, int64_t p
     return distance < window && (plan->causal || -distance < window);
 }
 
-/* Window of coordinate x on an axis, in coordinates of its dilation group (sheet of arXiv 2504.16922, section 3). */
+/* Window of a query in cell x of an axis, in coordinates of its dilation group (sheet of arXiv 2504.16922, section 3).
+ */
 static bool axis_sees(const fv_grid *grid, int a, int64_t x, int64_t y)
 {
     int64_t stride = fv_max(grid->stride[a], 1), dilation = fv_max(grid->dilation[a], 1), window = grid->window[a];
-    int64_t group = x % dilation, i = x / dilation, j = y / dilation, leader, start;
+    int64_t group = x % dilation, i = x / dilation, j = y / dilation, origin = fv_grid_origin(grid, a), leader, start;
     int64_t length = grid->dims[a] / dilation + (group < grid->dims[a] % dilation);
+    int64_t first = (i - origin) / stride * stride + origin;
 
     if (y % dilation != group) return false;
     if (grid->causal[a]) {
-        leader = i / stride * stride + stride - 1;
+        leader = first + stride - 1;
         if (!grid->unclipped) leader = fv_min(leader, length - 1);
         return j >= leader - window + 1 && j <= i;
     }
-    leader = fv_min(i / stride * stride + stride / 2, length - 1);
-    if (grid->truncated[a]) return j >= leader - window / 2 && j < leader + window / 2 + window % 2;
+    leader = first + stride / 2;
+    if (grid->truncated[a]) return j >= leader - window / 2 && j < leader - window / 2 + window;
+    leader = fv_min(leader, length - 1);
     start = fv_max(leader - window / 2, 0);
     if (leader + window / 2 + window % 2 - 1 >= length) start = length - window;
     return j >= start && j < start + window;
@@ -55,8 +58,9 @@ static bool grid_sees(const fv_grid *grid, int64_t p, int64_t position)
         count *= grid->dims[a];
     if (position >= count) return true;
     for (int a = grid->rank - 1; a >= 0; a--) {
-        if (!axis_sees(grid, a, p % grid->dims[a], position % grid->dims[a])) return false;
-        p /= grid->dims[a];
+        int64_t queries = fv_grid_queries(grid, a);
+        if (!axis_sees(grid, a, fv_grid_cell(grid, a, p % queries), position % grid->dims[a])) return false;
+        p /= queries;
         position /= grid->dims[a];
     }
     return true;
@@ -197,10 +201,25 @@ static fv_status check_window(const fv_plan *plan, int64_t heads)
     return FV_OK;
 }
 
+/* Whether the queries of an axis, where they are not all cells, lie on it. */
+static fv_status check_grid_queries(const fv_grid *grid, int a)
+{
+    int64_t count = grid->query_count[a], first = grid->query_first[a], step = fv_max(grid->query_step[a], 1), reach;
+
+    if (count == 0) return FV_OK;
+    if (count > 0 && first >= 0 && fv_mul_i64(count - 1, step, &reach) && fv_add_i64(reach, first, &reach) &&
+        reach < grid->dims[a] && grid->dilation[a] <= 1 && grid->stride_first[a] >= -WIDEST &&
+        grid->stride_first[a] <= first)
+        return FV_OK;
+    return fv_fail(FV_E_SHAPE,
+                   "plan grid: axis %d: %lld queries from %lld on by %lld, strides from %lld: do not fit %lld tokens",
+                   a, LL(count), LL(first), LL(step), LL(grid->stride_first[a]), LL(grid->dims[a]));
+}
+
 static fv_status check_grid(const fv_plan *plan, int64_t queries, int64_t keys)
 {
     const fv_grid *grid = &plan->grid;
-    int64_t count = 1;
+    int64_t count = 1, cells = 1;
 
     if (grid->rank < 0 || grid->rank > 3)
         return fv_fail(FV_E_ARGUMENT, "plan grid: expected 1 to 3 axes, got %d", grid->rank);
@@ -208,9 +227,12 @@ static fv_status check_grid(const fv_plan *plan, int64_t queries, int64_t keys)
     for (int a = 0; a < grid->rank; a++) {
         int64_t stride = grid->stride[a] ? grid->stride[a] : 1, dilation = grid->dilation[a] ? grid->dilation[a] : 1;
         int64_t window = grid->window[a], reach;
-        if (grid->dims[a] < 1 || !fv_mul_i64(count, grid->dims[a], &count))
+        if (grid->dims[a] < 1 || !fv_mul_i64(cells, grid->dims[a], &cells))
             return fv_fail(FV_E_SHAPE, "plan grid: axis %d has %lld tokens", a, LL(grid->dims[a]));
-        if (window < 1 || dilation < 1 || !fv_mul_i64(window, dilation, &reach) || reach > grid->dims[a])
+        FV_TRY(check_grid_queries(grid, a));
+        count *= fv_grid_queries(grid, a);
+        if (window < 1 || dilation < 1 || window > WIDEST || !fv_mul_i64(window, dilation, &reach) ||
+            (reach > grid->dims[a] && (!grid->truncated[a] || grid->causal[a])))
             return fv_fail(FV_E_SHAPE,
                            "plan grid: axis %d: a window of %lld with dilation %lld does not fit %lld tokens", a,
                            LL(window), LL(dilation), LL(grid->dims[a]));
@@ -219,7 +241,7 @@ static fv_status check_grid(const fv_plan *plan, int64_t queries, int64_t keys)
                            LL(window), LL(stride));
     }
     if (plan->offset < 0 || plan->offset > count || queries > count - plan->offset)
-        return fv_fail(FV_E_SHAPE, "plan grid: %lld queries from position %lld do not lie on a grid of %lld tokens",
+        return fv_fail(FV_E_SHAPE, "plan grid: %lld queries from position %lld do not lie on a grid of %lld",
                        LL(queries), LL(plan->offset), LL(count));
     for (int64_t j = 0; plan->key_position && j < keys; j++)
         if (plan->key_position[j] < 0)

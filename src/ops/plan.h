@@ -42,10 +42,10 @@ static inline int64_t fv_plan_key_position(const fv_plan *plan, int64_t j)
 /* The list entry that shows row i key j, for its bias: an index into lists.entry, -1 if there is none. */
 int64_t fv_plan_entry(const fv_plan *plan, int64_t heads, int64_t b, int64_t h, int64_t i, int64_t j);
 
-/* Some cells of an axis of the grid, all of one residue by its dilation; counted in steps of the dilation. */
+/* Some queries of an axis of the grid, all of one residue by its dilation; counted in steps of the dilation. */
 typedef struct fv_plan_patch {
     int64_t residue, from, to;
-    int64_t low, high; /* what their windows reach */
+    int64_t low, high; /* cells that their windows reach */
 } fv_plan_patch;
 
 typedef struct fv_plan_view {
@@ -96,7 +96,23 @@ int64_t fv_plan_query(const fv_plan *plan, int64_t heads, int64_t b, int64_t h, 
 fv_status fv_plan_cut_patches(fv_ctx *ctx, fv_plan_view *view);
 void fv_plan_patch_at(const fv_plan_view *view, int64_t cut, fv_plan_tile *tile);
 
-/* Keys [*from, *to) of an axis that its cell i sees, all in steps of the dilation from the residue. */
+/* Queries of an axis of the grid, the cell of query n, and the cell at which groups of a stride begin. */
+static inline int64_t fv_grid_queries(const fv_grid *grid, int a)
+{
+    return grid->query_count[a] > 0 ? grid->query_count[a] : grid->dims[a];
+}
+
+static inline int64_t fv_grid_cell(const fv_grid *grid, int a, int64_t n)
+{
+    return grid->query_count[a] > 0 ? grid->query_first[a] + n * fv_max(grid->query_step[a], 1) : n;
+}
+
+static inline int64_t fv_grid_origin(const fv_grid *grid, int a)
+{
+    return grid->query_count[a] > 0 ? grid->stride_first[a] : 0;
+}
+
+/* Keys [*from, *to) of an axis that a query in its cell i sees, all in steps of the dilation from the residue. */
 void fv_plan_axis(const fv_grid *grid, int a, int64_t residue, int64_t i, int64_t *from, int64_t *to);
 
 /* The keys of a block of a strip; how many (fewer than FV_TILE only at the strip's end).  They ascend. */

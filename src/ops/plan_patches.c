@@ -1,6 +1,7 @@
-/* Patches and strips of a grid.  A tile of queries is a patch of the grid's cells, whose windows overlap much more than
- * those of a line of cells.  The cells of a patch have the same residue by the dilation on each axis, and what is said
- * of cells here counts in steps of the dilation: then windows are boxes, whatever the dilation.
+/* Patches and strips of a grid.  A tile of queries is a patch of the grid's cells (or of those that are queries), whose
+ * windows overlap much more than those of a line of cells.  The cells of a patch have the same residue by the dilation
+ * on each axis, and what is said of cells here counts in steps of the dilation: then windows are boxes, whatever the
+ * dilation.
  *
  * Patches that differ on the first axis only reach the same keys on the other axes: their strip.  A strip's keys, in
  * ascending order, are FV_TILE by FV_TILE the key blocks of a kernel that keeps keys in a layout of its own: laid out
@@ -28,26 +29,52 @@ static int64_t length_of(const fv_grid *grid, int a, int64_t residue)
 
 void fv_plan_axis(const fv_grid *grid, int a, int64_t residue, int64_t i, int64_t *from, int64_t *to)
 {
-    int64_t stride, window, length = length_of(grid, a, residue);
+    int64_t stride, window, first, length = length_of(grid, a, residue);
 
     *from = 0;
     *to = 1;
     if (a >= grid->rank) return;
     stride = fv_max(grid->stride[a], 1);
     window = grid->window[a];
+    first = (i - fv_grid_origin(grid, a)) / stride * stride + fv_grid_origin(grid, a);
     if (grid->causal[a]) {
-        int64_t leader = i / stride * stride + stride - 1;
+        int64_t leader = first + stride - 1;
         if (!grid->unclipped) leader = fv_min(leader, length - 1);
         *from = fv_max(leader - window + 1, 0);
         *to = i + 1;
+    } else if (grid->truncated[a]) {
+        int64_t start = first + stride / 2 - window / 2;
+        *from = fv_max(start, 0);
+        *to = fv_min(start + window, length);
     } else {
-        int64_t leader = fv_min(i / stride * stride + stride / 2, length - 1);
+        int64_t leader = fv_min(first + stride / 2, length - 1);
         *from = fv_max(leader - window / 2, 0);
-        *to = fv_min(leader + window / 2 + window % 2, length);
-        if (grid->truncated[a]) return;
         if (leader + window / 2 + window % 2 - 1 >= length) *from = length - window;
         *to = *from + window;
     }
+}
+
+/* The same of query n of the residue. */
+static void query_axis(const fv_grid *grid, int a, int64_t residue, int64_t n, int64_t *from, int64_t *to)
+{
+    fv_plan_axis(grid, a, residue, a < grid->rank ? fv_grid_cell(grid, a, n) : 0, from, to);
+}
+
+static int64_t queries_of(const fv_grid *grid, int a, int64_t residue)
+{
+    return a < grid->rank && grid->query_count[a] > 0 ? grid->query_count[a] : length_of(grid, a, residue);
+}
+
+/* How many queries share a window, and how many of the first group are not there. */
+static void groups_of(const fv_grid *grid, int a, int64_t *group, int64_t *missing)
+{
+    *group = a < grid->rank ? fv_max(grid->stride[a], 1) : 1;
+    *missing = 0;
+    if (a >= grid->rank || grid->query_count[a] == 0) return;
+    int64_t step = fv_max(grid->query_step[a], 1);
+    *missing = (grid->query_first[a] - grid->stride_first[a]) % *group / step;
+    *group = fv_max(*group / step, 1);
+    *missing %= *group; /* where the step does not divide the stride, groups are not all alike */
 }
 
 /* ---- cutting --------------------------------------------------------------------------------------------------- */
@@ -67,10 +94,10 @@ static void cut_evenly(struct cuts *cuts, int64_t residue, int64_t from, int64_t
     int64_t units = fv_ceil_div(to - from, unit), parts = fv_ceil_div(units, most), ignored;
 
     for (int64_t n = 0; n < parts; n++) {
-        fv_plan_patch patch = {.residue = residue, .from = from + units * n / parts * unit};
+        fv_plan_patch patch = {.residue = residue, .from = fv_max(from + units * n / parts * unit, 0)};
         patch.to = fv_min(from + units * (n + 1) / parts * unit, to);
-        fv_plan_axis(cuts->grid, cuts->axis, residue, patch.from, &patch.low, &ignored);
-        fv_plan_axis(cuts->grid, cuts->axis, residue, patch.to - 1, &ignored, &patch.high);
+        query_axis(cuts->grid, cuts->axis, residue, patch.from, &patch.low, &ignored);
+        query_axis(cuts->grid, cuts->axis, residue, patch.to - 1, &ignored, &patch.high);
         cuts->keys += (double)(patch.high - patch.low);
         cuts->meetings += (double)(patch.high - patch.low) * (double)(patch.to - patch.from);
         if (cuts->patch) cuts->patch[cuts->count] = patch;
@@ -83,15 +110,16 @@ static void cut_axis(struct cuts *cuts, int64_t side)
 {
     const fv_grid *grid = cuts->grid;
     int a = cuts->axis;
-    int64_t group = a < grid->rank ? fv_max(grid->stride[a], 1) : 1;
+    int64_t group, missing;
 
+    groups_of(grid, a, &group, &missing);
     cuts->count = 0;
     cuts->keys = cuts->meetings = 0;
     for (int64_t residue = 0; residue < dilation_of(grid, a); residue++) {
-        int64_t length = length_of(grid, a, residue);
-        if (side >= group) cut_evenly(cuts, residue, 0, length, group, side / group);
-        for (int64_t from = 0; side < group && from < length; from += group)
-            cut_evenly(cuts, residue, from, fv_min(from + group, length), 1, side);
+        int64_t length = queries_of(grid, a, residue);
+        if (side >= group) cut_evenly(cuts, residue, -missing, length, group, side / group);
+        for (int64_t from = -missing; side < group && from < length; from += group)
+            cut_evenly(cuts, residue, fv_max(from, 0), fv_min(from + group, length), 1, side);
     }
 }
 
@@ -105,7 +133,7 @@ static void choose_sides(const fv_plan_view *view, int64_t side[3])
 
     for (int a = 0; a < 3; a++) {
         struct cuts cuts = {.grid = grid, .axis = a};
-        most[a] = fv_min(length_of(grid, a, 0), view->tile_rows);
+        most[a] = fv_min(queries_of(grid, a, 0), view->tile_rows);
         for (int64_t s = 1; s <= most[a]; s++) {
             cut_axis(&cuts, s);
             keys[a][s] = cuts.keys;
@@ -130,7 +158,16 @@ static void choose_sides(const fv_plan_view *view, int64_t side[3])
             }
 }
 
-/* Index on the grid of a cell at i steps of the dilation from each residue. */
+/* Index of a query at i steps of the dilation from each residue; and of such a cell on the grid. */
+static int64_t query_at(const fv_grid *grid, const fv_plan_patch *const patch[3], const int64_t i[3])
+{
+    int64_t index = 0;
+
+    for (int a = 0; a < grid->rank; a++)
+        index = index * fv_grid_queries(grid, a) + patch[a]->residue + i[a] * dilation_of(grid, a);
+    return index;
+}
+
 static int64_t cell(const fv_grid *grid, const fv_plan_patch *const patch[3], const int64_t i[3])
 {
     int64_t index = 0;
@@ -173,7 +210,7 @@ static fv_status lay_strips(fv_ctx *ctx, fv_plan_view *view)
     bool causal = true;
 
     for (int a = 0; a < grid->rank; a++)
-        causal = causal && grid->causal[a];
+        causal = causal && grid->causal[a] && grid->query_count[a] == 0;
     if (view->keys != view->grid_keys || plan->key_position || plan->window.window > 0 || plan->window.heads > 0 ||
         plan->query_segment || plan->key_from || plan->key_to || plan->born || plan->gone || (plan->causal && !causal))
         return FV_OK;
@@ -209,9 +246,11 @@ fv_status fv_plan_cut_patches(fv_ctx *ctx, fv_plan_view *view)
     const fv_grid *grid = &plan->grid;
     int64_t side[3] = {1, 1, 1};
     bool line = grid->rank == 1 && dilation_of(grid, 0) == 1;
+    int64_t queries = 1;
 
-    if (grid->rank == 0 || line || plan->lists.row_start || view->queries != view->grid_keys || plan->offset != 0)
-        return FV_OK;
+    for (int a = 0; a < grid->rank; a++)
+        queries *= fv_grid_queries(grid, a);
+    if (grid->rank == 0 || line || plan->lists.row_start || view->queries != queries || plan->offset != 0) return FV_OK;
     choose_sides(view, side);
     view->class_tile[1] = 1;
     for (int a = 0; a < 3; a++) {
@@ -250,7 +289,7 @@ void fv_plan_patch_at(const fv_plan_view *view, int64_t cut, fv_plan_tile *tile)
     for (i[0] = patch[0]->from; i[0] < patch[0]->to; i[0]++)
         for (i[1] = patch[1]->from; i[1] < patch[1]->to; i[1]++)
             for (i[2] = patch[2]->from; i[2] < patch[2]->to; i[2]++) {
-                tile->row[tile->rows] = tile->query[tile->rows] = cell(&view->plan->grid, patch, i);
+                tile->row[tile->rows] = tile->query[tile->rows] = query_at(&view->plan->grid, patch, i);
                 tile->rows++;
             }
 }
@@ -289,7 +328,7 @@ void fv_plan_strip_of(const fv_plan_view *view, const fv_plan_tile *tile, fv_pla
         strip->sides[a] = (int)(patch->to - patch->from);
         for (int n = 0; n < strip->sides[a]; n++) {
             int64_t *from = &strip->from[a][n], *to = &strip->to[a][n];
-            fv_plan_axis(grid, a, patch->residue, patch->from + n, from, to);
+            query_axis(grid, a, patch->residue, patch->from + n, from, to);
             *from = (*from - low) * unit;
             *to = (*to - low) * unit;
         }

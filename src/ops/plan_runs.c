@@ -165,8 +165,9 @@ static void grid_begin(fv_plan_runs *runs)
     for (int r = 0; r < runs->tile->rows; r++) {
         int64_t p = runs->position[r];
         for (int a = grid->rank - 1; a >= 0; a--) {
-            grid_axis(grid, a, p % grid->dims[a], &runs->low[a][r], &runs->high[a][r]);
-            p /= grid->dims[a];
+            int64_t queries = fv_grid_queries(grid, a);
+            grid_axis(grid, a, fv_grid_cell(grid, a, p % queries), &runs->low[a][r], &runs->high[a][r]);
+            p /= queries;
             if (!(runs->live >> r & 1)) continue;
             runs->box_low[a] = fv_min(runs->box_low[a], runs->low[a][r]);
             runs->box_high[a] = fv_max(runs->box_high[a], runs->high[a][r]);

@@ -507,6 +507,14 @@ static void bad_calls_are_refused_in_words(void **state)
     a.logits.softcap = NAN;
     assert_fails(fv_attend(ctx, &a), FV_E_ARGUMENT, "soft-cap");
     a = good;
+    a.logits.offset_place.key = heads;
+    assert_fails(fv_attend(ctx, &a), FV_E_ARGUMENT, "places of queries and keys");
+    a.logits.offset_place.query = heads;
+    assert_fails(fv_attend(ctx, &a), FV_E_ARGUMENT, "go together and with a bias");
+    a = good;
+    a.logits.row_bias = a.logits.column_bias = test_random(ctx, 1, FV_DIMS(1, 1, 1, 3));
+    assert_fails(fv_attend(ctx, &a), FV_E_SHAPE, "do not make 5 keys");
+    a = good;
     a.steps = 257;
     assert_fails(fv_attend(ctx, &a), FV_E_ARGUMENT, "steps: expected 0 to 256, got 257");
     a.steps = 127;

@@ -258,15 +258,9 @@ static void allow_pair(const struct rounded *r, int64_t b, int64_t h, int64_t i,
         allow(r, 2, b, kv, j, d, weight * fabs(test_at(&r->g->d_o, b, h, i, d)));
     allow(r, 3, b, h, query, j, d_s_moved);
     if (a->sinks.data) allow(r, 4, h, 0, 0, 0, f32 * P * delta_size);
-    if (l->offset_bias.data) {
-        int64_t R = l->offset_bias.dims[1], key = p->plan.key_position ? p->plan.key_position[j] : j;
-        int64_t index = key - (query + p->plan.offset) + R / 2;
-        allow(r, 6, h, index < 0 ? 0 : index > R - 1 ? R - 1 : index, 0, 0, d_s_moved);
-    }
-    if (l->row_bias.data) {
-        allow(r, 7, b, h, query, j / l->column_bias.dims[3], d_s_moved);
-        allow(r, 8, b, h, query, j % l->column_bias.dims[3], d_s_moved);
-    }
+    if (l->offset_bias.data) allow(r, 6, h, test_offset_at(p, query, j), 0, 0, d_s_moved);
+    if (l->row_bias.data) allow(r, 7, b, h, query, test_row_at(p, query, j), d_s_moved);
+    if (l->row_bias.data) allow(r, 8, b, h, query, test_column_at(p, query, j), d_s_moved);
 }
 
 static void check_rounded(fv_ctx *ctx, const struct problem *p, const fv_attend_grads *g, const struct gradient *got,

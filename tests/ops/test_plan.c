@@ -19,7 +19,8 @@ static struct shape random_shape(fv_random *random, unsigned kinds, fv_plan *pla
     *plan = (fv_plan){0};
     if (kinds & PLAN_GRID) {
         int64_t tokens = test_plan_grid(random, &plan->grid);
-        s.N = 1 + fv_random_below(random, tokens);
+        s.N = test_plan_grid_queries(&plan->grid);
+        if (fv_random_below(random, 2)) s.N = 1 + fv_random_below(random, s.N);
         s.M = tokens + fv_random_below(random, 8) - fv_random_below(random, 3);
         s.M = s.M < 1 ? 1 : s.M;
     }
@@ -116,15 +117,15 @@ static void strips_of_a_grid_agree_with_the_definition(void **state)
     for (int round = 0; round < 300; round++) {
         fv_mark mark = fv_scratch_mark(ctx);
         fv_plan plan = {0};
-        int64_t N = test_plan_grid(&random, &plan.grid);
+        int64_t M = test_plan_grid(&random, &plan.grid), N = test_plan_grid_queries(&plan.grid);
         fv_plan_view view;
         uint8_t *seen;
         plan.causal = round % 3 == 0;
-        assert_ok(fv_plan_check(&plan, 1, 1, N, N, N));
-        assert_ok(fv_plan_open(ctx, &plan, 1, 1, 1, round % 2 ? FV_TILE : 1 + fv_random_below(&random, FV_TILE), N, N,
+        assert_ok(fv_plan_check(&plan, 1, 1, N, M, N));
+        assert_ok(fv_plan_open(ctx, &plan, 1, 1, 1, round % 2 ? FV_TILE : 1 + fv_random_below(&random, FV_TILE), N, M,
                                &view));
-        assert_ok(FV_SCRATCH(ctx, seen, N * N));
-        memset(seen, 0, (size_t)(N * N));
+        assert_ok(FV_SCRATCH(ctx, seen, N * M));
+        memset(seen, 0, (size_t)(N * M));
         for (int64_t item = 0; view.strips > 0 && item < view.items; item++) {
             fv_plan_tile tile;
             fv_plan_strip strip;
@@ -139,16 +140,16 @@ static void strips_of_a_grid_agree_with_the_definition(void **state)
                 for (int r = 0; r < tile.rows; r++) {
                     if (count < FV_TILE && bits[r] >> count) fail_msg("bits beyond the strip's keys");
                     for (int n = 0; n < count; n++) {
-                        assert_in_range(key[n], n > 0 ? key[n - 1] + 1 : 0, N - 1);
-                        seen[tile.query[r] * N + key[n]] += bits[r] >> n & 1;
+                        assert_in_range(key[n], n > 0 ? key[n - 1] + 1 : 0, M - 1);
+                        seen[tile.query[r] * M + key[n]] += bits[r] >> n & 1;
                     }
                 }
             }
         }
         laid += view.strips > 0;
-        for (int64_t n = 0; view.strips > 0 && n < N * N; n++)
-            if (seen[n] != test_plan_sees(&plan, 1, 0, 0, n / N, n % N, &(double){0}))
-                fail_msg("round %d: query %lld, key %lld: seen %d times", round, (long long)(n / N), (long long)(n % N),
+        for (int64_t n = 0; view.strips > 0 && n < N * M; n++)
+            if (seen[n] != test_plan_sees(&plan, 1, 0, 0, n / M, n % M, &(double){0}))
+                fail_msg("round %d: query %lld, key %lld: seen %d times", round, (long long)(n / M), (long long)(n % M),
                          seen[n]);
         fv_scratch_release(ctx, mark);
     }
@@ -360,6 +361,20 @@ static void bad_plans_are_refused_in_words(void **state)
     assert_fails(fv_plan_check(&grid, 1, 1, 5, 4, 5), FV_E_SHAPE, "do not lie on a grid of 4");
     grid.grid.stride[1] = 3;
     assert_fails(fv_plan_check(&grid, 1, 1, 4, 4, 4), FV_E_SHAPE, "expected a stride of 1 to the window (2), got 3");
+    grid.grid.stride[1] = 1;
+    grid.grid.query_count[0] = 2;
+    assert_ok(fv_plan_check(&grid, 1, 1, 4, 4, 4));
+    grid.grid.query_first[0] = 1;
+    assert_fails(fv_plan_check(&grid, 1, 1, 4, 4, 4), FV_E_SHAPE, "2 queries from 1 on by 1");
+    grid.grid.query_count[0] = 1;
+    assert_fails(fv_plan_check(&grid, 1, 1, 4, 4, 4), FV_E_SHAPE,
+                 "4 queries from position 0 do not lie on a grid of 2");
+    grid.grid.window[0] = 3;
+    assert_fails(fv_plan_check(&grid, 1, 1, 2, 4, 2), FV_E_SHAPE, "a window of 3 with dilation 1 does not fit 2");
+    grid.grid.truncated[0] = true;
+    assert_ok(fv_plan_check(&grid, 1, 1, 2, 4, 2));
+    grid.grid.stride_first[0] = 2;
+    assert_fails(fv_plan_check(&grid, 1, 1, 2, 4, 2), FV_E_SHAPE, "strides from 2");
     assert_fails(fv_plan_check(&window, 1, 4, 4, 4, 4), FV_E_SHAPE, "made for 3 heads");
     window = (fv_plan){.query_segment = segment};
     assert_fails(fv_plan_check(&window, 1, 4, 4, 4, 4), FV_E_ARGUMENT, "given together");

@@ -98,6 +98,10 @@ typedef struct sheet {
     add(taylor2) \
     add(combiner) \
     add(descriptor) \
+    add(csw) \
+    add(lga) \
+    add(halo) \
+    add(na) \
 
 #define DECLARE_SHEET(name) extern const sheet sheet_##name;
 /* clang-format on */

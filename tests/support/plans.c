@@ -39,11 +39,32 @@ int64_t test_plan_grid(fv_random *random, fv_grid *grid)
         grid->dims[a] = between(random, 1, most);
         grid->dilation[a] = between(random, 0, 2) ? 0 : between(random, 1, fv_min(3, grid->dims[a]));
         grid->window[a] = between(random, 1, grid->dims[a] / fv_max(1, grid->dilation[a]));
-        grid->stride[a] = between(random, 0, grid->window[a]);
         grid->causal[a] = between(random, 0, 1);
         grid->truncated[a] = between(random, 0, 2) == 0;
+        if (grid->truncated[a] && !grid->causal[a]) grid->window[a] += between(random, 0, 6);
+        grid->stride[a] = between(random, 0, grid->window[a]);
         count *= grid->dims[a];
+        if (grid->dilation[a] > 1 || between(random, 0, 3)) continue;
+        int64_t step = between(random, 0, 3), first = between(random, 0, grid->dims[a] - 1);
+        grid->query_step[a] = step;
+        grid->query_first[a] = first;
+        grid->query_count[a] = between(random, 1, (grid->dims[a] - first - 1) / (step ? step : 1) + 1);
+        grid->stride_first[a] = between(random, -3, first);
     }
+    return count;
+}
+
+static int64_t grid_queries(const fv_grid *grid, int a)
+{
+    return grid->query_count[a] ? grid->query_count[a] : grid->dims[a];
+}
+
+int64_t test_plan_grid_queries(const fv_grid *grid)
+{
+    int64_t count = 1;
+
+    for (int a = 0; a < grid->rank; a++)
+        count *= grid_queries(grid, a);
     return count;
 }
 
@@ -133,11 +154,8 @@ void test_plan_random(fv_ctx *ctx, fv_random *random, unsigned kinds, int64_t B,
     *plan = (fv_plan){.causal = kinds & PLAN_CAUSAL};
     if (kinds & PLAN_OFFSET) plan->offset = between(random, -5, M + 5);
     if (kinds & PLAN_GRID) {
-        int64_t count = 1;
         plan->grid = grid;
-        for (int a = 0; a < grid.rank; a++)
-            count *= grid.dims[a];
-        plan->offset = between(random, 0, count - N);
+        plan->offset = between(random, 0, test_plan_grid_queries(&grid) - N);
     }
     if (kinds & (PLAN_WINDOW | PLAN_HEAD_WINDOWS))
         plan->window = (fv_window){.sink = between(random, 0, 5),
@@ -213,21 +231,25 @@ static int64_t block_of(int64_t position, int64_t block)
     return n;
 }
 
-static bool grid_axis_sees(const fv_grid *grid, int a, int64_t x, int64_t y)
+static bool grid_axis_sees(const fv_grid *grid, int a, int64_t query, int64_t y)
 {
+    bool own = grid->query_count[a] > 0;
+    int64_t zero = own ? grid->stride_first[a] : 0; /* of groups */
+    int64_t x = own ? grid->query_first[a] + query * (grid->query_step[a] ? grid->query_step[a] : 1) : query;
     int64_t d = grid->dilation[a] ? grid->dilation[a] : 1, s = grid->stride[a] ? grid->stride[a] : 1;
     int64_t w = grid->window[a], X = grid->dims[a], g = x % d, i = x / d, j = y / d, leader, start, end;
     int64_t n = X / d + (g < X % d ? 1 : 0);
 
     if (y % d != g) return false;
-    leader = grid->causal[a] ? (i / s) * s + s - 1 : (i / s) * s + s / 2;
+    leader = (i - zero) / s * s + zero + (grid->causal[a] ? s - 1 : s / 2);
     if (leader > n - 1 && !(grid->causal[a] && grid->unclipped)) leader = n - 1;
     if (grid->causal[a]) {
         start = leader - w + 1 > 0 ? leader - w + 1 : 0;
         end = i + 1;
     } else {
         int64_t L = w / 2, R = w / 2 + w % 2 - 1;
-        if (grid->truncated[a]) return leader - L <= j && j <= leader + R; /* j lies on the axis */
+        if (grid->truncated[a]) leader = (i - zero) / s * s + zero + s / 2;
+        if (grid->truncated[a]) return leader - L <= j && j <= leader + R;
         start = leader - L > 0 ? leader - L : 0;
         if (leader + R >= n) start = n - w;
         end = start + w;
@@ -319,8 +341,8 @@ bool test_plan_sees(const fv_plan *plan, int64_t H, int64_t b, int64_t h, int64_
         for (int a = 0; a < grid->rank; a++)
             tokens *= grid->dims[a];
         for (int a = grid->rank - 1; a >= 0 && at < tokens; a--) {
-            if (!grid_axis_sees(grid, a, x % grid->dims[a], y % grid->dims[a])) return false;
-            x /= grid->dims[a];
+            if (!grid_axis_sees(grid, a, x % grid_queries(grid, a), y % grid->dims[a])) return false;
+            x /= grid_queries(grid, a);
             y /= grid->dims[a];
         }
     }

@@ -29,8 +29,9 @@ enum {
 void test_plan_random(fv_ctx *ctx, fv_random *random, unsigned kinds, int64_t B, int64_t H, int64_t Hkv, int64_t N,
                       int64_t M, fv_plan *plan);
 
-/* A random grid; returns its tokens. */
+/* A random grid; returns its tokens, and how many of its cells are queries. */
 int64_t test_plan_grid(fv_random *random, fv_grid *grid);
+int64_t test_plan_grid_queries(const fv_grid *grid);
 
 /* Rows of o: N, or the slots (the same for every batch and head). */
 int64_t test_plan_rows(const fv_plan *plan, int64_t N);

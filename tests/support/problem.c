@@ -33,7 +33,8 @@ void test_problem(fv_ctx *ctx, fv_random *random, unsigned kinds, struct problem
     p->Dv = test_chance(random, 3) ? p->D : test_between(random, 1, 24);
     if (kinds & PLAN_GRID) {
         int64_t tokens = test_plan_grid(random, &p->plan.grid);
-        p->N = test_between(random, 1, tokens);
+        int64_t queries = test_plan_grid_queries(&p->plan.grid);
+        p->N = test_chance(random, 2) ? queries : test_between(random, 1, queries);
         p->M = tokens + test_between(random, 0, 5);
     }
     test_plan_random(ctx, random, kinds, p->B, p->H, p->Hkv, p->N, p->M, &p->plan);
@@ -44,6 +45,20 @@ void test_problem(fv_ctx *ctx, fv_random *random, unsigned kinds, struct problem
     p->args.v = test_random(ctx, 1, FV_DIMS(p->B, p->Hkv, p->M, p->Dv));
     assert_ok(fv_tensor_new(ctx, &p->args.o, FV_F32, FV_DIMS(p->B, p->H, p->S, p->Dv)));
     assert_ok(fv_tensor_new(ctx, &p->args.lse, FV_F32, FV_DIMS(p->B, p->H, p->S)));
+}
+
+/* Random places, about a half of which lie beyond the ends of a bias of R numbers. */
+static fv_places random_places(fv_ctx *ctx, fv_random *random, const struct problem *p, int64_t R)
+{
+    int32_t *query, *key;
+
+    assert_ok(FV_SCRATCH(ctx, query, p->N));
+    assert_ok(FV_SCRATCH(ctx, key, p->M));
+    for (int64_t i = 0; i < p->N; i++)
+        query[i] = (int32_t)test_between(random, -R, R);
+    for (int64_t j = 0; j < p->M; j++)
+        key[j] = (int32_t)test_between(random, -R, R);
+    return (fv_places){query, key};
 }
 
 void test_problem_logits(fv_ctx *ctx, fv_random *random, struct problem *p)
@@ -63,12 +78,20 @@ void test_problem_logits(fv_ctx *ctx, fv_random *random, struct problem *p)
             if (test_chance(random, 9)) ((float *)l->bias.data)[n] = -INFINITY;
     }
     if (test_chance(random, 3)) l->offset_bias = test_random(ctx, 1, FV_DIMS(H, test_between(random, 1, 40)));
+    if (l->offset_bias.data && test_chance(random, 2))
+        l->offset_place = random_places(ctx, random, p, l->offset_bias.dims[1]);
     if (test_chance(random, 3)) {
         int64_t columns = test_between(random, 1, p->M);
         while (p->M % columns)
             columns--;
         l->row_bias = test_random(ctx, 1, FV_DIMS(B, H, p->N, p->M / columns));
         l->column_bias = test_random(ctx, 1, FV_DIMS(B, H, p->N, columns));
+    } else if (test_chance(random, 4)) {
+        int64_t rows = test_between(random, 1, 20), columns = test_between(random, 1, 20);
+        l->row_bias = test_random(ctx, 1, FV_DIMS(B, H, p->N, rows));
+        l->column_bias = test_random(ctx, 1, FV_DIMS(B, H, p->N, columns));
+        l->row_place = random_places(ctx, random, p, rows);
+        l->column_place = random_places(ctx, random, p, columns);
     }
     if (test_chance(random, 3)) p->args.sinks = test_random(ctx, 1, FV_DIMS(p->H));
     if (test_chance(random, 3)) {
@@ -80,6 +103,36 @@ void test_problem_logits(fv_ctx *ctx, fv_random *random, struct problem *p)
 }
 
 /* ---- the definition -------------------------------------------------------------------------------------------- */
+
+static int64_t limited(int64_t index, int64_t R)
+{
+    return index < 0 ? 0 : index > R - 1 ? R - 1 : index;
+}
+
+int64_t test_offset_at(const struct problem *p, int64_t query, int64_t j)
+{
+    const fv_places *places = &p->args.logits.offset_place;
+    int64_t R = p->args.logits.offset_bias.dims[1], key = p->plan.key_position ? p->plan.key_position[j] : j;
+
+    if (places->key) return limited(places->key[j] - places->query[query], R);
+    return limited(key - (query + p->plan.offset) + R / 2, R);
+}
+
+int64_t test_row_at(const struct problem *p, int64_t query, int64_t j)
+{
+    const fv_places *places = &p->args.logits.row_place;
+
+    if (places->key) return limited(places->key[j] - places->query[query], p->args.logits.row_bias.dims[3]);
+    return j / p->args.logits.column_bias.dims[3];
+}
+
+int64_t test_column_at(const struct problem *p, int64_t query, int64_t j)
+{
+    const fv_places *places = &p->args.logits.column_place;
+
+    if (places->key) return limited(places->key[j] - places->query[query], p->args.logits.column_bias.dims[3]);
+    return j % p->args.logits.column_bias.dims[3];
+}
 
 static double logit(const struct problem *p, int64_t b, int64_t h, int64_t i, int64_t j, uint64_t *negative)
 {
@@ -98,15 +151,9 @@ static double logit(const struct problem *p, int64_t b, int64_t h, int64_t i, in
     if (l->gain != 0) s += l->gain * fabs(s);
     if (l->softcap != 0) s = l->softcap * tanh(s / l->softcap);
     if (l->bias.data) s += test_at(&l->bias, b, h, query, j);
-    if (l->offset_bias.data) {
-        int64_t R = l->offset_bias.dims[1], key = p->plan.key_position ? p->plan.key_position[j] : j;
-        int64_t index = key - (query + p->plan.offset) + R / 2;
-        s += test_at(&l->offset_bias, h, index < 0 ? 0 : index > R - 1 ? R - 1 : index, 0, 0);
-    }
-    if (l->row_bias.data) {
-        int64_t columns = l->column_bias.dims[3];
-        s += test_at(&l->row_bias, b, h, query, j / columns) + test_at(&l->column_bias, b, h, query, j % columns);
-    }
+    if (l->offset_bias.data) s += test_at(&l->offset_bias, h, test_offset_at(p, query, j), 0, 0);
+    if (l->row_bias.data) s += test_at(&l->row_bias, b, h, query, test_row_at(p, query, j));
+    if (l->row_bias.data) s += test_at(&l->column_bias, b, h, query, test_column_at(p, query, j));
     return s + entry_bias;
 }
 

@@ -30,6 +30,11 @@ double test_problem_logit(const struct problem *p, int64_t b, int64_t h, int64_t
  * M of them errs by eps * M more. */
 double test_problem_tolerance(const struct problem *p);
 
+/* Where the bias by offset, and those of rows and columns, are read for a query and a key. */
+int64_t test_offset_at(const struct problem *p, int64_t query, int64_t j);
+int64_t test_row_at(const struct problem *p, int64_t query, int64_t j);
+int64_t test_column_at(const struct problem *p, int64_t query, int64_t j);
+
 /* low..high, both included; one chance in so many; element of a tensor of up to four dims, where dims of 1 repeat. */
 int64_t test_between(fv_random *random, int64_t low, int64_t high);
 bool test_chance(fv_random *random, int64_t one_in);

@@ -116,7 +116,8 @@ static fv_status forward(fv_ctx *ctx, const fv_call *call)
     if (!is_local(call)) return fv_attend(ctx, &spread);
     FV_TRY(fv_tensor_new(ctx, &spread.o, FV_F32, 4, call->o.dims));
     FV_TRY(fv_attend(ctx, &spread));
-    return fv_add_local(ctx, call, &spread.o, &param[DWC_WEIGHT], &param[DWC_BIAS], o->grid.items[0], o->grid.items[1]);
+    return fv_add_local(ctx, call, &spread.o, &param[DWC_WEIGHT], &param[DWC_BIAS],
+                        fv_images_of(1, o->grid.items[0], o->grid.items[1]));
 }
 
 static fv_status work(fv_ctx *ctx, const fv_call *call, fv_work *work_)

@@ -126,8 +126,8 @@ static fv_status forward(fv_ctx *ctx, const fv_call *call)
     if (local) FV_TRY(fv_tensor_new(ctx, &whole.o, FV_F32, 4, call->o.dims));
     FV_TRY(fv_order_call_back(ctx, &l.order, &laid, &whole));
     if (!local) return FV_OK;
-    return fv_add_local(ctx, call, &whole.o, &call->param[LEPE_WEIGHT], &call->param[LEPE_BIAS], o->grid.items[0],
-                        o->grid.items[1]);
+    return fv_add_local(ctx, call, &whole.o, &call->param[LEPE_WEIGHT], &call->param[LEPE_BIAS],
+                        fv_images_of(1, o->grid.items[0], o->grid.items[1]));
 }
 
 static fv_status map(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs)

@@ -169,6 +169,20 @@ fv_status fv_order_curve(fv_ctx *ctx, const fv_tuple *grid, int64_t tokens, fv_o
     return FV_OK;
 }
 
+fv_status fv_order_frame(fv_ctx *ctx, const int64_t size[2], const int64_t first[2], const int64_t frame[2],
+                         fv_tensor *index)
+{
+    int64_t cells = frame[0] * frame[1];
+
+    FV_TRY(fv_tensor_new(ctx, index, FV_I32, FV_DIMS(1, 1, cells)));
+    for (int64_t n = 0; n < cells; n++) {
+        int64_t y = n / frame[1] - first[0], x = n % frame[1] - first[1];
+        bool inside = y >= 0 && y < size[0] && x >= 0 && x < size[1];
+        ((int32_t *)index->data)[n] = inside ? (int32_t)(y * size[1] + x) : -1;
+    }
+    return FV_OK;
+}
+
 /* ---- by clusters ------------------------------------------------------------------------------------------------- */
 
 enum { ROUNDS = 4 };

@@ -24,8 +24,13 @@ fv_status fv_order_tiles(fv_ctx *ctx, const fv_tuple *grid, const int64_t tile[3
  * where they are. */
 fv_status fv_order_clusters(fv_ctx *ctx, const fv_tensor *features, int64_t clusters, int64_t tokens, fv_order *order);
 
-/* Rows index[r] of x [B,Hx,N,C], of any type, for index [1|B,1|Hx,R] or [R] (order->order: rows by place): f32
- * [B,Hx,R,C], in scratch memory. */
+/* A frame around an image of size[0] x size[1] tokens, whose first cell is `first` in it, both row-major: the tokens of
+ * its cells, -1 for those beside the image, [1,1,cells] i32. */
+fv_status fv_order_frame(fv_ctx *ctx, const int64_t size[2], const int64_t first[2], const int64_t frame[2],
+                         fv_tensor *index);
+
+/* Rows index[r] of x [B,Hx,N,C], of any type, zeros for -1, for index [1|B,1|Hx,R] or [R] (order->order: rows by
+ * place): f32 [B,Hx,R,C], in scratch memory. */
 fv_status fv_order_rows(fv_ctx *ctx, const fv_tensor *index, const fv_tensor *x, fv_tensor *out);
 /* A call with q, k and v laid out in an order, and room for its o and lse; and these put back where they belong. */
 fv_status fv_order_call(fv_ctx *ctx, const fv_order *order, const fv_call *call, fv_call *laid);

@@ -335,6 +335,12 @@ static void shift_rows(int rows, int count, const float *bias, int64_t bias_row,
     }
 }
 
+static void place_rows(int rows, int count, const float *const *bias, const float *const *shift, float *to)
+{
+    for (int r = 0; r < rows; r++)
+        if (bias[r]) shift_rows(1, count, bias[r], 0, shift[r], 0, to + r * FV_KEY_TILE);
+}
+
 static bool panel_rows(int count, int64_t n, const void *const *row, int64_t panel, float *out)
 {
     const vi infinity = splat_i(0x7f800000);
@@ -410,6 +416,7 @@ void LEAF(fill_attend)(struct fv_kernels *kernels)
     kernels->curve = curve;
     kernels->add_rows = add_rows;
     kernels->shift_rows = shift_rows;
+    kernels->place_rows = place_rows;
     kernels->panel_rows = panel_rows;
 #if defined(__AVX512BF16__)
     kernels->pack_pairs = pack_pairs;

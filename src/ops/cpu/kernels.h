@@ -151,6 +151,8 @@ struct fv_kernels {
     /* to[r * FV_KEY_TILE + n] = bias[r * bias_row + n] + shift[r * shift_row], n < count <= FV_KEY_TILE */
     void (*shift_rows)(int rows, int count, const float *bias, int64_t bias_row, const float *shift, int64_t shift_row,
                        float *to);
+    /* The same with bias[r][n] + *shift[r], rows that lie anywhere; left out where bias[r] is NULL. */
+    void (*place_rows)(int rows, int count, const float *const *bias, const float *const *shift, float *to);
     /* Pairs of bf16 (n a multiple of 2 width; NULL where tile_bf16 is): out[i] = (even[i], odd[i]); out[i] = (x[2i],
      * x[2i + 1]), out may be x. */
     void (*pack_pairs)(int64_t n, const float *even, const float *odd, float *out);

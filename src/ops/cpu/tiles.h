@@ -102,8 +102,17 @@ int fv_tiles_stretch(const int64_t *key, int count);
 /* Plain products of few rows with the tile's keys where they lie: bound by the bytes of the keys. */
 void fv_tiles_dots(fv_tiles *tiles);
 
+/* The lowest `count` bits. */
+static inline uint64_t fv_first_bits(int count)
+{
+    return count >= 64 ? UINT64_MAX : ((uint64_t)1 << count) - 1;
+}
+
 /* Adds the biases of row r of the walk and `count` keys to its logits s. */
 void fv_tiles_add_bias(const fv_tiles *tiles, int r, const int64_t *key, int count, float *s);
+
+/* How many of the keys stand side by side at their places `across`, in one row if there are rows (`down`, or NULL). */
+int fv_tiles_placed(const int32_t *across, const int32_t *down, const int64_t *key, int count);
 
 /* Plain products of the rows from n * step on, of which there are up to `step`, into s [step, FV_KEY_TILE]; parts that
  * none of the rows sees are left out. */

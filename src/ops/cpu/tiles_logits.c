@@ -2,6 +2,7 @@
 #include <math.h>
 
 #include "ops/cpu/tiles.h"
+#include "ops/logits.h"
 
 enum { TOGETHER = 8 }; /* terms of a bias that are worth a call of a kernel */
 
@@ -74,8 +75,14 @@ static void curve(const fv_tiles *t, float *s, float *slope)
 void fv_tiles_add_bias(const fv_tiles *t, int r, const int64_t *key, int count, float *s)
 {
     const fv_logits *l = t->source->logits;
+    const fv_tensor *offset = &l->offset_bias, *row = &l->row_bias;
     int64_t h = t->tile.h + r / t->tile.rows, i = t->tile.query[r % t->tile.rows];
 
+    for (int n = 0; l->offset_place.key && n < count; n++)
+        s[n] += *(const float *)fv_at(offset, h, fv_offset_at(l, t->source->view->plan, i, key[n]), 0, 0);
+    for (int n = 0; l->row_place.key && n < count; n++)
+        s[n] += *(const float *)fv_at(row, t->b, h, i, fv_row_at(l, i, key[n])) +
+                *(const float *)fv_at(&l->column_bias, t->b, h, i, fv_column_at(l, i, key[n]));
     for (int n = 0, length; n < count; n += length) {
         length = fv_tiles_stretch(key + n, count - n);
         bool together = l->bias.strides[3] == 1 && length >= TOGETHER;
@@ -83,8 +90,66 @@ void fv_tiles_add_bias(const fv_tiles *t, int r, const int64_t *key, int count, 
             t->source->kernels->map(FV_MAP_ADD, length, s + n, fv_at(&l->bias, t->b, h, i, key[n]), 1, 1, 0, s + n);
         for (int m = n; fv_present(&l->bias) && !together && m < n + length; m++)
             s[m] += *(const float *)fv_at(&l->bias, t->b, h, i, key[m]);
-        if (fv_present(&l->offset_bias)) add_offset_bias(t, h, i, key[n], length, s + n);
-        if (fv_present(&l->row_bias)) add_separable_bias(t, h, i, key[n], length, s + n);
+        if (fv_present(offset) && !l->offset_place.key) add_offset_bias(t, h, i, key[n], length, s + n);
+        if (fv_present(row) && !l->row_place.key) add_separable_bias(t, h, i, key[n], length, s + n);
+    }
+}
+
+/* Whether the bias is one that is read by places, and lies so that neighbours in it are neighbours in memory. */
+static bool is_placed(const fv_logits *l)
+{
+    bool offset = l->offset_place.key, rows = l->row_place.key;
+
+    if (offset == rows || fv_present(&l->bias) || (rows && fv_present(&l->offset_bias)) ||
+        (offset && fv_present(&l->row_bias)))
+        return false;
+    return offset ? l->offset_bias.strides[1] == 1 : l->column_bias.strides[3] == 1;
+}
+
+int fv_tiles_placed(const int32_t *across, const int32_t *down, const int64_t *key, int count)
+{
+    int n = 1;
+
+    while (n < count && across[key[n]] == across[key[0]] + n && (!down || down[key[n]] == down[key[0]]))
+        n++;
+    return n;
+}
+
+/* `count` numbers of a row of R from place `from` on; in `spare` where the row ends before, with its ends repeated. */
+static const float *placed_row(const float *row, int64_t R, int64_t from, int count, float *spare)
+{
+    if (from >= 0 && from + count <= R) return row + from;
+    for (int n = 0; n < count; n++)
+        spare[n] = row[fv_clamp(from + n, 0, R - 1)];
+    return spare;
+}
+
+/* The bias by places of `rows` rows of a head, from row r of the walk on, in t->terms; undefined where a row does not
+ * see a stretch of keys. */
+static void gather_placed(const fv_tiles *t, int r, int rows)
+{
+    const fv_logits *l = t->source->logits;
+    bool offset = l->offset_place.key;
+    const fv_places *across = offset ? &l->offset_place : &l->column_place, *down = offset ? NULL : &l->row_place;
+    const fv_tensor *bias = offset ? &l->offset_bias : &l->column_bias;
+    int64_t h = t->tile.h + r / t->tile.rows, R = bias->dims[bias->rank - 1];
+    const int64_t *query = t->tile.query + r % t->tile.rows;
+    static const float nothing;
+    const float *from[FV_TERM_ROWS], *shift[FV_TERM_ROWS];
+    float spare[FV_TERM_ROWS][FV_KEY_TILE];
+
+    for (int n = 0, length; n < t->count; n += length) {
+        int64_t key = t->key[n];
+        length = fv_tiles_placed(across->key, down ? down->key : NULL, t->key + n, t->count - n);
+        for (int m = 0; m < rows; m++) {
+            int64_t i = query[m], place = (int64_t)across->key[key] - across->query[i];
+            from[m] = NULL;
+            if (!(t->bits[r % t->tile.rows + m] >> n & fv_first_bits(length))) continue;
+            const float *row = offset ? fv_at(bias, h, 0, 0, 0) : fv_at(bias, t->b, h, i, 0);
+            from[m] = placed_row(row, R, place, length, spare[m]);
+            shift[m] = down ? fv_at(&l->row_bias, t->b, h, i, fv_row_at(l, i, key)) : &nothing;
+        }
+        t->source->kernels->place_rows(rows, length, from, shift, t->terms + n);
     }
 }
 
@@ -94,6 +159,12 @@ static bool add_bias_rows(fv_tiles *t)
     const fv_logits *l = t->source->logits;
     int tokens = t->tile.rows;
 
+    for (int r = 0, rows; is_placed(l) && r < t->rows; r += rows) {
+        rows = (int)fv_min(FV_TERM_ROWS, tokens - r % tokens);
+        gather_placed(t, r, rows);
+        t->source->kernels->add_rows(rows, t->count, t->logits + r * FV_KEY_TILE, t->terms, FV_KEY_TILE);
+    }
+    if (is_placed(l)) return true;
     if (fv_present(&l->offset_bias) || fv_present(&l->row_bias) || l->bias.strides[3] != 1) return false;
     if (fv_tiles_stretch(t->key, t->count) < t->count || t->tile.query[tokens - 1] - t->tile.query[0] != tokens - 1)
         return false;
@@ -131,6 +202,7 @@ static bool bias_in_place(const fv_tiles *t, int64_t h, int64_t i, int rows, str
     const fv_tensor *offset = &l->offset_bias, *column = &l->column_bias;
     int64_t key = t->key[0];
 
+    if (l->offset_place.key || l->row_place.key) return false;
     if (fv_present(&l->bias)) {
         step->bias = fv_at(&l->bias, t->b, h, i, key);
         step->bias_row = l->bias.strides[2];
@@ -229,6 +301,13 @@ int fv_tiles_terms(const fv_tiles *t, int r, int most, struct fv_softmax_step *s
         step->bias_row = FV_KEY_TILE;
         return most;
     }
+    if (terms == 1 && is_placed(l)) {
+        rows = (int)fv_min(most, FV_TERM_ROWS);
+        gather_placed(t, r, rows);
+        step->bias = t->terms;
+        step->bias_row = FV_KEY_TILE;
+        return rows;
+    }
     while (rows < most && query[rows] == query[rows - 1] + 1)
         rows++;
     if (terms == 1 && joined && t->count == FV_KEY_TILE && bias_in_place(t, h, query[0], rows, step))
@@ -239,7 +318,9 @@ int fv_tiles_terms(const fv_tiles *t, int r, int most, struct fv_softmax_step *s
         return rows;
     }
     rows = (int)fv_min(rows, FV_TERM_ROWS);
-    gather_bias(t, r, rows, terms == 1 && joined && fv_present(&l->row_bias) && l->column_bias.strides[3] == 1, step);
+    gather_bias(t, r, rows,
+                terms == 1 && joined && fv_present(&l->row_bias) && !l->row_place.key && l->column_bias.strides[3] == 1,
+                step);
     return rows;
 }
 

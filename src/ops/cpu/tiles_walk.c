@@ -3,11 +3,6 @@
 
 enum { LEAST_KEYS = 40 }; /* of a block, for it to be a tile of its own */
 
-static uint64_t first_bits(int count)
-{
-    return count >= 64 ? UINT64_MAX : ((uint64_t)1 << count) - 1;
-}
-
 static void clear(fv_tiles *t)
 {
     t->count = 0;
@@ -20,7 +15,7 @@ static void note_seen(fv_tiles *t)
 {
     int tokens = t->tile.rows;
 
-    t->whole = t->common == first_bits(t->count);
+    t->whole = t->common == fv_first_bits(t->count);
     t->seen = t->common;
     for (int from = 0, at = 0; from < tokens; from += t->step, at++) {
         uint64_t seen = t->common;
@@ -71,7 +66,7 @@ static void finish(fv_tiles *t, int64_t block, fv_tiles_fn *visit, void *user)
 /* Puts `count` keys of the open block, from place `from` on, behind those the tile has. */
 static void pack(fv_tiles *t, int from, int count)
 {
-    uint64_t all = first_bits(count);
+    uint64_t all = fv_first_bits(count);
 
     if (t->open.biased && !t->biased) {
         memset(t->bias, 0, FV_TILE * FV_KEY_TILE * sizeof *t->bias);
@@ -144,7 +139,7 @@ static void close_block(fv_tiles *t, bool fixed, fv_tiles_fn *visit, void *user)
         finish(t, -1, visit, user);
         return;
     }
-    for (int from = 0; keys; keys &= ~first_bits(from)) {
+    for (int from = 0; keys; keys &= ~fv_first_bits(from)) {
         from = __builtin_ctzll(keys);
         int length = ~(keys >> from) ? __builtin_ctzll(~(keys >> from)) : 64;
         for (int count; length > 0; length -= count, from += count) {
@@ -165,9 +160,9 @@ static void open_block(fv_tiles *t, int64_t block)
 /* Takes `count` keys of a run, all in the open block. */
 static void take(fv_tiles *t, const fv_plan_run *run, int64_t key, int count)
 {
-    uint64_t bits[FV_TILE], everybody = first_bits(t->tile.rows), seen = 0;
+    uint64_t bits[FV_TILE], everybody = fv_first_bits(t->tile.rows), seen = 0;
     int from = (int)(key - t->open.block * FV_KEY_TILE);
-    uint64_t all = first_bits(count) << from;
+    uint64_t all = fv_first_bits(count) << from;
 
     if (run->bias && !t->open.biased) {
         memset(t->open.bias, 0, FV_TILE * FV_KEY_TILE * sizeof *t->open.bias);
@@ -210,7 +205,7 @@ static void walk_strip(fv_tiles *t, fv_tiles_fn *visit, void *user)
     for (int64_t block = strip.block; block < strip.end; block++) {
         t->count = fv_plan_strip_keys(view, block, t->key);
         fv_plan_strip_bits(&strip, block, t->bits);
-        t->common = first_bits(t->count);
+        t->common = fv_first_bits(t->count);
         for (int r = 0; r < t->tile.rows; r++)
             t->common &= t->bits[r];
         finish(t, block, visit, user);
@@ -226,7 +221,7 @@ static bool take_keys(fv_tiles *t, fv_tiles_fn *visit, void *user)
     uint64_t keys;
 
     if (fv_plan_runs_keys(&t->runs, count, FV_KEY_TILE * count / LEAST_KEYS, t->key + t->count) > 0) {
-        t->common |= first_bits(count) << t->count;
+        t->common |= fv_first_bits(count) << t->count;
         t->count += count;
         count = fv_plan_runs_ahead(&t->runs, FV_KEY_TILE, ahead);
         if (!fv_tiles_few(t)) fv_panels_ask(&t->own, t->b, t->key_head, ahead, count);

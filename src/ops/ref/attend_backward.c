@@ -5,6 +5,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "ops/logits.h"
 #include "ops/ref/pieces.h"
 #include "ops/ref/ref.h"
 
@@ -49,19 +50,15 @@ static double normaliser(const struct backward *w, const fv_ref_piece *piece, in
 static void add_bias(const struct backward *w, const fv_ref_piece *piece, int r, int64_t j, double d_s)
 {
     const fv_attend_grads *g = w->grads;
-    const fv_plan *plan = w->view->plan;
+    const fv_logits *l = &w->args->logits;
     int64_t b = piece->tile.b, h = piece->tile.h, i = piece->tile.query[r];
 
     add(&g->d_bias, b, h, i, j, d_s);
-    if (fv_present(&g->d_offset_bias)) {
-        int64_t R = g->d_offset_bias.dims[1], distance = fv_plan_key_position(plan, j) - (i + plan->offset);
-        int64_t index = fv_clamp(distance + R / 2, 0, R - 1);
-        *fv_ref_f32(&g->d_offset_bias, h, index, 0) += (float)d_s;
-    }
-    if (fv_present(&w->args->logits.row_bias)) {
-        int64_t columns = w->args->logits.column_bias.dims[3];
-        add(&g->d_row_bias, b, h, i, j / columns, d_s);
-        add(&g->d_column_bias, b, h, i, j % columns, d_s);
+    if (fv_present(&g->d_offset_bias))
+        *fv_ref_f32(&g->d_offset_bias, h, fv_offset_at(l, w->view->plan, i, j), 0) += (float)d_s;
+    if (fv_present(&l->row_bias)) {
+        add(&g->d_row_bias, b, h, i, fv_row_at(l, i, j), d_s);
+        add(&g->d_column_bias, b, h, i, fv_column_at(l, i, j), d_s);
     }
 }
 

@@ -4,6 +4,7 @@
 
 #include "ops/accumulate.h"
 #include "ops/blocks.h"
+#include "ops/logits.h"
 
 fv_status fv_ref_pieces_new(fv_ctx *ctx, const fv_ref_source *source, int64_t width, fv_ref_piece **pieces)
 {
@@ -61,15 +62,10 @@ static double bias_of(const fv_ref_piece *piece, int r, int64_t j)
     double bias = 0;
 
     if (fv_present(&l->bias)) bias += fv_ref_f32(&l->bias, b, h, i)[j * l->bias.strides[3]];
-    if (fv_present(&l->offset_bias)) {
-        int64_t R = l->offset_bias.dims[1], distance = fv_plan_key_position(plan, j) - (i + plan->offset);
-        int64_t index = fv_clamp(distance + R / 2, 0, R - 1);
-        bias += ((const float *)l->offset_bias.data)[h * l->offset_bias.strides[0] + index * l->offset_bias.strides[1]];
-    }
+    if (fv_present(&l->offset_bias)) bias += *fv_ref_f32(&l->offset_bias, h, fv_offset_at(l, plan, i, j), 0);
     if (fv_present(&l->row_bias)) {
-        int64_t columns = l->column_bias.dims[3];
-        bias += fv_ref_f32(&l->row_bias, b, h, i)[j / columns * l->row_bias.strides[3]];
-        bias += fv_ref_f32(&l->column_bias, b, h, i)[j % columns * l->column_bias.strides[3]];
+        bias += fv_ref_f32(&l->row_bias, b, h, i)[fv_row_at(l, i, j) * l->row_bias.strides[3]];
+        bias += fv_ref_f32(&l->column_bias, b, h, i)[fv_column_at(l, i, j) * l->column_bias.strides[3]];
     }
     return bias;
 }
