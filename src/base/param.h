@@ -5,8 +5,9 @@
 #include "base/tensor.h"
 
 /* A tensor that has a name.  `shape` is text for people and is checked: names of sizes, products with '*', alternatives
- * with '|' ("[1|B, N, 4*C]").  A name that nobody knows stands for one size throughout the call: what makes the first
- * tensor fit, in the order of the tables, in which all else of its product is known. */
+ * with '|' ("[1|B, N, 4*C]"), or several shapes of different ranks ("[H, N] or [H, N, M]").  A name that nobody knows
+ * stands for one size throughout the call: what makes the first tensor fit, in the order of the tables, in which all
+ * else of its product is known. */
 typedef struct fv_param {
     const char *name, *shape, *help;
     bool output;    /* of a mechanism: written on request (params_out), besides being read */
