@@ -10,6 +10,7 @@ import sys
 import time
 
 FOVEA, MODEL, PLAIN_MODEL = sys.argv[1:4]  # the last one's file has no chat template
+SANITIZED = os.environ.get("FOVEA_SANITIZED", "0") != "0"  # twenty tokens a second: fewer walk through the same code
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 FRANCE = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0}
 
