@@ -29,7 +29,7 @@ from cache_lab import Lab, code, number, say, table
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 MODELS = {"SmolLM2-135M": "SmolLM2-135M-Instruct.Q4_1.gguf", "Gemma 3 270M": "gemma-3-270m-q4_k_m.gguf"}
-LAST = 64  # tokens at the prompt's end that read everything: the question
+LAST = 64  # tokens at the prompt's end that read everything: the question; corecontext cannot
 LENGTHS = {"SmolLM2-135M": [7000], "Gemma 3 270M": [16000, 30000]}
 
 # Set-ups by model: SmolLM2's first layers stay dense; of Gemma 3 those with a window of their own keep it.
@@ -183,8 +183,7 @@ def prefill(arguments, folder):
                 theirs = [peer.run("llama_model", model=lab.model, tokens=tokens, threads=arguments.threads,
                                    generate=1)["prefill"] for _ in range(1 if arguments.quick else 2)]
             words = [word for spec in specs_of(arguments, model) for word in ("--with", f"attention={spec}")]
-            report = lab.json("compare", "-m", lab.model, "-f", path, "--raw", "--score", 128, "-n", 1,
-                              "--dense-last", LAST, *words)
+            report = lab.json("compare", "-m", lab.model, "-f", path, "--raw", "--score", 128, "-n", 1, *words)
             rows = list(prefill_rows(report["runs"]))
             note = f"llama.cpp reads {statistics.median(theirs):.0f} tokens/s in the same run" if theirs else \
                 "llama.cpp was not measured"
@@ -212,7 +211,7 @@ def needle(arguments, folder, last=LAST):
             for length in lengths:
                 report = lab.json("eval", "needle", "-m", lab.model, "-f", lab.piece("handbook", length), "--lengths",
                                   length, "--depths", ",".join(map(str, depths)), "--attention", spec, "--dense-last",
-                                  last)
+                                  0 if "corecontext" in spec else last)
                 cells.update({(length, row["depth"]): row["score"] for row in report["rows"]})
                 say(f"  {model}, {length}: {sum(row['score'] for row in report['rows']):g} under {spec}")
             rows.append((code(spec), *(" ".join(f"{cells[length, depth]:g}" for depth in depths) for length in lengths),
