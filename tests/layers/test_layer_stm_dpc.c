@@ -95,7 +95,8 @@ static void equal_scores_give_plain_means(void **state)
     layer_trial_close(t);
 }
 
-/* The score's bias moves all logits alike, and weights but for the 1e-6. */
+/* The score's bias moves all logits alike, and weights but for the 1e-6, which is beside sums of weights down to 1e-3.
+ */
 static void a_score_for_all_changes_nothing(void **state)
 {
     struct layer_trial *t = draw("stm_dpc:tokens=4,k=3,heads=2,noise=0");
@@ -108,7 +109,7 @@ static void a_score_for_all_changes_nothing(void **state)
     layer_trial_take_over(t);
     layer_trial_forward(t);
     for (int n = 0; n < 4 * C; n++)
-        assert_float_equal(y_at(t, n), before[n], 3e-5 * fmax(1, fabs(before[n])));
+        assert_float_equal(y_at(t, n), before[n], 2e-3 * fmax(1, fabs(before[n])));
     layer_trial_close(t);
 }
 
