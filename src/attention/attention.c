@@ -254,6 +254,10 @@ static fv_status scan_whole(fv_ctx *ctx, const fv_mechanism *mechanism, const fv
     fv_tensor lse = call->lse;
 
     FV_TRY(mechanism->scan(ctx, call, &scan));
+    if (!call->causal && call->keys == 0 && scan.normalise) { /* a mean of nothing */
+        FV_TRY(fv_fill(ctx, &call->o, 0));
+        return fv_present(&lse) ? fv_fill(ctx, &lse, -INFINITY) : FV_OK;
+    }
     if (!call->causal) {
         FV_TRY(sum_all(ctx, call, &scan, &scan.k, &scan.v, &scan.state_in, &scan.z_in));
         return read_groups(ctx, mechanism, call, &scan, &lse, read_sums);
@@ -530,6 +534,7 @@ static fv_status decode(fv_ctx *ctx, const fv_attention *attention, const fv_att
         mechanism->ahead(call.options) != 1)
         return fv_fail(FV_E_USAGE, "%s: has no decoding of its own: its selection sees the rest of a block",
                        mechanism->name);
+    if (call.queries == 0) return FV_OK;
     FV_TRY(new_state(ctx, mechanism, &call, &state));
     for (int64_t t = 0; t < call.queries; t++)
         FV_TRY_SCRATCH(ctx, step(ctx, mechanism, &call, t, &state));
@@ -601,6 +606,7 @@ fv_status fv_attention_backward(fv_ctx *ctx, const fv_attention *attention, cons
     fv_attention_args own = *args;
     fv_call call;
     fv_status status;
+    bool empty;
 
     if (!(mechanism->traits & FV_DIFFERENTIABLE)) return fv_fail(FV_E_USAGE, "%s: has no gradients", mechanism->name);
     FV_TRY(fv_call_make(attention, args, &call));
@@ -613,8 +619,11 @@ fv_status fv_attention_backward(fv_ctx *ctx, const fv_attention *attention, cons
         if (mechanism->params[index].fixed)
             return fv_fail(FV_E_USAGE, "%s: param '%s' has no gradient", mechanism->name, grads->d_param[i].name);
     }
+    empty = call.queries == 0 || call.keys == 0;
+    if (empty) FV_TRY(fv_attention_forward(ctx, attention, args));
     FV_TRY(fv_tape_begin(ctx));
-    status = backward(ctx, attention, &own, grads);
+    status = empty ? hand_out_all(ctx, mechanism->name, args, grads) /* nothing was recorded: zeros */
+                   : backward(ctx, attention, &own, grads);
     fv_tape_end(ctx);
     return status;
 }

@@ -3,6 +3,11 @@
 
 enum { MAP_LIMIT = 1 << 26 };
 
+static bool has_pairs(const fv_mechanism *mechanism)
+{
+    return mechanism->plan || mechanism->map;
+}
+
 fv_status fv_call_pairs(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_call *call, fv_pairs *pairs)
 {
     fv_attend_args attend;
@@ -65,7 +70,10 @@ static fv_status make_map(fv_ctx *ctx, const fv_attention *attention, const fv_a
     if (call.queries * call.keys > MAP_LIMIT)
         return fv_fail(FV_E_SHAPE, "%s: map of pairs: expected at most %d, got %lld x %lld", attention->mechanism->name,
                        MAP_LIMIT, (long long)call.queries, (long long)call.keys);
-    FV_TRY(fv_call_pairs(ctx, attention->mechanism, &call, &pairs));
+    if (call.queries * call.keys > 0 || !has_pairs(attention->mechanism))
+        FV_TRY(fv_call_pairs(ctx, attention->mechanism, &call, &pairs));
+    else
+        pairs = (fv_pairs){0};
     dims[0] = (pairs.plan.lists.row_start && pairs.plan.lists.batch_stride) || pairs.batch_stride ? call.batch : 1;
     dims[1] =
         (pairs.plan.lists.row_start && pairs.plan.lists.head_stride) || pairs.plan.window.heads > 1 || pairs.head_stride
@@ -156,6 +164,7 @@ fv_status fv_call_measure(fv_ctx *ctx, const fv_mechanism *mechanism, const fv_c
                                tensor_bytes(&call->o) + tensor_bytes(&call->lse)};
     for (int i = 0; i < fv_params_count(mechanism->params); i++)
         work->bytes += tensor_bytes(&call->param[i]);
+    if (call->queries == 0 || call->keys == 0) return FV_OK;
     if (counted) {
         work->pairs = (int64_t)*counted;
         work->flops = 2.0 * *counted * (double)(call->head_dim + call->value_dim);

@@ -33,7 +33,7 @@ static int64_t group_of(const fv_call *call)
 {
     const struct s2attn *o = call->options;
 
-    return o->group > 0 ? o->group : fv_ceil_div(call->keys, o->groups);
+    return o->group > 0 ? o->group : fv_max(fv_ceil_div(call->keys, o->groups), 1);
 }
 
 static fv_status accept(fv_call *call)
