@@ -39,7 +39,7 @@ typedef struct compare_task {
     int64_t context;    /* CLI_UNSET: the model's own */
     int64_t score;      /* tokens at the document's end that are fed one at a time and scored */
     int64_t tokens;     /* most of each answer */
-    int64_t dense_last; /* tokens at the end of what is read that read everything */
+    int64_t dense_last; /* tokens at the end of the document, and of the question, that read everything */
     fv_precision precision;
     bool reads;   /* which keys each head read is wanted */
     bool lenient; /* a run that fails is left out */

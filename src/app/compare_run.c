@@ -173,9 +173,9 @@ static fv_status answer(struct job *job, compare_run *run)
     fv_sampler_options greedy = {0};
     fv_status status;
 
-    if (done < job->task->prompt->count)
-        FV_TRY(fv_session_feed(job->session, job->task->prompt->ids + done, job->task->prompt->count - done,
-                               job->logits, 1));
+    if (done < job->task->prompt->count) /* policies have judged the prompt: they do not once more */
+        FV_TRY((run->cache ? fv_session_feed : fv_session_prompt)(job->session, job->task->prompt->ids + done,
+                                                                  job->task->prompt->count - done, job->logits, 1));
     FV_TRY(fv_sampler_new(&greedy, job->result->info.vocabulary, &options.sampler));
     status = fv_generate(job->session, job->logits, &options, &run->answer);
     fv_sampler_free(options.sampler);

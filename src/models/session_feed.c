@@ -300,6 +300,7 @@ static fv_status read_chosen(fv_session *session, int64_t layer, int64_t total, 
     FV_TRY(choose(session, layer, total, keep, &kept));
     for (int64_t i = 0; i < kept; i++)
         ids[i] = session->history.ids[keep[i]];
+    session->prompt_tokens = kept;
     FV_TRY(feed_chunks(session, ids, kept, session->chunk, true, false, wanted));
     memcpy(session->history.position, keep, (size_t)kept * sizeof *keep);
     session->history.held = kept;

@@ -31,6 +31,11 @@ cp out compare.json
 expect run 0 '' "$fovea" run -m "$smollm" -f "$doc" -p "$question" -n 8 --json
 holds answer_is_runs 'j["tokens"] == json.load(open("compare.json"))["runs"][0]["tokens"]'
 
+# where the document and the question are all read densely, nothing is left of a mechanism
+expect dense_last 0 '' $call -f "$doc" -p "$question" --with anchor:block=16,step=1,init=0,theta=-inf --dense-last 256 -n 8 \
+    --score 16 --json
+holds nothing_is_left '(lambda a, b: b["kl"] < 1e-3 and b["tokens"] == a["tokens"])(*j["runs"])'
+
 # perplexity and distance are what the logits of run give
 cat > check.py << 'PYTHON'
 import json, math, struct, sys
