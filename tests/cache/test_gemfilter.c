@@ -264,6 +264,7 @@ static void check_twin(const struct fixture *f, const char *device, const char *
 
     tiny_twin_cached(&f->tiny, f->ids, PROMPT, PROMPT, &policy, logits, NULL);
     assert_ok(fv_session_prompt(session, f->ids, PROMPT, got, 1));
+    assert_int_equal(session->prompt_tokens, BUDGET); /* a prompt of its own */
     at = fv_session_positions(session, layer, 0, &count);
     assert_int_equal(count, BUDGET);
     memcpy(keep, at, (size_t)count * sizeof *keep);

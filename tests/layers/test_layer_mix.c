@@ -152,6 +152,53 @@ static void it_is_the_local_part_of_bra(void **state)
     layer_trial_close(t);
 }
 
+/* In stripes it is what csw adds: columns of the image for the first half of the heads, rows for the second. */
+static void it_is_the_local_part_of_csw(void **state)
+{
+    enum { N = 20, C = 3 };
+    static const char *const stripes[] = {"lepe:grid=4x5,window=4x2", "lepe:grid=4x5,window=2x5"};
+    struct layer_trial *t = draw("lepe:grid=4x5", "x=1x20x3 weight=3x3x3 bias=3");
+    fv_tensor twice[3], x = fv_reshaped(&t->input[0].tensor, FV_DIMS(1, 1, N, C)), o[2], y;
+    fv_attention_args args = {0};
+    fv_named_tensor local[2], out = {"y", {0}};
+    fv_attention *csw;
+    (void)state;
+
+    assert_ok(fv_tensor_new(t->ctx, &twice[0], FV_F32, FV_DIMS(2, C, 3, 3)));
+    assert_ok(fv_tensor_new(t->ctx, &twice[1], FV_F32, FV_DIMS(2, C)));
+    assert_ok(fv_tensor_new(t->ctx, &twice[2], FV_F32, FV_DIMS(1, 2, N, C)));
+    assert_ok(fv_map_apply(t->ctx, &(fv_map_args){.x = t->param[0].tensor, .out = twice[0]}));
+    assert_ok(fv_map_apply(t->ctx, &(fv_map_args){.x = t->param[1].tensor, .out = twice[1]}));
+    assert_ok(fv_map_apply(t->ctx, &(fv_map_args){.x = x, .out = twice[2]}));
+    local[0] = (fv_named_tensor){"lepe_weight", fv_reshaped(&twice[0], FV_DIMS(2 * C, 3, 3))};
+    local[1] = (fv_named_tensor){"lepe_bias", fv_reshaped(&twice[1], FV_DIMS(2 * C))};
+    args.param = local;
+    args.q = args.k = args.v = twice[2];
+    assert_ok(fv_attention_new("csw:grid=4x5,stripe=2", &csw));
+    for (int with = 0; with < 2; with++) {
+        assert_ok(fv_tensor_new(t->ctx, &o[with], FV_F32, FV_DIMS(1, 2, N, C)));
+        args.params = 2 * with;
+        args.o = o[with];
+        assert_ok(fv_attention_forward(t->ctx, csw, &args));
+    }
+    fv_attention_free(csw);
+    assert_ok(fv_tensor_new(t->ctx, &y, FV_F32, FV_DIMS(1, N, C)));
+    for (int h = 0; h < 2; h++) {
+        fv_layer_args call = t->args;
+        fv_layer *lepe;
+        assert_ok(fv_layer_new(stripes[h], &lepe));
+        out.tensor = y;
+        call.outputs = 1;
+        call.output = &out;
+        assert_ok(fv_layer_forward(t->ctx, lepe, &call));
+        fv_layer_free(lepe);
+        for (int n = 0; n < N * C; n++)
+            assert_float_equal(((float *)o[1].data)[h * N * C + n] - ((float *)o[0].data)[h * N * C + n],
+                               ((float *)y.data)[n], 1e-5);
+    }
+    layer_trial_close(t);
+}
+
 static void wrong_calls_are_refused(void **state)
 {
     static const struct {
@@ -184,10 +231,10 @@ static void wrong_calls_are_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(a_gated_unit_by_hand),     cmocka_unit_test(tokens_do_not_mix),
-        cmocka_unit_test(sums_of_windows_by_hand),  cmocka_unit_test(a_centre_tap_is_the_identity),
-        cmocka_unit_test(nothing_crosses_a_border), cmocka_unit_test(it_is_the_local_part_of_bra),
-        cmocka_unit_test(wrong_calls_are_refused),
+        cmocka_unit_test(a_gated_unit_by_hand),        cmocka_unit_test(tokens_do_not_mix),
+        cmocka_unit_test(sums_of_windows_by_hand),     cmocka_unit_test(a_centre_tap_is_the_identity),
+        cmocka_unit_test(nothing_crosses_a_border),    cmocka_unit_test(it_is_the_local_part_of_bra),
+        cmocka_unit_test(it_is_the_local_part_of_csw), cmocka_unit_test(wrong_calls_are_refused),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -93,3 +93,20 @@ int64_t test_alloc_count(void)
 {
     return allocations;
 }
+
+void test_without_memory(const char *what, const char *device, test_call_fn *call, void *user)
+{
+    bool failed = true;
+
+    for (int64_t nth = 1; failed; nth++) {
+        fv_ctx *ctx = test_ctx(device, 1);
+        fv_status status;
+        test_alloc_fail(nth);
+        status = call(ctx, user);
+        failed = test_alloc_count() >= nth;
+        test_alloc_fail(0);
+        if (status != FV_OK && (status != FV_E_MEMORY || !failed)) fail_msg("%s: %s", what, fv_error());
+        if (status == FV_OK && failed && nth > 1000) fail_msg("%s: allocates without end", what);
+        fv_ctx_free(ctx);
+    }
+}

@@ -48,5 +48,9 @@ void test_close(const char *what, const fv_tensor *got, const double *expected, 
  * cmake/tests.cmake. test_alloc_count: allocations since the last call of test_alloc_fail. */
 void test_alloc_fail(int64_t nth);
 int64_t test_alloc_count(void);
+/* Runs `call` on contexts of the device with every allocation in turn failing, until none does: it fails with a
+ * sentence or is done; it neither crashes nor leaks. */
+typedef fv_status test_call_fn(fv_ctx *ctx, void *user);
+void test_without_memory(const char *what, const char *device, test_call_fn *call, void *user);
 
 #endif

@@ -168,66 +168,6 @@ static void weight_gradients(const struct visit *visit, const fv_tiles *t, const
     }
 }
 
-/* d to where the keys' places are for query i in a row of R numbers, `step` apart; with `total` the sum of each stretch
- * of keys goes to the place of the first instead. */
-static void add_placed(const struct backward *w, const fv_tiles *t, const fv_places *across, const fv_places *total,
-                       int64_t i, float *row, int64_t R, int64_t step, const float *d)
-{
-    const struct fv_kernels *kernels = w->source.kernels;
-
-    for (int n = 0, length; n < t->count; n += length) {
-        int64_t first = (int64_t)across->key[t->key[n]] - across->query[i];
-        length = fv_tiles_placed(across->key, total ? total->key : NULL, t->key + n, t->count - n);
-        if (total)
-            row[fv_place(total, i, t->key[n], R) * step] += kernels->sum(length, d + n);
-        else if (step == 1 && first >= 0 && first + length <= R)
-            kernels->map(FV_MAP_ADD, length, row + first, d + n, 1, 1, 0, row + first);
-        else
-            for (int m = n; m < n + length; m++)
-                row[fv_place(across, i, t->key[m], R) * step] += d[m];
-    }
-}
-
-static void add_rows_and_columns(const struct backward *w, const fv_tiles *t, int64_t h, int64_t i, const float *d)
-{
-    const fv_logits *l = &w->args->logits;
-    const fv_tensor *row = &w->grads->d_row_bias, *column = &w->grads->d_column_bias;
-    bool placed = l->row_place.key;
-
-    if (placed && fv_present(row))
-        add_placed(w, t, &l->column_place, &l->row_place, i, fv_at(row, t->b, h, i, 0), row->dims[3], row->strides[3],
-                   d);
-    if (placed && fv_present(column))
-        add_placed(w, t, &l->column_place, NULL, i, fv_at(column, t->b, h, i, 0), column->dims[3], column->strides[3],
-                   d);
-    for (int n = 0; !placed && fv_present(row) && n < t->count; n++)
-        *(float *)fv_at(row, t->b, h, i, fv_row_at(l, i, t->key[n])) += d[n];
-    for (int n = 0; !placed && fv_present(column) && n < t->count; n++)
-        *(float *)fv_at(column, t->b, h, i, fv_column_at(l, i, t->key[n])) += d[n];
-}
-
-/* Gradients of the biases of row r, whose logits have gradients d. */
-static void add_biases(const struct backward *w, const fv_tiles *t, int r, const float *d)
-{
-    const fv_attend_grads *g = w->grads;
-    const fv_logits *l = &w->args->logits;
-    const fv_tensor *offset = &g->d_offset_bias;
-    int64_t h = t->tile.h + r / t->tile.rows, i = t->tile.query[r % t->tile.rows];
-
-    if (fv_present(&g->d_bias) && g->d_bias.strides[3] == 1 && t->key[t->count - 1] - t->key[0] == t->count - 1) {
-        float *to = fv_at(&g->d_bias, t->b, h, i, t->key[0]);
-        w->source.kernels->map(FV_MAP_ADD, t->count, to, d, 1, 1, 0, to);
-    } else if (fv_present(&g->d_bias)) {
-        for (int n = 0; n < t->count; n++)
-            *(float *)fv_at(&g->d_bias, t->b, h, i, t->key[n]) += d[n];
-    }
-    if (fv_present(offset) && l->offset_place.key)
-        add_placed(w, t, &l->offset_place, NULL, i, fv_at(offset, h, 0, 0, 0), offset->dims[1], offset->strides[1], d);
-    for (int n = 0; fv_present(offset) && !l->offset_place.key && n < t->count; n++)
-        *(float *)fv_at(offset, h, fv_offset_at(l, w->view->plan, i, t->key[n]), 0, 0) += d[n];
-    add_rows_and_columns(w, t, h, i, d);
-}
-
 static bool wants_biases(const fv_attend_grads *g)
 {
     return fv_present(&g->d_bias) || fv_present(&g->d_offset_bias) || fv_present(&g->d_row_bias) ||
@@ -255,7 +195,7 @@ static void pass_logits(const struct visit *visit, fv_tiles *t, int first, int e
     for (int r = first; biases && r < end; r++) {
         uint64_t bits = t->bits[r % t->tile.rows];
         float *d = m->d_p + r * FV_KEY_TILE;
-        if (bits) add_biases(w, t, r, d);
+        if (bits) fv_tiles_add_bias_gradients(t, w->grads, r, d);
         for (int n = 0; bits && t->slopes && n < t->count; n++)
             if (bits >> n & 1) d[n] *= t->slopes[r * FV_KEY_TILE + n];
     }

@@ -111,6 +111,9 @@ static inline uint64_t fv_first_bits(int count)
 /* Adds the biases of row r of the walk and `count` keys to its logits s. */
 void fv_tiles_add_bias(const fv_tiles *tiles, int r, const int64_t *key, int count, float *s);
 
+/* The same of gradients: adds those of row r's logits, d, to the biases'. */
+void fv_tiles_add_bias_gradients(const fv_tiles *tiles, const fv_attend_grads *grads, int r, const float *d);
+
 /* How many of the keys stand side by side at their places `across`, in one row if there are rows (`down`, or NULL). */
 int fv_tiles_placed(const int32_t *across, const int32_t *down, const int64_t *key, int count);
 
