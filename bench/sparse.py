@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Measure content-based sparse attention on real models and real prose, and print Markdown.
+"""Measure sparse attention on real models and real prose, and print Markdown.
 
-    bench/sparse.py [PART]... [--quick] [--out FILE.md] [--only NAME,..]
+    bench/sparse.py [PART]... [--family content|local] [--quick] [--out FILE.md] [--only NAME,..]
 
     prefill   fovea compare: speed of a prompt and of attention, distance from dense, with llama.cpp in the same run
     needle    facts hidden at several lengths and depths; needle_as_is: without --dense-last
@@ -9,8 +9,8 @@
 
 Prose is the Debian Administrator's Handbook (package debian-handbook, Raphael Hertzog and Roland Mas; GPL-2+ or
 CC-BY-SA-3.0), whose English HTML is fetched with `apt-get download` and stripped of markup and listings. Pieces are from
-its middle. Speeds are of runs that took turns; on a busy machine only their ratios mean anything. --only keeps to
-mechanisms of these names, --model to one model, --lengths to these numbers of
+its middle. Speeds are of runs that took turns; on a busy machine only their ratios mean anything. --family: mechanisms
+that choose by content (docs/sparse.md), or by position (docs/local.md). --only keeps to mechanisms of these names, --model to one model, --lengths to these numbers of
 tokens; --no-peer leaves llama.cpp out.
 """
 
@@ -29,40 +29,51 @@ from cache_lab import Lab, code, number, say, table
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 MODELS = {"SmolLM2-135M": "SmolLM2-135M-Instruct.Q4_1.gguf", "Gemma 3 270M": "gemma-3-270m-q4_k_m.gguf"}
-LAST = 64  # tokens at the prompt's end that read everything: the question; corecontext cannot
+LAST = 64  # tokens at the prompt's end that read everything: the question
 LENGTHS = {"SmolLM2-135M": [7000], "Gemma 3 270M": [16000, 30000]}
 
-# Set-ups by model: SmolLM2's first layers stay dense; of Gemma 3 those with a window of their own keep it.
+# Set-ups by family. SmolLM2's first layers stay dense; of Gemma 3 those with a window of their own keep it.
+CONTENT = (
+    "anchor:block=64,step=4,theta=8",
+    "anchor:block=64,step=4,theta=4",
+    "hip:k=1024,window=256,sink=16,rep=centre",
+    "hip:k=512,window=512,sink=16,rep=centre,stride=16,share_heads=1",
+    "dhsa:block=128,budget=2048,chunk=32",
+    "psa:block_q=64,block_k=64",
+    "moba:block=128,top=16",
+    "nsa:compress=mean",
+    "blocktopk:block=128,top=8,local=256",
+    "superlinear:window_index=31,back=3,forward=1,search_scale=0.125",
+    "corecontext:group=8,window=2048,pool=kv_head,log_bias=1",
+    "sinkwin:sink=64,window=1984",
+)
+LOCAL = (
+    "sinkwin:sink=64,window=1984",
+    "sinkwin:sink=4,window=1020",
+    "power",
+    "power:block=64,window_blocks=16",
+    "s2:local=16,stride=8",
+    "s2:local=16,stride=8,homo=1",
+    "s2:local=16,stride=8,mode=relative",
+    "lsattn:window=1024,global=1",
+    "s2attn:group=2048",
+    "sfattn:group=2048",
+    "combiner:segment=256,pool=mean,span_bias=1",
+    "combiner:form=logn,pool=mean,span_bias=1",
+)
+SMOL, GEMMA = MODELS
 SPECS = {
-    "SmolLM2-135M": [f"0-2/dense;rest/{spec}" for spec in (
-        "anchor:block=64,step=4,theta=8",
-        "anchor:block=64,step=4,theta=4",
-        "hip:k=1024,window=256,sink=16,rep=centre",
-        "hip:k=512,window=512,sink=16,rep=centre,stride=16,share_heads=1",
-        "dhsa:block=128,budget=2048,chunk=32",
-        "psa:block_q=64,block_k=64",
-        "moba:block=128,top=16",
-        "nsa:compress=mean",
-        "blocktopk:block=128,top=8,local=256",
-        "superlinear:window_index=31,back=3,forward=1,search_scale=0.125",
-        "corecontext:group=8,window=2048,pool=kv_head,log_bias=1",
-        "sinkwin:sink=64,window=1984",
-    )],
-    "Gemma 3 270M": [
-        "anchor:block=64,step=4,theta=8",
-        "anchor:block=64,step=4,theta=4",
-        "hip:k=1024,window=256,sink=16,rep=centre",
-        "hip:k=512,window=512,sink=16,rep=centre,stride=16,share_heads=1",
-        "dhsa:block=128,budget=2048,chunk=32",
-        "psa:block_q=64,block_k=64",
-        "moba:block=128,top=16",
-        "nsa:compress=mean",
-        "blocktopk:block=128,top=8,local=256",
-        "superlinear:window_index=31,back=3,forward=1,search_scale=0.125",
-        "corecontext:group=8,window=2048,pool=kv_head,log_bias=1",
-        "sinkwin:sink=64,window=1984",
-    ],
+    ("content", SMOL): [f"0-2/dense;rest/{spec}" for spec in CONTENT],
+    ("content", GEMMA): list(CONTENT),
+    # besides, a third of the layers full: in the middle, spread, the first ones (of Gemma's three one)
+    ("local", SMOL): [*(f"0-2/dense;rest/{spec}" for spec in LOCAL),
+                      *(f"{full}/dense;rest/{spec}" for spec in ("sinkwin:sink=64,window=1984", "s2:local=16,stride=8")
+                        for full in ("10-19", "0,3,6,9,12,15,18,21,24,27", "0-9"))],
+    ("local", GEMMA): [*LOCAL, *(f"{full}/dense;{rest}/{spec}"
+                                 for spec in ("sinkwin:sink=64,window=1984", "s2:local=16,stride=8")
+                                 for full, rest in (("11", "5,17"), ("5", "11,17"), ("17", "5,11")))],
 }
+SUMS = ("corecontext", "combiner")  # what they keep of the past has no place for single rows that read everything
 
 
 # ---- prose -----------------------------------------------------------------------------------------------------------
@@ -142,7 +153,7 @@ def lab_of(arguments, model, folder):
 
 def specs_of(arguments, model):
     wanted = arguments.only.split(",") if arguments.only else None
-    return [spec for spec in SPECS[model] if not wanted or spec.split("/")[-1].split(":")[0] in wanted]
+    return [spec for spec in SPECS[arguments.family, model] if not wanted or spec.split("/")[-1].split(":")[0] in wanted]
 
 
 def models_of(arguments):
@@ -211,7 +222,7 @@ def needle(arguments, folder, last=LAST):
             for length in lengths:
                 report = lab.json("eval", "needle", "-m", lab.model, "-f", lab.piece("handbook", length), "--lengths",
                                   length, "--depths", ",".join(map(str, depths)), "--attention", spec, "--dense-last",
-                                  0 if "corecontext" in spec else last)
+                                  0 if any(name in spec for name in SUMS) else last)
                 cells.update({(length, row["depth"]): row["score"] for row in report["rows"]})
                 say(f"  {model}, {length}: {sum(row['score'] for row in report['rows']):g} under {spec}")
             rows.append((code(spec), *(" ".join(f"{cells[length, depth]:g}" for depth in depths) for length in lengths),
@@ -250,6 +261,7 @@ PARTS = {function.__name__: function for function in (prefill, needle, needle_as
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", nargs="*", metavar="|".join(PARTS))
+    parser.add_argument("--family", choices=("content", "local"), default="content", help="which mechanisms (content)")
     parser.add_argument("--quick", action="store_true", help="2000 tokens, one depth: to see that all of it runs")
     parser.add_argument("--only", metavar="NAME,..", help="mechanisms to try (all)")
     parser.add_argument("--model", metavar="WORD", help="the model whose name holds it (all)")
