@@ -88,11 +88,7 @@ static int64_t size(const fv_layer_call *call, const char *name)
 
 static fv_status accept(const fv_layer_call *call)
 {
-    int64_t heads = ((const struct steer *)call->options)->heads, C = fv_size_of(&call->sizes, "C");
-
-    if (C % heads == 0) return FV_OK;
-    return fv_fail(FV_E_SHAPE, "cross_override: %lld heads do not divide %lld channels", (long long)heads,
-                   (long long)C);
+    return fv_layer_check_heads(call, ((const struct steer *)call->options)->heads, "C");
 }
 
 /* All frames, and of rows and columns 2 (native div 2) + 1 around the query. */

@@ -71,11 +71,7 @@ static const fv_param write_outputs[] = {
 
 static fv_status accept(const fv_layer_call *call)
 {
-    int64_t heads = ((const struct fit *)call->options)->heads, E = fv_size_of(&call->sizes, "E");
-
-    if (E % heads == 0) return FV_OK;
-    return fv_fail(FV_E_SHAPE, "%s: %lld heads do not divide %lld channels (E, rows of 'q_weight')", call->type->name,
-                   (long long)heads, (long long)E);
+    return fv_layer_check_heads(call, ((const struct fit *)call->options)->heads, "E");
 }
 
 /* x [B,t,m,d]: each group has those of the one before it, the first zeros. */

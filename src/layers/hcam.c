@@ -60,8 +60,7 @@ static fv_status accept(const fv_layer_call *call)
     const struct hcam *o = call->options;
     int64_t E = fv_size_of(&call->sizes, "E");
 
-    if (E % o->heads != 0)
-        return fv_fail(FV_E_SHAPE, "hcam: %lld heads do not divide %lld channels", (long long)o->heads, (long long)E);
+    FV_TRY(fv_layer_check_heads(call, o->heads, "E"));
     if (o->position && E % 2 != 0)
         return fv_fail(FV_E_SHAPE, "hcam: position: expected an even number of channels, got %lld", (long long)E);
     return FV_OK;

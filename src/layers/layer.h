@@ -29,6 +29,7 @@ typedef struct fv_layer_call {
     const void *options;
     fv_tensor in[FV_LAYER_TENSORS], param[FV_LAYER_TENSORS], out[FV_LAYER_TENSORS];
     fv_named_sizes sizes;
+    fv_text *plan; /* of a policy: takes what it decides as a layer plan SPEC; NULL: nobody asks */
 } fv_layer_call;
 
 typedef struct fv_layer_type {
@@ -59,8 +60,15 @@ const fv_layer_type *fv_layer_type_find(const char *name); /* NULL: none */
 const fv_layer_type *fv_layer_type_of(const fv_layer *layer);
 /* Checks names alone, before any tensor is there: unknown ones, and missing ones that are needed.  FV_E_USAGE. */
 fv_status fv_layer_names(const fv_layer *layer, const fv_layer_args *args);
+/* fv_layer_forward; `plan` takes the layer plan that a policy decides on (others leave it empty). */
+fv_status fv_layer_decide(fv_ctx *ctx, const fv_layer *layer, const fv_layer_args *args, fv_text *plan);
 
 /* ---- steps that layers share (steps.c) --------------------------------------------------------------------------- */
+
+/* Refuses heads that do not divide channels, a size of the call by its name; and heads of keys (Hkv) that do not divide
+ * those of queries (H).  FV_E_SHAPE. */
+fv_status fv_layer_check_heads(const fv_layer_call *call, int64_t heads, const char *channels);
+fv_status fv_layer_check_groups(const fv_layer_call *call);
 
 /* out [..,n] = x [..,k] weight^T + bias; x contiguous.  A bias may be absent; an `out` without data is made, in scratch
  * memory. */

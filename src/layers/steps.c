@@ -3,6 +3,24 @@
 
 #include "layers/layer.h"
 
+fv_status fv_layer_check_heads(const fv_layer_call *call, int64_t heads, const char *channels)
+{
+    int64_t size = fv_size_of(&call->sizes, channels);
+
+    if (size % heads == 0) return FV_OK;
+    return fv_fail(FV_E_SHAPE, "%s: %lld heads do not divide %lld channels (%s)", call->type->name, (long long)heads,
+                   (long long)size, channels);
+}
+
+fv_status fv_layer_check_groups(const fv_layer_call *call)
+{
+    int64_t H = fv_size_of(&call->sizes, "H"), groups = fv_size_of(&call->sizes, "Hkv");
+
+    if (H % groups == 0) return FV_OK;
+    return fv_fail(FV_E_SHAPE, "%s: expected heads of keys that divide those of queries, got %lld and %lld",
+                   call->type->name, (long long)groups, (long long)H);
+}
+
 /* x [..,C] as rows [rows, C]. */
 static fv_tensor rows_of(const fv_tensor *x)
 {

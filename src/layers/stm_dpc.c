@@ -85,13 +85,12 @@ static int64_t size(const fv_layer_call *call, const char *name)
 static fv_status accept(const fv_layer_call *call)
 {
     const struct stm *o = call->options;
-    int64_t n = fv_size_of(&call->sizes, "n"), C = fv_size_of(&call->sizes, "C");
+    int64_t n = fv_size_of(&call->sizes, "n");
 
     if (o->tokens > n)
         return fv_fail(FV_E_SHAPE, "stm_dpc: option 'tokens': expected at most the tokens there are, %lld, got %lld",
                        (long long)n, (long long)o->tokens);
-    if (C % o->heads == 0) return FV_OK;
-    return fv_fail(FV_E_SHAPE, "stm_dpc: %lld heads do not divide %lld channels", (long long)o->heads, (long long)C);
+    return fv_layer_check_heads(call, o->heads, "C");
 }
 
 /* ---- clusters --------------------------------------------------------------------------------------------------- */

@@ -89,11 +89,9 @@ static int64_t size(const fv_layer_call *call, const char *name)
 static fv_status accept(const fv_layer_call *call)
 {
     int64_t heads = ((const struct tab *)call->options)->heads;
-    int64_t C = fv_size_of(&call->sizes, "C"), Cq = fv_size_of(&call->sizes, "Cq");
 
-    if (C % heads == 0 && Cq % heads == 0) return FV_OK;
-    return fv_fail(FV_E_SHAPE, "tab: %lld heads do not divide %lld and %lld channels (of values, and of queries)",
-                   (long long)heads, (long long)C, (long long)Cq);
+    FV_TRY(fv_layer_check_heads(call, heads, "C"));
+    return fv_layer_check_heads(call, heads, "Cq");
 }
 
 /* A row for each centre [K,E], as [H,K,D]. */

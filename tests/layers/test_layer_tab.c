@@ -152,8 +152,8 @@ static void wrong_calls_are_refused(void **state)
         const char *spec, *words;
     } wrong[] = {
         {"tab:heads=2,size=3x4", "input 'x': expected [B, N, C] = [2,12,6], got [2,15,6]"},
-        {"tab:heads=3,size=3x5", "3 heads do not divide 6 and 4 channels"},
-        {"tab:heads=4,size=3x5", "4 heads do not divide 6 and 4 channels"},
+        {"tab:heads=3,size=3x5", "3 heads do not divide 4 channels (Cq)"},
+        {"tab:heads=4,size=3x5", "4 heads do not divide 6 channels (C)"},
     };
     struct layer_trial *t = draw("tab:heads=2,group=4,size=3x5");
     fv_layer *layer;
