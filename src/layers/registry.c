@@ -9,6 +9,8 @@
     add(tab) \
     add(mlpmix) \
     add(lepe) \
+    add(na_qk) \
+    add(na_av) \
     add(fit_read) \
     add(fit_write) \
     add(logit_growth) \

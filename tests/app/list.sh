@@ -7,7 +7,7 @@ expect list 0 '' "$fovea" list
 grep -q '^sinkwin ' out || fail list_names_mechanisms "$(cat out)"
 expect list_json 0 '' "$fovea" list --json
 holds list_fields 'all(set(r) == {"name", "kind", "title", "sheet", "family", "traits"} for r in j)'
-holds list_kinds '{r["kind"] for r in j} == {"mechanism", "policy", "probe", "layer", "reducer", "steer", "model"}'
+holds list_kinds '{r["kind"] for r in j} == {"mechanism", "policy", "probe", "layer", "operator", "reducer", "steer", "model"}'
 holds list_has 'all(n in [r["name"] for r in j] for n in ["dense", "sinkwin", "power", "lightning2", "hedgehog", "llama", "gemma3"])'
 holds list_once 'len({(r["kind"], r["name"]) for r in j}) == len(j)'
 expect show_both 0 '' "$fovea" show attn_influence --json

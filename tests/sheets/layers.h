@@ -29,6 +29,8 @@ typedef struct layer_sheet {
     add(tab) \
     add(mlpmix) \
     add(lepe) \
+    add(na_qk) \
+    add(na_av) \
     add(fit_read) \
     add(fit_write) \
     add(logit_growth) \

@@ -48,6 +48,22 @@ const layer_case layer_cases[] = {
     {"mlpmix", "x=1x1x3 gate_weight=1x3 up_weight=1x3 down_weight=3x1"},
     {"mlpmix", "x=3x2x1 gate_weight=5x1 up_weight=5x1 down_weight=1x5"},
 
+    {"na_qk:grid=9,window=3", "q=2x4x9x5 k=2x2x9x5 rpb=4x5"},
+    {"na_qk:grid=11,window=4,dilation=2,scale=0.5", "q=1x2x11x6 k=1x1x11x6"},
+    {"na_qk:grid=4x7,window=3x5,scale=-2", "q=1x3x28x4 k=1x1x28x4 rpb=3x5x9"},
+    {"na_qk:grid=4x6,window=2x3,dilation=2x1,causal=1x0", "q=2x2x24x3 k=2x2x24x3"},
+    {"na_qk:grid=2x5x3,window=1x3x3", "q=1x2x30x4 k=1x2x30x4 rpb=2x1x5x5"},
+    {"na_qk:grid=3x4x5,window=0x2x3,causal=1", "q=1x2x60x3 k=1x2x60x3"},
+    {"na_qk:grid=7,window=3,dilation=2,scale=0", "q=1x2x7x3 k=1x1x7x3 rpb=2x5"},
+    {"na_qk:grid=70,window=0", "q=1x1x70x2 k=1x1x70x2"}, /* more slots than are taken together */
+    {"na_qk:grid=1,window=1", "q=2x1x1x1 k=2x1x1x1 rpb=1x1"},
+    {"na_av:grid=9,window=3", "a=2x4x9x3 v=2x2x9x5"},
+    {"na_av:grid=11,window=4,dilation=2", "a=1x2x11x4 v=1x1x11x17"},
+    {"na_av:grid=4x6,window=2x3,dilation=2x1,causal=1x0", "a=2x2x24x6 v=2x2x24x3"},
+    {"na_av:grid=3x4x5,window=0x2x3,causal=1", "a=1x2x60x18 v=1x2x60x3"},
+    {"na_av:grid=70,window=0", "a=1x1x70x70 v=1x1x70x2"},
+    {"na_av:grid=1,window=1", "a=2x1x1x1 v=2x1x1x1"},
+
     {"lepe:grid=4x6", "x=2x24x5 weight=5x3x3 bias=5"},
     {"lepe:grid=4x6,window=2x3", "x=2x24x3 weight=3x3x3 bias=3"},
     {"lepe:grid=4x6,window=0x2", "x=1x24x4 weight=4x5x5"},
