@@ -8,6 +8,8 @@
     add(hcam) \
     add(tab) \
     add(mlpmix) \
+    add(fixedmap) \
+    add(staticqk) \
     add(lepe) \
     add(na_qk) \
     add(na_av) \

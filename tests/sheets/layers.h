@@ -28,6 +28,8 @@ typedef struct layer_sheet {
     add(hcam) \
     add(tab) \
     add(mlpmix) \
+    add(fixedmap) \
+    add(staticqk) \
     add(lepe) \
     add(na_qk) \
     add(na_av) \

@@ -29,6 +29,8 @@
     " self_q_bias=" c " self_k_bias=" c " self_v_bias=" c " self_o_bias=" c " cross_q_bias=" c " cross_k_bias=" c      \
     " cross_v_bias=" c " cross_o_bias=" c
 
+#define SEPARATE_MATRICES(c) "q_weight=" c "x" c " k_weight=" c "x" c " v_weight=" c "x" c " o_weight=" c "x" c
+
 const layer_case layer_cases[] = {
     {"hcam:chunk=3,top=2,heads=2", "x=2x5x8 keys=2x4x8 contents=2x4x3x8 " HCAM_MATRICES("8x8") HCAM_BIASES("8")},
     {"hcam:chunk=4,top=3,heads=1,position=0", "x=1x3x5 keys=1x3x5 contents=1x3x4x5 " HCAM_MATRICES("5x5")},
@@ -47,6 +49,15 @@ const layer_case layer_cases[] = {
     {"mlpmix", "x=2x5x6 gate_weight=8x6 up_weight=8x6 down_weight=6x8"},
     {"mlpmix", "x=1x1x3 gate_weight=1x3 up_weight=1x3 down_weight=3x1"},
     {"mlpmix", "x=3x2x1 gate_weight=5x1 up_weight=5x1 down_weight=1x5"},
+
+    {"fixedmap:heads=2", "x=3x7x8 s=9x8 " SEPARATE_MATRICES("8")},
+    {"fixedmap:heads=3,causal=0,rope_base=100", "x=2x5x6 s=5x6 " SEPARATE_MATRICES("6")},
+    {"fixedmap:heads=1,rope_base=10000", "x=40x4x8 s=70x8 " SEPARATE_MATRICES("8")}, /* batches in two parts */
+    {"fixedmap:heads=1", "x=1x1x1 s=1x1 " SEPARATE_MATRICES("1")},
+    {"staticqk:heads=2", "x=3x7x8 s=3x7x8 " SEPARATE_MATRICES("8")},
+    {"staticqk:heads=3,causal=0,rope_base=100", "x=2x5x6 s=2x5x6 " SEPARATE_MATRICES("6")},
+    {"staticqk:heads=1,rope_base=10000", "x=1x70x4 s=1x70x4 " SEPARATE_MATRICES("4")},
+    {"staticqk:heads=5", "x=2x1x5 s=2x1x5 " SEPARATE_MATRICES("5")},
 
     {"na_qk:grid=9,window=3", "q=2x4x9x5 k=2x2x9x5 rpb=4x5"},
     {"na_qk:grid=11,window=4,dilation=2,scale=0.5", "q=1x2x11x6 k=1x1x11x6"},
