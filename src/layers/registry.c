@@ -19,6 +19,7 @@
     add(attn_indicators) \
     add(attn_influence) \
     add(stm_dpc) \
+    add(tile_search) \
     add(cross_override) \
 
 #define DECLARE(name) extern const fv_layer_type fv_layer_##name;

@@ -19,10 +19,11 @@ expect list_models 0 '' "$fovea" list models --json
 holds list_models_only 'j and all(r["kind"] == "model" for r in j)'
 for word in policy policies; do
     expect "list_$word" 0 '' "$fovea" list $word --json
-    holds "list_${word}_only" '(all(r["kind"] == "policy" and r["family"] == "cache" and r["title"] for r in j)
-        and {"full", "sinkring"} <= {r["name"] for r in j})'
+    holds "list_${word}_only" '(all(r["kind"] == "policy" and r["family"] in ("cache", "policy") and r["title"] for r in j)
+        and {"full", "sinkring"} <= {r["name"] for r in j if r["family"] == "cache"}
+        and {"tile_search"} == {r["name"] for r in j if r["family"] == "policy"})' # on tensors
 done
-policies=$(python3 -c 'import json; print(*[r["name"] for r in json.load(open("out"))])')
+policies=$(python3 -c 'import json; print(*[r["name"] for r in json.load(open("out")) if r["family"] == "cache"])')
 expect list_policies_table 0 '' "$fovea" list policy
 grep -Eq '^sinkring +policy +cache ' out || fail list_policies_table "$(cat out)"
 

@@ -39,6 +39,7 @@ typedef struct layer_sheet {
     add(attn_indicators) \
     add(attn_influence) \
     add(stm_dpc) \
+    add(tile_search) \
     add(cross_override) \
 
 #define DECLARE_LAYER_SHEET(name) extern const layer_sheet layer_sheet_##name;

@@ -113,6 +113,12 @@ const layer_case layer_cases[] = {
     {"stm_dpc:tokens=1,k=4,heads=2,noise=0", "x=2x7x4 " STM_MATRICES("4", "16") STM_VECTORS("4", "16")},
     {"stm_dpc:tokens=1,k=1,heads=1,noise=0", "x=1x1x4 " STM_MATRICES("4", "16")},
 
+    {"tile_search:frames=4,family=3+2+1,threshold=0.01", "q=3x2x12x5 k=3x1x12x5 v=3x1x12x6"},
+    {"tile_search:frames=6,family=1+2+6,threshold=0.02,text=3", "q=4x2x15x4 k=4x2x15x4 v=4x2x15x3"},
+    {"tile_search:frames=5,family=2,threshold=0.03,text=1,block=4", "q=2x3x26x4 k=2x1x26x4 v=2x1x26x4"},
+    {"tile_search:frames=3,family=1+1+2,threshold=0", "q=2x1x6x3 k=2x1x6x3 v=2x1x6x2"},
+    {"tile_search:frames=1,family=1,threshold=5", "q=1x1x1x1 k=1x1x1x1 v=1x1x1x1"},
+
     {"cross_override:grid=2x5x4,native=3x2,heads=2", OVERRIDE_INPUTS("2", "40", "3", "6") OVERRIDE_PARAMS("6")},
     {"cross_override:grid=1x6x7,native=4x3,heads=1,inward=0",
      OVERRIDE_INPUTS("1", "42", "2", "4") OVERRIDE_MATRICES("4")},
