@@ -85,27 +85,38 @@ static fv_status lay_out_axis(fv_ctx *ctx, const fv_grid *grid, int a, int32_t *
     return FV_OK;
 }
 
+/* Keys of the slots that the axes so far make become those of each with a further axis, whose cells these are. */
+static void add_axis(int32_t *key, int64_t slots, const int32_t *cell, int64_t window, int64_t dim)
+{
+    for (int64_t s = slots - 1; s >= 0; s--) {
+        int64_t before = key[s] * dim;
+        for (int64_t t = window - 1; t >= 0; t--)
+            key[s * window + t] = before < 0 || cell[t] < 0 ? -1 : (int32_t)(before + cell[t]);
+    }
+}
+
 /* The key in each slot, i32 [1,1,N,W]; -1: none. */
 static fv_status lay_out(fv_ctx *ctx, const fv_layer_call *call, fv_tensor *index)
 {
     int64_t N = fv_size_of(&call->sizes, "N"), W = fv_size_of(&call->sizes, "W");
-    int32_t *cell[FV_NEIGHBOURS_AXES], *key;
+    int32_t *cell[FV_NEIGHBOURS_AXES];
     fv_grid grid;
 
     fv_neighbours_grid(call->options, false, &grid);
-    FV_TRY(fv_tensor_zeros(ctx, index, FV_I32, FV_DIMS(1, 1, N, W)));
-    key = index->data;
+    FV_TRY(fv_tensor_new(ctx, index, FV_I32, FV_DIMS(1, 1, N, W)));
     for (int a = 0; a < grid.rank; a++)
         FV_TRY(lay_out_axis(ctx, &grid, a, &cell[a]));
-    for (int64_t n = 0; n < N; n++)
-        for (int64_t t = 0; t < W; t++, key++)
-            for (int64_t a = grid.rank - 1, i = n, slot = t, step = 1; a >= 0 && *key >= 0; a--) {
-                int32_t at = cell[a][i % grid.dims[a] * grid.window[a] + slot % grid.window[a]];
-                *key = at < 0 ? -1 : (int32_t)(*key + at * step);
-                i /= grid.dims[a];
-                slot /= grid.window[a];
-                step *= grid.dims[a];
-            }
+    for (int64_t n = 0; n < N; n++) {
+        int32_t *key = (int32_t *)index->data + n * W;
+        int64_t slots = 1, cells = N;
+        *key = 0;
+        for (int a = 0; a < grid.rank; a++) {
+            int64_t dim = grid.dims[a], window = grid.window[a];
+            cells /= dim;
+            add_axis(key, slots, cell[a] + n / cells % dim * window, window, dim);
+            slots *= window;
+        }
+    }
     return FV_OK;
 }
 

@@ -7,9 +7,9 @@
 #include "ops/cpu/kernels.h"
 #include "ops/cpu/panels.h"
 
-/* Rows of y, and of x, that are multiplied together; queries of an item, and between asking for rows and reading them.
- */
-enum { ROWS = 64, HEADS = 8, PIECE = 64, AHEAD = 2 };
+/* Rows of y, and of x, that are multiplied together; queries of an item, and between asking for rows and reading them;
+ * and rows that follow each other from which on they are read where they lie. */
+enum { ROWS = 64, HEADS = 8, PIECE = 64, AHEAD = 2, RUN = 3 };
 
 struct memory {
     char *rows;  /* [ROWS] of y */
@@ -24,40 +24,85 @@ struct job {
     struct memory *memory;                   /* per thread */
 };
 
-/* Asks for rows that a later query needs: they lie in as many places as there are. */
-static void ask(const struct job *job, int64_t b, int64_t h, int64_t i, int64_t from, int64_t count)
-{
-    const fv_sampled_dots_args *a = job->args;
-    const int32_t *index = fv_at(&a->index, b, h, i, from);
+/* Entries of the index of a query that are multiplied together, and the rows of y they name. */
+struct entries {
+    const int32_t *index;
+    int64_t step, count;
+    const char *y;
+    int64_t y_bytes; /* from a row to the next */
+};
 
-    for (int64_t r = 0; r < count; r++) {
-        int32_t row = index[r * a->index.strides[3]];
-        const char *at = fv_panels_row(&a->y, b, h / (a->x.dims[1] / a->y.dims[1]), fv_max(row, 0));
+static struct entries entries_of(const fv_sampled_dots_args *a, int64_t b, int64_t h, int64_t i, int64_t from)
+{
+    int64_t head = h / (a->x.dims[1] / a->y.dims[1]);
+    const char *y = fv_panels_row(&a->y, b, head, 0);
+
+    return (struct entries){.index = fv_at(&a->index, b, h, i, from),
+                            .step = a->index.strides[3],
+                            .count = fv_min(ROWS, a->out.dims[3] - from),
+                            .y = y,
+                            .y_bytes = fv_panels_row(&a->y, b, head, 1) - y};
+}
+
+/* Asks for rows that a later query needs: they lie in as many places as there are. */
+static void ask(const struct job *job, const struct entries *e)
+{
+    for (int64_t r = 0; r < e->count; r++) {
+        const char *at = e->y + fv_max(e->index[r * e->step], 0) * e->y_bytes;
         for (int64_t byte = 0; byte < job->row_bytes; byte += 64)
             __builtin_prefetch(at + byte);
     }
 }
 
-/* Entries from..from+count-1 of the index of heads h.. and query i. */
-static void multiply(const struct job *job, const struct memory *m, int64_t b, int64_t h, int heads, int64_t i,
-                     int64_t from, int64_t count)
+/* How many entries from r on name rows that follow each other. */
+static int64_t run_from(const struct entries *e, int64_t r)
+{
+    int64_t end = r + 1;
+
+    while (end < e->count && e->index[end * e->step] == e->index[r * e->step] + end - r)
+        end++;
+    return end - r;
+}
+
+/* The products of so many rows at k with those of x, from place `at` on. */
+static void multiply_rows(const struct job *job, const struct memory *m, int heads, const char *k, int64_t k_bytes,
+                          int64_t count, int64_t at)
 {
     const fv_sampled_dots_args *a = job->args;
-    int64_t key_head = h / (a->x.dims[1] / a->y.dims[1]), kept = 0;
-    const int32_t *index = fv_at(&a->index, b, h, i, from);
 
-    for (int64_t r = 0; r < count; r++) {
-        int32_t row = index[r * a->index.strides[3]];
+    if (count > 0)
+        job->kernels->few[a->y.dtype].dots(heads, a->x.dims[3], m->x, job->x_row, k, k_bytes, count, m->dots + at,
+                                           ROWS);
+}
+
+/* Entries of heads h.. and query i from `from` on: rows that follow each other where they lie, others brought together.
+ */
+static void multiply(const struct job *job, const struct memory *m, const struct entries *e, int64_t b, int64_t h,
+                     int heads, int64_t i, int64_t from)
+{
+    const fv_sampled_dots_args *a = job->args;
+    int64_t kept = 0, copied = 0; /* the last of those kept */
+
+    for (int64_t r = 0, run; r < e->count; r += run) {
+        int32_t row = e->index[r * e->step];
+        run = row < 0 ? 1 : run_from(e, r);
         if (row < 0) continue;
-        memcpy(m->rows + kept++ * job->row_bytes, fv_panels_row(&a->y, b, key_head, row), (size_t)job->row_bytes);
+        if (run < RUN) run = 1;
+        if (run == 1) {
+            memcpy(m->rows + copied++ * job->row_bytes, e->y + row * e->y_bytes, (size_t)job->row_bytes);
+        } else {
+            multiply_rows(job, m, heads, m->rows, job->row_bytes, copied, kept - copied);
+            multiply_rows(job, m, heads, e->y + row * e->y_bytes, e->y_bytes, run, kept);
+            copied = 0;
+        }
+        kept += run;
     }
-    job->kernels->few[a->y.dtype].dots(heads, a->x.dims[3], m->x, job->x_row, m->rows, job->row_bytes, kept, m->dots,
-                                       ROWS);
+    multiply_rows(job, m, heads, m->rows, job->row_bytes, copied, kept - copied);
     for (int n = 0; n < heads; n++) {
         const float *dot = m->dots + n * ROWS;
         float *out = fv_at(&a->out, b, h + n, i, from);
-        for (int64_t r = 0; r < count; r++)
-            out[r * a->out.strides[3]] = index[r * a->index.strides[3]] < 0 ? -INFINITY : *dot++;
+        for (int64_t r = 0; r < e->count; r++)
+            out[r * a->out.strides[3]] = e->index[r * e->step] < 0 ? -INFINITY : *dot++;
     }
 }
 
@@ -76,8 +121,12 @@ static void multiply_item(void *user, int64_t item, int thread)
                 job->kernels->map(FV_MAP_COPY, D, fv_at(&a->x, b, h + n, i, 0), NULL, 0, a->scale, 0,
                                   m->x + n * job->x_row);
             for (int64_t r = 0; r < R; r += ROWS) {
-                if (i + AHEAD < a->x.dims[2]) ask(job, b, h, i + AHEAD, r, fv_min(ROWS, R - r));
-                multiply(job, m, b, h, heads, i, r, fv_min(ROWS, R - r));
+                struct entries e = entries_of(a, b, h, i, r), later;
+                if (i + AHEAD < a->x.dims[2]) {
+                    later = entries_of(a, b, h, i + AHEAD, r);
+                    ask(job, &later);
+                }
+                multiply(job, m, &e, b, h, heads, i, r);
             }
         }
 }
@@ -161,17 +210,18 @@ static void sum_item(void *user, int64_t item, int thread)
     int64_t H = a->out.dims[1], N = a->out.dims[2], first = item % job->pieces * PIECE, h = item / job->pieces % H,
             b = item / job->pieces / H;
     struct sum sum = {.kernels = job->kernels, .n = a->out.dims[3]};
+    const float *y = fv_at(&a->y, b, h / (H / a->y.dims[1]), 0, 0);
 
     (void)thread;
     for (int64_t i = first; i < fv_min(first + PIECE, N); i++) {
         const int32_t *index = fv_at(&a->index, b, h, i, 0);
         const float *weight = fv_at(&a->weight, b, h, i, 0);
+        int64_t index_step = a->index.strides[3], weight_step = a->weight.strides[3];
         sum.out = fv_at(&a->out, b, h, i, 0);
         sum.add = false;
         for (int64_t r = 0; r < a->weight.dims[3]; r++) {
-            int32_t row = index[r * a->index.strides[3]];
-            if (row >= 0)
-                add_term(&sum, fv_at(&a->y, b, h / (H / a->y.dims[1]), row, 0), weight[r * a->weight.strides[3]]);
+            int32_t row = index[r * index_step];
+            if (row >= 0) add_term(&sum, y + row * a->y.strides[2], weight[r * weight_step]);
         }
         close_sum(&sum);
     }
