@@ -80,8 +80,11 @@ fv_status fv_layer_norm(fv_ctx *ctx, const fv_tensor *x, const fv_tensor *weight
 /* An elementwise function of x alone, or of x and y of one shape.  x is not read any more: where no tape records, *out
  * takes its memory. */
 fv_status fv_layer_map(fv_ctx *ctx, fv_map op, const fv_tensor *x, const fv_tensor *y, fv_tensor *out);
-/* x [B,N,H*D] as [B,H,N,D]. */
+/* x [..,N,H*D], contiguous, as [B,H,N,D], leading dims as one. */
 fv_tensor fv_layer_heads(const fv_tensor *x, int64_t heads);
+/* The heads of x weight^T + bias, in scratch memory; x contiguous, a bias may be absent or NULL. */
+fv_status fv_layer_project(fv_ctx *ctx, const fv_tensor *x, const fv_tensor *weight, const fv_tensor *bias,
+                           int64_t heads, fv_tensor *out);
 /* A mechanism by its SPEC. */
 fv_status fv_layer_attend(fv_ctx *ctx, const fv_attention_args *args, const char *format, ...)
     __attribute__((format(printf, 3, 4)));

@@ -69,13 +69,12 @@ static fv_status accept_fixed(const fv_layer_call *call)
 static fv_status make_rows(fv_ctx *ctx, const struct separate *o, const fv_tensor *source, const fv_tensor *weight,
                            fv_tensor *heads)
 {
-    fv_tensor rows = {0}, turned;
     fv_rope_args rope = {.base = (float)o->rope_base};
+    fv_tensor turned;
 
-    FV_TRY(fv_layer_linear(ctx, source, weight, NULL, &rows));
-    *heads = fv_layer_heads(&rows, o->heads);
+    FV_TRY(fv_layer_project(ctx, source, weight, NULL, o->heads, heads));
     if (o->rope_base == 0) return FV_OK;
-    FV_TRY(fv_tensor_new(ctx, &turned, FV_F32, 3, rows.dims));
+    FV_TRY(fv_tensor_new(ctx, &turned, FV_F32, 3, source->dims));
     rope.x = *heads;
     rope.out = *heads = fv_layer_heads(&turned, o->heads);
     return fv_rope(ctx, &rope);
@@ -95,17 +94,16 @@ static fv_tensor source_of(const fv_layer_call *call)
 
 static fv_status forward(fv_ctx *ctx, const fv_layer_call *call)
 {
-    const struct separate *options_ = call->options;
+    const struct separate *p = call->options;
     const fv_tensor *x = &call->in[X], *w = call->param;
-    fv_tensor source = source_of(call), v = {0}, o, y = call->out[0];
-    fv_attention_args args = {.causal = options_->causal};
+    fv_tensor source = source_of(call), o, y = call->out[0];
+    fv_attention_args args = {.causal = p->causal};
 
-    FV_TRY(make_rows(ctx, options_, &source, &w[Q_WEIGHT], &args.q));
-    FV_TRY(make_rows(ctx, options_, &source, &w[K_WEIGHT], &args.k));
-    FV_TRY(fv_layer_linear(ctx, x, &w[V_WEIGHT], NULL, &v));
+    FV_TRY(make_rows(ctx, p, &source, &w[Q_WEIGHT], &args.q));
+    FV_TRY(make_rows(ctx, p, &source, &w[K_WEIGHT], &args.k));
+    FV_TRY(fv_layer_project(ctx, x, &w[V_WEIGHT], NULL, p->heads, &args.v));
     FV_TRY(fv_tensor_new(ctx, &o, FV_F32, 3, x->dims));
-    args.v = fv_layer_heads(&v, options_->heads);
-    args.o = fv_layer_heads(&o, options_->heads);
+    args.o = fv_layer_heads(&o, p->heads);
     FV_TRY(fv_layer_attend(ctx, &args, "%s", call->type->name));
     return fv_layer_linear(ctx, &o, &w[O_WEIGHT], NULL, &y);
 }

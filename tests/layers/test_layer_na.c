@@ -6,16 +6,11 @@
 
 #include "support/layer_trial.h"
 
-static double out_at(const struct layer_trial *t, int64_t n)
-{
-    return ((float *)t->output[0].tensor.data)[n];
-}
-
 static void expect(const struct layer_trial *t, const double *expected, int count)
 {
     for (int n = 0; n < count; n++)
-        if (!(out_at(t, n) == expected[n]) && !(fabs(out_at(t, n) - expected[n]) <= 1e-6))
-            fail_msg("%s: number %d: expected %g, got %g", t->what, n, expected[n], out_at(t, n));
+        if (!(layer_trial_at(t, 0, n) == expected[n]) && !(fabs(layer_trial_at(t, 0, n) - expected[n]) <= 1e-6))
+            fail_msg("%s: number %d: expected %g, got %g", t->what, n, expected[n], layer_trial_at(t, 0, n));
 }
 
 static const double counting[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11};
@@ -95,7 +90,7 @@ static void bias_goes_by_offset(void **state)
         layer_trial_forward(t);
         for (int i = 0; i < 8; i++)
             for (int slot = 0; slot < 3; slot++)
-                assert_true(out_at(t, i * 3 + slot) == expected[i / 2 * 3 + slot]);
+                assert_true(layer_trial_at(t, 0, i * 3 + slot) == expected[i / 2 * 3 + slot]);
         layer_trial_close(t);
     }
 }

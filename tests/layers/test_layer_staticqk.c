@@ -7,25 +7,12 @@
 #define MATRICES " q_weight=8x8 k_weight=8x8 v_weight=8x8 o_weight=8x8"
 enum { B = 3, N = 7, C = 8 };
 
-static struct layer_trial *draw(const char *spec, const char *tensors)
-{
-    struct layer_trial *t = layer_trial_open(spec, "cpu", 2);
-
-    layer_trial_draw(t, tensors);
-    layer_trial_forward(t);
-    return t;
-}
-
-static double y_at(const struct layer_trial *t, int64_t n)
-{
-    return ((float *)t->output[0].tensor.data)[n];
-}
-
 static void same(const struct layer_trial *t, const double *expected, double tolerance)
 {
     for (int64_t n = 0; n < B * N * C; n++)
-        if (!(fabs(y_at(t, n) - expected[n]) <= tolerance * fmax(1, fabs(expected[n]))))
-            fail_msg("%s: number %lld: expected %g, got %g", t->what, (long long)n, expected[n], y_at(t, n));
+        if (!(fabs(layer_trial_at(t, 0, n) - expected[n]) <= tolerance * fmax(1, fabs(expected[n]))))
+            fail_msg("%s: number %lld: expected %g, got %g", t->what, (long long)n, expected[n],
+                     layer_trial_at(t, 0, n));
 }
 
 /* Tokens 1 and 3, logits ln 3 s_i s_j of s = 0 1: the second reads them as 1 to 3. */
@@ -55,8 +42,8 @@ static void maps_by_hand(void **state)
             layer_trial_give(t, "v_weight", &two, 0, LAYER_DIMS(1, 1));
             layer_trial_give(t, "o_weight", &half, 0, LAYER_DIMS(1, 1));
             layer_trial_forward(t);
-            assert_float_equal(y_at(t, 0), cases[n].expected[0], 1e-6);
-            assert_float_equal(y_at(t, 1), cases[n].expected[1], 1e-6);
+            assert_float_equal(layer_trial_at(t, 0, 0), cases[n].expected[0], 1e-6);
+            assert_float_equal(layer_trial_at(t, 0, 1), cases[n].expected[1], 1e-6);
             layer_trial_close(t);
         }
 }
@@ -69,17 +56,17 @@ static void maps_do_not_depend_on_the_input(void **state)
     (void)state;
 
     for (int n = 0; n < 2; n++) {
-        struct layer_trial *t = draw(calls[n][0], calls[n][1]);
+        struct layer_trial *t = layer_trial_drawn(calls[n][0], calls[n][1]);
         double *x = layer_trial_data(t, "x"), sum[B * N * C], first[B * N * C];
         for (int i = 0; i < B * N * C; i++) {
-            sum[i] = y_at(t, i);
+            sum[i] = layer_trial_at(t, 0, i);
             first[i] = x[i];
             x[i] = sin(3 * i + 1);
         }
         layer_trial_take_over(t);
         layer_trial_forward(t);
         for (int i = 0; i < B * N * C; i++) {
-            sum[i] += y_at(t, i);
+            sum[i] += layer_trial_at(t, 0, i);
             x[i] += first[i];
         }
         layer_trial_take_over(t);
@@ -96,19 +83,19 @@ static void what_comes_later_is_not_read(void **state)
     (void)state;
 
     for (int n = 0; n < 2; n++) {
-        struct layer_trial *t = draw("staticqk:heads=2", "x=3x7x8 s=3x7x8" MATRICES);
+        struct layer_trial *t = layer_trial_drawn("staticqk:heads=2", "x=3x7x8 s=3x7x8" MATRICES);
         double before[B * N * C], apart = 0;
         for (int i = 0; i < B * N * C; i++)
-            before[i] = y_at(t, i);
+            before[i] = layer_trial_at(t, 0, i);
         for (int c = 0; c < C; c++)
             layer_trial_data(t, changed[n])[4 * C + c] += 1; /* of the first batch */
         layer_trial_take_over(t);
         layer_trial_forward(t);
         for (int i = 0; i < B * N * C; i++) {
             if (i < 4 * C || i >= N * C)
-                assert_true(y_at(t, i) == before[i]);
+                assert_true(layer_trial_at(t, 0, i) == before[i]);
             else
-                apart = fmax(apart, fabs(y_at(t, i) - before[i]));
+                apart = fmax(apart, fabs(layer_trial_at(t, 0, i) - before[i]));
         }
         assert_true(apart > 1e-3);
         layer_trial_close(t);
@@ -118,14 +105,14 @@ static void what_comes_later_is_not_read(void **state)
 /* One stream for every batch, written out for each; rows of it behind the tokens are not read and have no gradient. */
 static void a_fixed_stream_is_static_in_every_batch(void **state)
 {
-    struct layer_trial *fixed = draw("fixedmap:heads=4,rope_base=100", "x=3x7x8 s=9x8" MATRICES), *still;
+    struct layer_trial *fixed = layer_trial_drawn("fixedmap:heads=4,rope_base=100", "x=3x7x8 s=9x8" MATRICES), *still;
     double expected[B * N * C], source[B * N * C];
     fv_named_tensor d_y = {"y", test_random(fixed->ctx, 1, FV_DIMS(B, N, C))};
     fv_named_tensor d_s = {"s", test_random(fixed->ctx, 1, FV_DIMS(9, C))};
     (void)state;
 
     for (int i = 0; i < B * N * C; i++) {
-        expected[i] = y_at(fixed, i);
+        expected[i] = layer_trial_at(fixed, 0, i);
         source[i] = layer_trial_data(fixed, "s")[i % (N * C)];
     }
     still = layer_trial_open("staticqk:heads=4,rope_base=100", "cpu", 2);
@@ -148,14 +135,14 @@ static void a_fixed_stream_is_static_in_every_batch(void **state)
     layer_trial_take_over(fixed);
     layer_trial_forward(fixed);
     for (int i = 0; i < B * N * C; i++)
-        assert_true(y_at(fixed, i) == expected[i]);
+        assert_true(layer_trial_at(fixed, 0, i) == expected[i]);
     layer_trial_close(fixed);
 }
 
 /* With unit matrices and the input as its own source it is dense attention of the input's heads. */
 static void its_own_source_makes_it_dense(void **state)
 {
-    struct layer_trial *t = draw("staticqk:heads=2", "x=3x7x8 s=3x7x8" MATRICES);
+    struct layer_trial *t = layer_trial_drawn("staticqk:heads=2", "x=3x7x8 s=3x7x8" MATRICES);
     static const char *const matrices[] = {"q_weight", "k_weight", "v_weight", "o_weight"};
     fv_tensor x, o;
     double *expected;
@@ -195,7 +182,7 @@ static void wrong_calls_are_refused(void **state)
           {"fixedmap:heads=8,rope_base=10000", "an even number of channels in a head, got 1"},
           {"staticqk:heads=2", "input 's': expected [B, N, C] = [3,7,8], got [9,8]"},
       };
-    struct layer_trial *t = draw("fixedmap:heads=2", "x=3x7x8 s=9x8" MATRICES);
+    struct layer_trial *t = layer_trial_drawn("fixedmap:heads=2", "x=3x7x8 s=9x8" MATRICES);
     fv_layer *layer;
     (void)state;
 

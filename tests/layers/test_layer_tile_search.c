@@ -12,11 +12,6 @@ static int refs_of(const struct layer_trial *t, int layer)
     return ((int32_t *)t->output[REFS].tensor.data)[layer];
 }
 
-static double error_at(const struct layer_trial *t, int n)
-{
-    return ((float *)t->output[ERRORS].tensor.data)[n];
-}
-
 /* Queries of 0, so that rows are means of values: v [L,1,N,1]. */
 static struct layer_trial *means(const char *spec, const char *device, int L, int N, const double *v)
 {
@@ -49,8 +44,8 @@ static void errors_and_thresholds_by_hand(void **state)
     for (int d = 0; test_devices[d]; d++)
         for (size_t n = 0; n < sizeof cases / sizeof *cases; n++) {
             struct layer_trial *t = means(cases[n].spec, test_devices[d], 1, 4, v);
-            assert_float_equal(error_at(t, 0), (1 / 4. + 1 / 36.) / 4, 1e-7);
-            assert_true(error_at(t, 1) == (1 + 1 / 4.) / 4);
+            assert_float_equal(layer_trial_at(t, ERRORS, 0), (1 / 4. + 1 / 36.) / 4, 1e-7);
+            assert_true(layer_trial_at(t, ERRORS, 1) == (1 + 1 / 4.) / 4);
             if (refs_of(t, 0) != cases[n].refs)
                 fail_msg("%s: expected %d, got %d", cases[n].spec, cases[n].refs, refs_of(t, 0));
             layer_trial_close(t);
@@ -68,7 +63,7 @@ static void nothing_is_no_more_than_nothing(void **state)
     layer_trial_close(t);
     t = means("tile_search:frames=4,family=4+3,threshold=0", "cpu", 1, 4, apart);
     assert_int_equal(refs_of(t, 0), 4);
-    assert_true(error_at(t, 0) == 0 && error_at(t, 1) > 0);
+    assert_true(layer_trial_at(t, ERRORS, 0) == 0 && layer_trial_at(t, ERRORS, 1) > 0);
     layer_trial_close(t);
 }
 
@@ -88,7 +83,7 @@ static void the_fewest_are_taken_in_any_order(void **state)
         struct layer_trial *t = means(specs[n], "cpu", 1, 6, v);
         fv_layer_args alone = t->args;
         for (int k = 0; k < 3; k++)
-            assert_float_equal(error_at(t, place[n][k]), expected[k], 1e-7);
+            assert_float_equal(layer_trial_at(t, ERRORS, place[n][k]), expected[k], 1e-7);
         assert_int_equal(refs_of(t, 0), 2);
         alone.outputs = 1;
         ((int32_t *)t->output[REFS].tensor.data)[0] = 77;
@@ -120,7 +115,7 @@ static void errors_are_those_of_frame_tile(void **state)
         o[1] = trial_doubled(&args.o);
         for (int i = 0; i < 4 * 33 * 7; i++)
             sum += pow(o[1][i] - o[0][i], 2) / (4 * 33 * 7);
-        assert_float_equal(error_at(t, n), sum, 1e-5 * sum);
+        assert_float_equal(layer_trial_at(t, ERRORS, n), sum, 1e-5 * sum);
         free(o[0]);
         free(o[1]);
     }
@@ -141,7 +136,7 @@ static void what_is_no_number_stays_dense(void **state)
     layer_trial_define(t);
     assert_ok(fv_layer_forward(t->ctx, t->layer, &t->args));
     assert_int_equal(refs_of(t, 0), 4);
-    assert_true(isnan(error_at(t, 0)) && isnan(error_at(t, 1)));
+    assert_true(isnan(layer_trial_at(t, ERRORS, 0)) && isnan(layer_trial_at(t, ERRORS, 1)));
     assert_int_equal(refs_of(t, 1), 1);
     layer_trial_close(t);
 }

@@ -520,6 +520,13 @@ static void bad_arguments_are_refused_in_words(void **state)
     assert_fails(fv_sampled_dots(ctx, &dots), FV_E_SHAPE, "4 heads of y do not divide 2 of x");
     dots.y = fv_reshaped(&x, FV_DIMS(1, 2, 4, 6));
     assert_fails(fv_sampled_dots(ctx, &dots), FV_E_SHAPE, "sampled dots: y: expected");
+    fv_sampled_sums_args sums = {.weight = dots.out, .y = dots.x, .index = dots.index, .out = dots.x};
+    assert_fails(fv_sampled_sums(ctx, &sums), FV_E_ARGUMENT, "sampled sums: index 1: expected -1 to 5, got 6");
+    sums.y = fv_reshaped(&x, FV_DIMS(1, 4, 3, 4));
+    assert_fails(fv_sampled_sums(ctx, &sums), FV_E_SHAPE, "4 heads of y do not divide 2 of out");
+    sums.y = dots.x;
+    sums.weight = dots.y;
+    assert_fails(fv_sampled_sums(ctx, &sums), FV_E_SHAPE, "sampled sums: weight: expected");
     assert_fails(fv_cumsum(ctx, &(fv_cumsum_args){.x = x, .out = out}), FV_E_SHAPE, "cumsum: out");
     assert_fails(fv_select(ctx, &(fv_select_args){.scores = x, .index = out}), FV_E_DTYPE, "select: index");
     assert_fails(fv_window_rows(ctx, &(fv_window_args){.x = x, .out = out}), FV_E_ARGUMENT, "window");
