@@ -12,6 +12,8 @@ struct call {
     fv_select_args select;
     fv_gather_args gather;
     fv_match_args match;
+    fv_sampled_dots_args dots;
+    fv_sampled_sums_args sums;
     fv_cumsum_args cumsum;
 };
 
@@ -28,6 +30,8 @@ CALL(pool, fv_pool_rows)
 CALL(select, fv_select)
 CALL(gather, fv_gather)
 CALL(match, fv_match)
+CALL(dots, fv_sampled_dots)
+CALL(sums, fv_sampled_sums)
 CALL(cumsum, fv_cumsum)
 
 /* What every trial here ends with: bytes in and out, `flops` for each element in. */
@@ -241,6 +245,34 @@ static fv_status match(struct checkops *c, int64_t rows)
     return finish(c, &t, &call, call_match, 4 * (double)entries, &call.match.x, &call.match.y);
 }
 
+/* Windows of 49 rows, or some others that are not there, of 32 channels: products with them, or sums of them. */
+static fv_status sampled(struct checkops *c, bool sums)
+{
+    int64_t heads = c->small ? 3 : 8, rows = c->small ? 70 : 4096, few = 49, D = c->small ? 21 : 32;
+    struct call call = {0};
+    fv_tensor index, x, y, weights;
+    trial t;
+
+    if (!checkops_wanted(c, &t, sums ? "sampled sums" : "sampled dots", "%lld heads, %lld x %lld of %lld",
+                         (long long)heads, (long long)rows, (long long)few, (long long)D))
+        return c->status;
+    index = checkops_empty(c, FV_I32, FV_DIMS(1, 1, rows, few));
+    FV_TRY(c->status);
+    for (int64_t n = 0; n < rows * few; n++)
+        ((int32_t *)index.data)[n] = (int32_t)fv_max(n / few + n % few - few / 2, -1) % (int32_t)rows;
+    y = checkops_noise(c, FV_F32, 1, 0, FV_DIMS(1, heads, rows, D));
+    if (sums) {
+        weights = checkops_noise(c, FV_F32, 1, 0, FV_DIMS(1, heads, rows, few));
+        x = checkops_output(&t, "out", checkops_empty(c, FV_F32, FV_DIMS(1, heads, rows, D)), 0x1p-24 * (double)few);
+        call.sums = (fv_sampled_sums_args){.weight = weights, .y = y, .index = index, .out = x};
+        return finish(c, &t, &call, call_sums, 2 * (double)D, &weights, &y);
+    }
+    x = checkops_noise(c, FV_F32, 1, 0, FV_DIMS(1, heads, rows, D));
+    weights = checkops_output(&t, "out", checkops_empty(c, FV_F32, FV_DIMS(1, heads, rows, few)), 0x1p-24 * (double)D);
+    call.dots = (fv_sampled_dots_args){.x = x, .y = y, .index = index, .out = weights};
+    return finish(c, &t, &call, call_dots, 2 * (double)few, &x, &y);
+}
+
 static fv_status cumsum(struct checkops *c)
 {
     int64_t rows = c->small ? 77 : 4096, columns = c->small ? 20 : 1024;
@@ -313,6 +345,8 @@ fv_status checkops_rows(struct checkops *c)
     FV_TRY(selection(c, 128));
     FV_TRY(match(c, 1));
     FV_TRY(match(c, 16));
+    FV_TRY(sampled(c, false));
+    FV_TRY(sampled(c, true));
     FV_TRY(sort(c, 64));
     FV_TRY(sort(c, c->small ? 500 : 4096));
     return cumsum(c);

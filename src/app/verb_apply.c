@@ -53,6 +53,7 @@ static const cli_flag flags[] = {
 struct work {
     fv_layer *layer;
     app_named inputs, params, outputs, grads, d_inputs, d_params;
+    fv_text plan; /* that a policy decides on */
     double seconds;
 };
 
@@ -62,6 +63,7 @@ static void work_free(struct work *w)
 
     for (size_t i = 0; i < sizeof named / sizeof *named; i++)
         app_named_free(named[i]);
+    fv_text_free(&w->plan);
     fv_layer_free(w->layer);
 }
 
@@ -135,7 +137,7 @@ static fv_status compute(fv_ctx *ctx, struct work *w)
     if (w->grads.count > 0)
         FV_TRY(fv_layer_backward(ctx, w->layer, &args, &grads));
     else
-        FV_TRY(fv_layer_forward(ctx, w->layer, &args));
+        FV_TRY(fv_layer_decide(ctx, w->layer, &args, &w->plan));
     w->seconds = app_seconds() - start;
     return app_check();
 }
@@ -155,6 +157,7 @@ static fv_status tell(struct app *app, const struct work *w)
     if (!app->common->json) {
         for (int i = 0; i < w->outputs.count; i++)
             fv_text_printf(&shapes, ", %s %s", w->outputs.names[i], fv_shape_text(&w->outputs.tensors[i].t));
+        if (w->plan.length > 0) fv_text_printf(&shapes, "; plan %s", fv_text_get(&w->plan));
         app_say(app, "%s on %s: %.3g s%s", fv_layer_name(w->layer), fv_ctx_backend(app->ctx), w->seconds,
                 fv_text_get(&shapes));
         fv_text_free(&shapes);
@@ -172,6 +175,7 @@ static fv_status tell(struct app *app, const struct work *w)
         app_put(outputs, w->outputs.names[i], shape);
     }
     app_put(root, "outputs", outputs);
+    if (w->plan.length > 0) app_put(root, "plan", json_string(fv_text_get(&w->plan)));
     return app_json_print(root);
 }
 

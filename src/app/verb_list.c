@@ -370,9 +370,10 @@ static void show_text(const struct thing *thing)
     if (thing->paper) printf("  %-8s %s\n", "paper", thing->paper);
     if (thing->formula)
         printf("  %-8s %s\n",
-               thing->kind == POLICY  ? "keeps"
-               : thing->kind == PROBE ? "finds"
-                                      : "formula",
+               thing->inputs           ? "formula"
+               : thing->kind == POLICY ? "keeps"
+               : thing->kind == PROBE  ? "finds"
+                                       : "formula",
                thing->formula);
     if (thing->cost) printf("  %-8s %s\n", "cost", thing->cost);
     if (thing->traits) printf("\nIt promises:\n");

@@ -53,9 +53,10 @@ typedef struct fv_option {
     }
 /* The default is written as a literal: it is stringised. */
 #define FV_INT(s, f, initial, min, max, help) FV_OPTION_(s, f, FV_OPTION_INT, #initial, min, max, NULL, help)
-/* One that must be given. */
-#define FV_INT_REQUIRED(s, f, min, max, help) FV_OPTION_(s, f, FV_OPTION_INT, NULL, min, max, NULL, help)
 #define FV_FLOAT(s, f, initial, min, max, help) FV_OPTION_(s, f, FV_OPTION_FLOAT, #initial, min, max, NULL, help)
+/* Those that must be given. */
+#define FV_INT_REQUIRED(s, f, min, max, help) FV_OPTION_(s, f, FV_OPTION_INT, NULL, min, max, NULL, help)
+#define FV_FLOAT_REQUIRED(s, f, min, max, help) FV_OPTION_(s, f, FV_OPTION_FLOAT, NULL, min, max, NULL, help)
 #define FV_BOOL(s, f, initial, help) FV_OPTION_(s, f, FV_OPTION_BOOL, #initial, 0, 1, NULL, help)
 /* choices: a NULL-ended array of names; initial is one of them, as a string. */
 #define FV_ENUM(s, f, initial, choices, help) FV_OPTION_(s, f, FV_OPTION_ENUM, initial, 0, 0, choices, help)

@@ -51,8 +51,10 @@ fv_status fv_policy_named(const char *name, const fv_policy **policy)
     if (*policy) return FV_OK;
     const char *near = fv_nearest(name, count, name_at, NULL);
     if (near)
-        return fv_fail(FV_E_USAGE,
-                       "no cache policy is called '%s'; did you mean '%s'? ('fovea list policy' lists them)", name,
-                       near);
-    return fv_fail(FV_E_USAGE, "no cache policy is called '%s' ('fovea list policy' lists them)", name);
+        return fv_fail(
+            FV_E_USAGE,
+            "no cache policy is called '%s'; did you mean '%s'? ('fovea list policy' has those of the family cache)",
+            name, near);
+    return fv_fail(FV_E_USAGE, "no cache policy is called '%s' ('fovea list policy' has those of the family cache)",
+                   name);
 }

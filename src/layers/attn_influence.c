@@ -39,15 +39,6 @@ static int64_t size(const fv_layer_call *call, const char *name)
     return strcmp(name, "Nb") == 0 ? fv_ceil_div(fv_size_of(&call->sizes, "N"), o->block) : -1;
 }
 
-static fv_status accept(const fv_layer_call *call)
-{
-    int64_t H = fv_size_of(&call->sizes, "H"), groups = fv_size_of(&call->sizes, "Hkv");
-
-    if (H % groups == 0) return FV_OK;
-    return fv_fail(FV_E_SHAPE, "attn_influence: expected heads of keys that divide those of queries, got %lld and %lld",
-                   (long long)groups, (long long)H);
-}
-
 static fv_status forward(fv_ctx *ctx, const fv_layer_call *call)
 {
     const struct influence *o = call->options;
@@ -90,6 +81,6 @@ const fv_layer_type fv_layer_attn_influence = {
     .params = params,
     .outputs = outputs,
     .size = size,
-    .accept = accept,
+    .accept = fv_layer_check_groups,
     .forward = forward,
 };

@@ -88,11 +88,7 @@ static int64_t size(const fv_layer_call *call, const char *name)
 
 static fv_status accept(const fv_layer_call *call)
 {
-    int64_t heads = ((const struct steer *)call->options)->heads, C = fv_size_of(&call->sizes, "C");
-
-    if (C % heads == 0) return FV_OK;
-    return fv_fail(FV_E_SHAPE, "cross_override: %lld heads do not divide %lld channels", (long long)heads,
-                   (long long)C);
+    return fv_layer_check_heads(call, ((const struct steer *)call->options)->heads, "C");
 }
 
 /* All frames, and of rows and columns 2 (native div 2) + 1 around the query. */
@@ -118,31 +114,29 @@ static float sharpened(const struct steer *o, int64_t C)
     return (float)sqrt((o->temp_fix ? log(2 * native) / log(native) : 1) / D);
 }
 
-/* The projection of x by a matrix. */
+/* The heads of x by a matrix. */
 static fv_status project(fv_ctx *ctx, const fv_layer_call *call, const fv_tensor *x, int part, fv_tensor *out)
 {
-    *out = (fv_tensor){0};
-    return fv_layer_linear(ctx, x, &call->param[part], &call->param[BIASES + part], out);
+    return fv_layer_project(ctx, x, &call->param[part], &call->param[BIASES + part],
+                            ((const struct steer *)call->options)->heads, out);
 }
 
 /* out = x + o where o is what x reads of `of`; `read` receives o alone. */
 static fv_status add_read(fv_ctx *ctx, const fv_layer_call *call, int first, const fv_tensor *x, const fv_tensor *of,
                           const fv_plan *plan, float scale, fv_tensor *read, const fv_tensor *out)
 {
-    int64_t heads = ((const struct steer *)call->options)->heads;
-    fv_tensor q, k, v, o;
+    const fv_tensor *w = call->param;
+    fv_attend_args args = {.plan = plan, .logits.scale = scale};
+    fv_tensor o;
 
-    FV_TRY(project(ctx, call, x, first + PART_Q, &q));
-    FV_TRY(project(ctx, call, of, first + PART_K, &k));
-    FV_TRY(project(ctx, call, of, first + PART_V, &v));
-    FV_TRY(fv_tensor_new(ctx, &o, FV_F32, 3, q.dims));
-    FV_TRY(fv_attend(ctx, &(fv_attend_args){.q = fv_layer_heads(&q, heads),
-                                            .k = fv_layer_heads(&k, heads),
-                                            .v = fv_layer_heads(&v, heads),
-                                            .o = fv_layer_heads(&o, heads),
-                                            .plan = plan,
-                                            .logits.scale = scale}));
-    FV_TRY(project(ctx, call, &o, first + PART_O, read));
+    FV_TRY(project(ctx, call, x, first + PART_Q, &args.q));
+    FV_TRY(project(ctx, call, of, first + PART_K, &args.k));
+    FV_TRY(project(ctx, call, of, first + PART_V, &args.v));
+    FV_TRY(fv_tensor_new(ctx, &o, FV_F32, 3, x->dims));
+    args.o = fv_layer_heads(&o, args.q.dims[1]);
+    FV_TRY(fv_attend(ctx, &args));
+    *read = (fv_tensor){0};
+    FV_TRY(fv_layer_linear(ctx, &o, &w[first + PART_O], &w[BIASES + first + PART_O], read));
     if (!fv_present(out)) return FV_OK;
     return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_ADD, .x = *x, .y = *read, .out = *out});
 }

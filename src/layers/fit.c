@@ -71,11 +71,7 @@ static const fv_param write_outputs[] = {
 
 static fv_status accept(const fv_layer_call *call)
 {
-    int64_t heads = ((const struct fit *)call->options)->heads, E = fv_size_of(&call->sizes, "E");
-
-    if (E % heads == 0) return FV_OK;
-    return fv_fail(FV_E_SHAPE, "%s: %lld heads do not divide %lld channels (E, rows of 'q_weight')", call->type->name,
-                   (long long)heads, (long long)E);
+    return fv_layer_check_heads(call, ((const struct fit *)call->options)->heads, "E");
 }
 
 /* x [B,t,m,d]: each group has those of the one before it, the first zeros. */
@@ -94,33 +90,23 @@ static fv_status shift_groups(fv_ctx *ctx, fv_tensor *x)
                                             .out = fv_reshaped(x, FV_DIMS(d[0], d[1], d[2] * d[3]))});
 }
 
-/* x [B,t,n,E] as heads of B*t groups. */
-static fv_tensor heads_of(const fv_tensor *x, int64_t heads)
-{
-    fv_tensor groups = fv_reshaped(x, FV_DIMS(x->dims[0] * x->dims[1], x->dims[2], x->dims[3]));
-
-    return fv_layer_heads(&groups, heads);
-}
-
 static fv_status forward(fv_ctx *ctx, const fv_layer_call *call)
 {
     const struct fit *f = call->options;
     const fv_tensor *w = call->param;
-    fv_tensor own, other, from = call->in[OTHER], q = {0}, k = {0}, v = {0}, o, read = {0};
+    const int64_t *d = call->in[OWN].dims;
+    fv_tensor own, other, from = call->in[OTHER], o, read = {0};
+    fv_attention_args args = {0};
 
     if (f->shift) FV_TRY(shift_groups(ctx, &from));
     FV_TRY(fv_layer_norm(ctx, &call->in[OWN], &w[Q_NORM_WEIGHT], &w[Q_NORM_BIAS], FV_LAYER_EPSILON, &own));
     FV_TRY(fv_layer_norm(ctx, &from, &w[KV_NORM_WEIGHT], &w[KV_NORM_BIAS], FV_LAYER_EPSILON, &other));
-    FV_TRY(fv_layer_linear(ctx, &own, &w[Q_WEIGHT], &w[Q_BIAS], &q));
-    FV_TRY(fv_layer_linear(ctx, &other, &w[K_WEIGHT], &w[K_BIAS], &k));
-    FV_TRY(fv_layer_linear(ctx, &other, &w[V_WEIGHT], &w[V_BIAS], &v));
-    FV_TRY(fv_tensor_new(ctx, &o, FV_F32, 4, q.dims));
-    FV_TRY(fv_layer_attend(ctx,
-                           &(fv_attention_args){.q = heads_of(&q, f->heads),
-                                                .k = heads_of(&k, f->heads),
-                                                .v = heads_of(&v, f->heads),
-                                                .o = heads_of(&o, f->heads)},
-                           "dense"));
+    FV_TRY(fv_layer_project(ctx, &own, &w[Q_WEIGHT], &w[Q_BIAS], f->heads, &args.q));
+    FV_TRY(fv_layer_project(ctx, &other, &w[K_WEIGHT], &w[K_BIAS], f->heads, &args.k));
+    FV_TRY(fv_layer_project(ctx, &other, &w[V_WEIGHT], &w[V_BIAS], f->heads, &args.v));
+    FV_TRY(fv_tensor_new(ctx, &o, FV_F32, FV_DIMS(d[0], d[1], d[2], w[Q_WEIGHT].dims[0])));
+    args.o = fv_layer_heads(&o, f->heads);
+    FV_TRY(fv_layer_attend(ctx, &args, "dense"));
     FV_TRY(fv_layer_linear(ctx, &o, &w[O_WEIGHT], &w[O_BIAS], &read));
     return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_ADD, .x = call->in[OWN], .y = read, .out = call->out[0]});
 }

@@ -60,8 +60,7 @@ static fv_status accept(const fv_layer_call *call)
     const struct hcam *o = call->options;
     int64_t E = fv_size_of(&call->sizes, "E");
 
-    if (E % o->heads != 0)
-        return fv_fail(FV_E_SHAPE, "hcam: %lld heads do not divide %lld channels", (long long)o->heads, (long long)E);
+    FV_TRY(fv_layer_check_heads(call, o->heads, "E"));
     if (o->position && E % 2 != 0)
         return fv_fail(FV_E_SHAPE, "hcam: position: expected an even number of channels, got %lld", (long long)E);
     return FV_OK;
@@ -212,17 +211,14 @@ static fv_status read_chunks(fv_ctx *ctx, const fv_layer_call *call, const struc
     const struct hcam *o = call->options;
     const fv_tensor *w = call->param;
     int64_t B = m->contents.dims[0], E = m->contents.dims[3];
-    fv_tensor rows = fv_reshaped(&m->contents, FV_DIMS(B, m->chunks * o->chunk, E)), q = {0}, k = {0}, v = {0};
+    fv_tensor rows = fv_reshaped(&m->contents, FV_DIMS(B, m->chunks * o->chunk, E));
     fv_named_tensor param[] = {{"summary_q", m->summary_q}, {"summary_k", m->summary_k}, {"chunk_mask", m->mask}};
     fv_attention_args args = {.params = fv_present(&m->mask) ? 3 : 2, .param = param};
 
-    FV_TRY(fv_layer_linear(ctx, &call->in[X], &w[Q_WEIGHT], &w[Q_BIAS], &q));
-    FV_TRY(fv_layer_linear(ctx, &rows, &w[K_WEIGHT], &w[K_BIAS], &k));
-    FV_TRY(fv_layer_linear(ctx, &rows, &w[V_WEIGHT], &w[V_BIAS], &v));
-    FV_TRY(fv_tensor_new(ctx, read, FV_F32, 3, q.dims));
-    args.q = fv_layer_heads(&q, o->heads);
-    args.k = fv_layer_heads(&k, o->heads);
-    args.v = fv_layer_heads(&v, o->heads);
+    FV_TRY(fv_layer_project(ctx, &call->in[X], &w[Q_WEIGHT], &w[Q_BIAS], o->heads, &args.q));
+    FV_TRY(fv_layer_project(ctx, &rows, &w[K_WEIGHT], &w[K_BIAS], o->heads, &args.k));
+    FV_TRY(fv_layer_project(ctx, &rows, &w[V_WEIGHT], &w[V_BIAS], o->heads, &args.v));
+    FV_TRY(fv_tensor_new(ctx, read, FV_F32, 3, call->in[X].dims));
     args.o = fv_layer_heads(read, o->heads);
     return fv_layer_attend(ctx, &args, "hcam:chunk=%lld,top=%lld", (long long)o->chunk, (long long)o->top);
 }

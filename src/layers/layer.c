@@ -218,7 +218,7 @@ static fv_status run(fv_ctx *ctx, fv_layer_call *call, const fv_tensor *seeds)
     return FV_OK;
 }
 
-fv_status fv_layer_forward(fv_ctx *ctx, const fv_layer *layer, const fv_layer_args *args)
+fv_status fv_layer_decide(fv_ctx *ctx, const fv_layer *layer, const fv_layer_args *args, fv_text *plan)
 {
     fv_mark mark = fv_scratch_mark(ctx);
     fv_layer_call call;
@@ -229,9 +229,15 @@ fv_status fv_layer_forward(fv_ctx *ctx, const fv_layer *layer, const fv_layer_ar
     if (args->outputs == 0)
         return fv_fail(FV_E_USAGE, "%s: no output is asked for; expected one, such as '%s'", layer->type->name,
                        layer->type->outputs[0].name);
+    call.plan = plan;
     status = run(ctx, &call, NULL);
     fv_scratch_release(ctx, mark);
-    return status;
+    return status == FV_OK && plan ? fv_text_status(plan) : status;
+}
+
+fv_status fv_layer_forward(fv_ctx *ctx, const fv_layer *layer, const fv_layer_args *args)
+{
+    return fv_layer_decide(ctx, layer, args, NULL);
 }
 
 /* ---- backward --------------------------------------------------------------------------------------------------- */

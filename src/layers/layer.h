@@ -29,6 +29,7 @@ typedef struct fv_layer_call {
     const void *options;
     fv_tensor in[FV_LAYER_TENSORS], param[FV_LAYER_TENSORS], out[FV_LAYER_TENSORS];
     fv_named_sizes sizes;
+    fv_text *plan; /* of a policy: takes what it decides as a layer plan SPEC; NULL: nobody asks */
 } fv_layer_call;
 
 typedef struct fv_layer_type {
@@ -59,8 +60,15 @@ const fv_layer_type *fv_layer_type_find(const char *name); /* NULL: none */
 const fv_layer_type *fv_layer_type_of(const fv_layer *layer);
 /* Checks names alone, before any tensor is there: unknown ones, and missing ones that are needed.  FV_E_USAGE. */
 fv_status fv_layer_names(const fv_layer *layer, const fv_layer_args *args);
+/* fv_layer_forward; `plan` takes the layer plan that a policy decides on (others leave it empty). */
+fv_status fv_layer_decide(fv_ctx *ctx, const fv_layer *layer, const fv_layer_args *args, fv_text *plan);
 
 /* ---- steps that layers share (steps.c) --------------------------------------------------------------------------- */
+
+/* Refuses heads that do not divide channels, a size of the call by its name; and heads of keys (Hkv) that do not divide
+ * those of queries (H).  FV_E_SHAPE. */
+fv_status fv_layer_check_heads(const fv_layer_call *call, int64_t heads, const char *channels);
+fv_status fv_layer_check_groups(const fv_layer_call *call);
 
 /* out [..,n] = x [..,k] weight^T + bias; x contiguous.  A bias may be absent; an `out` without data is made, in scratch
  * memory. */
@@ -72,8 +80,11 @@ fv_status fv_layer_norm(fv_ctx *ctx, const fv_tensor *x, const fv_tensor *weight
 /* An elementwise function of x alone, or of x and y of one shape.  x is not read any more: where no tape records, *out
  * takes its memory. */
 fv_status fv_layer_map(fv_ctx *ctx, fv_map op, const fv_tensor *x, const fv_tensor *y, fv_tensor *out);
-/* x [B,N,H*D] as [B,H,N,D]. */
+/* x [..,N,H*D], contiguous, as [B,H,N,D], leading dims as one. */
 fv_tensor fv_layer_heads(const fv_tensor *x, int64_t heads);
+/* The heads of x weight^T + bias, in scratch memory; x contiguous, a bias may be absent or NULL. */
+fv_status fv_layer_project(fv_ctx *ctx, const fv_tensor *x, const fv_tensor *weight, const fv_tensor *bias,
+                           int64_t heads, fv_tensor *out);
 /* A mechanism by its SPEC. */
 fv_status fv_layer_attend(fv_ctx *ctx, const fv_attention_args *args, const char *format, ...)
     __attribute__((format(printf, 3, 4)));

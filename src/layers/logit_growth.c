@@ -26,15 +26,6 @@ static const fv_param outputs[] = {
     {0},
 };
 
-static fv_status accept(const fv_layer_call *call)
-{
-    int64_t H = fv_size_of(&call->sizes, "H"), groups = fv_size_of(&call->sizes, "Hkv");
-
-    if (H % groups == 0) return FV_OK;
-    return fv_fail(FV_E_SHAPE, "logit_growth: expected heads of keys that divide those of queries, got %lld and %lld",
-                   (long long)groups, (long long)H);
-}
-
 /* The largest logit of each row, and the log of its denominator (unless absent). */
 static fv_status largest(fv_ctx *ctx, const fv_layer_call *call, const fv_plan *plan, const fv_logits *logits,
                          const fv_tensor *row_max, const fv_tensor *lse)
@@ -99,6 +90,6 @@ const fv_layer_type fv_layer_logit_growth = {
     .inputs = inputs,
     .params = params,
     .outputs = outputs,
-    .accept = accept,
+    .accept = fv_layer_check_groups,
     .forward = forward,
 };

@@ -8,13 +8,18 @@
     add(hcam) \
     add(tab) \
     add(mlpmix) \
+    add(fixedmap) \
+    add(staticqk) \
     add(lepe) \
+    add(na_qk) \
+    add(na_av) \
     add(fit_read) \
     add(fit_write) \
     add(logit_growth) \
     add(attn_indicators) \
     add(attn_influence) \
     add(stm_dpc) \
+    add(tile_search) \
     add(cross_override) \
 
 #define DECLARE(name) extern const fv_layer_type fv_layer_##name;

@@ -3,6 +3,24 @@
 
 #include "layers/layer.h"
 
+fv_status fv_layer_check_heads(const fv_layer_call *call, int64_t heads, const char *channels)
+{
+    int64_t size = fv_size_of(&call->sizes, channels);
+
+    if (size % heads == 0) return FV_OK;
+    return fv_fail(FV_E_SHAPE, "%s: %lld heads do not divide %lld channels (%s)", call->type->name, (long long)heads,
+                   (long long)size, channels);
+}
+
+fv_status fv_layer_check_groups(const fv_layer_call *call)
+{
+    int64_t H = fv_size_of(&call->sizes, "H"), groups = fv_size_of(&call->sizes, "Hkv");
+
+    if (H % groups == 0) return FV_OK;
+    return fv_fail(FV_E_SHAPE, "%s: expected heads of keys that divide those of queries, got %lld and %lld",
+                   call->type->name, (long long)groups, (long long)H);
+}
+
 /* x [..,C] as rows [rows, C]. */
 static fv_tensor rows_of(const fv_tensor *x)
 {
@@ -50,10 +68,19 @@ fv_status fv_layer_map(fv_ctx *ctx, fv_map op, const fv_tensor *x, const fv_tens
 
 fv_tensor fv_layer_heads(const fv_tensor *x, int64_t heads)
 {
-    const int64_t *s = x->strides;
-    int64_t D = x->dims[2] / heads;
+    int64_t N = x->dims[x->rank - 2], C = x->dims[x->rank - 1], D = C / heads;
 
-    return fv_view(x, FV_DIMS(x->dims[0], heads, x->dims[1], D), (const int64_t[]){s[0], D * s[2], s[1], s[2]}, 0);
+    return fv_view(x, FV_DIMS(fv_tensor_count(x) / (N * C), heads, N, D), (const int64_t[]){N * C, D, C, 1}, 0);
+}
+
+fv_status fv_layer_project(fv_ctx *ctx, const fv_tensor *x, const fv_tensor *weight, const fv_tensor *bias,
+                           int64_t heads, fv_tensor *out)
+{
+    fv_tensor rows = {0};
+
+    FV_TRY(fv_layer_linear(ctx, x, weight, bias, &rows));
+    *out = fv_layer_heads(&rows, heads);
+    return FV_OK;
 }
 
 fv_status fv_layer_attend(fv_ctx *ctx, const fv_attention_args *args, const char *format, ...)

@@ -85,13 +85,12 @@ static int64_t size(const fv_layer_call *call, const char *name)
 static fv_status accept(const fv_layer_call *call)
 {
     const struct stm *o = call->options;
-    int64_t n = fv_size_of(&call->sizes, "n"), C = fv_size_of(&call->sizes, "C");
+    int64_t n = fv_size_of(&call->sizes, "n");
 
     if (o->tokens > n)
         return fv_fail(FV_E_SHAPE, "stm_dpc: option 'tokens': expected at most the tokens there are, %lld, got %lld",
                        (long long)n, (long long)o->tokens);
-    if (C % o->heads == 0) return FV_OK;
-    return fv_fail(FV_E_SHAPE, "stm_dpc: %lld heads do not divide %lld channels", (long long)o->heads, (long long)C);
+    return fv_layer_check_heads(call, o->heads, "C");
 }
 
 /* ---- clusters --------------------------------------------------------------------------------------------------- */
@@ -249,17 +248,15 @@ static fv_status attend(fv_ctx *ctx, const fv_layer_call *call, const fv_tensor 
 {
     const struct stm *s = call->options;
     const fv_tensor *w = call->param;
-    fv_tensor q = {0}, k = {0}, v = {0}, o;
+    fv_attend_args args = {.logits.bias = fv_reshaped(score, FV_DIMS(y->dims[0], 1, 1, y->dims[1]))};
+    fv_tensor o;
 
-    FV_TRY(fv_layer_linear(ctx, merged, &w[Q_WEIGHT], &w[Q_BIAS], &q));
-    FV_TRY(fv_layer_linear(ctx, y, &w[K_WEIGHT], &w[K_BIAS], &k));
-    FV_TRY(fv_layer_linear(ctx, y, &w[V_WEIGHT], &w[V_BIAS], &v));
-    FV_TRY(fv_tensor_new(ctx, &o, FV_F32, 3, q.dims));
-    FV_TRY(fv_attend(ctx, &(fv_attend_args){.q = fv_layer_heads(&q, s->heads),
-                                            .k = fv_layer_heads(&k, s->heads),
-                                            .v = fv_layer_heads(&v, s->heads),
-                                            .o = fv_layer_heads(&o, s->heads),
-                                            .logits.bias = fv_reshaped(score, FV_DIMS(y->dims[0], 1, 1, y->dims[1]))}));
+    FV_TRY(fv_layer_project(ctx, merged, &w[Q_WEIGHT], &w[Q_BIAS], s->heads, &args.q));
+    FV_TRY(fv_layer_project(ctx, y, &w[K_WEIGHT], &w[K_BIAS], s->heads, &args.k));
+    FV_TRY(fv_layer_project(ctx, y, &w[V_WEIGHT], &w[V_BIAS], s->heads, &args.v));
+    FV_TRY(fv_tensor_new(ctx, &o, FV_F32, 3, merged->dims));
+    args.o = fv_layer_heads(&o, s->heads);
+    FV_TRY(fv_attend(ctx, &args));
     return fv_layer_linear(ctx, &o, &w[O_WEIGHT], &w[O_BIAS], out);
 }
 

@@ -89,11 +89,9 @@ static int64_t size(const fv_layer_call *call, const char *name)
 static fv_status accept(const fv_layer_call *call)
 {
     int64_t heads = ((const struct tab *)call->options)->heads;
-    int64_t C = fv_size_of(&call->sizes, "C"), Cq = fv_size_of(&call->sizes, "Cq");
 
-    if (C % heads == 0 && Cq % heads == 0) return FV_OK;
-    return fv_fail(FV_E_SHAPE, "tab: %lld heads do not divide %lld and %lld channels (of values, and of queries)",
-                   (long long)heads, (long long)C, (long long)Cq);
+    FV_TRY(fv_layer_check_heads(call, heads, "C"));
+    return fv_layer_check_heads(call, heads, "Cq");
 }
 
 /* A row for each centre [K,E], as [H,K,D]. */
@@ -109,20 +107,17 @@ static fv_status attend(fv_ctx *ctx, const fv_layer_call *call, const fv_tensor 
 {
     const struct tab *t = call->options;
     const fv_tensor *w = call->param;
-    fv_tensor q = {0}, k = {0}, v = {0}, centre_k = {0}, centre_v = {0};
+    fv_tensor centre_k = {0}, centre_v = {0};
     fv_attention_args args = {.params = 4};
     fv_mark mark;
 
     FV_TRY(fv_tensor_new(ctx, o, FV_F32, 3, x->dims));
     mark = fv_scratch_mark(ctx);
-    FV_TRY(fv_layer_linear(ctx, x, &w[Q_WEIGHT], NULL, &q));
-    FV_TRY(fv_layer_linear(ctx, x, &w[K_WEIGHT], NULL, &k));
-    FV_TRY(fv_layer_linear(ctx, x, &w[V_WEIGHT], NULL, &v));
+    FV_TRY(fv_layer_project(ctx, x, &w[Q_WEIGHT], NULL, t->heads, &args.q));
+    FV_TRY(fv_layer_project(ctx, x, &w[K_WEIGHT], NULL, t->heads, &args.k));
+    FV_TRY(fv_layer_project(ctx, x, &w[V_WEIGHT], NULL, t->heads, &args.v));
     FV_TRY(fv_layer_linear(ctx, &w[CENTRES], &w[CENTRE_K_WEIGHT], NULL, &centre_k));
     FV_TRY(fv_layer_linear(ctx, &w[CENTRES], &w[CENTRE_V_WEIGHT], NULL, &centre_v));
-    args.q = fv_layer_heads(&q, t->heads);
-    args.k = fv_layer_heads(&k, t->heads);
-    args.v = fv_layer_heads(&v, t->heads);
     args.o = fv_layer_heads(o, t->heads);
     args.param = (const fv_named_tensor[]){{"features", *x},
                                            {"centres", w[CENTRES]},

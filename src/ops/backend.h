@@ -25,9 +25,9 @@ typedef struct fv_backend {
     fv_status (*match)(fv_ctx *, const fv_match_args *);
     fv_status (*gather)(fv_ctx *, const fv_gather_args *);
     fv_status (*sampled_dots)(fv_ctx *, const fv_sampled_dots_args *);
-    /* adds to d_x and d_y, either of which may be absent */
-    fv_status (*sampled_dots_backward)(fv_ctx *, const fv_sampled_dots_args *, const fv_tensor *d_out,
-                                       const fv_tensor *d_x, const fv_tensor *d_y);
+    fv_status (*sampled_sums)(fv_ctx *, const fv_sampled_sums_args *);
+    /* the other way: rows of y, f32, receive weight * the rows of out */
+    fv_status (*sampled_spread)(fv_ctx *, const fv_sampled_sums_args *);
     fv_status (*cumsum)(fv_ctx *, const fv_cumsum_args *);
     fv_status (*taylor)(fv_ctx *, const fv_taylor_args *);
     fv_status (*dequantize)(fv_ctx *, const fv_dequantize_args *);

@@ -183,6 +183,16 @@ typedef struct fv_sampled_dots_args {
 } fv_sampled_dots_args;
 fv_status fv_sampled_dots(fv_ctx *ctx, const fv_sampled_dots_args *args);
 
+/* Sums of a few rows each: out[b,h,i,:] = sum over r of weight[b,h,i,r] * y[b,h / (H/Hx),index[b,h,i,r],:]; index -1
+ * and weights of -inf (what fv_sampled_dots gives there) count 0.  weight [B,H,N,R] f32, y [B,Hx,M,D] rows of any type,
+ * index [B|1,H|1,N,R] i32, out [B,H,N,D] f32.  Bound by the bytes of the rows of y.  FV_E_ARGUMENT for an index out of
+ * range.
+ */
+typedef struct fv_sampled_sums_args {
+    fv_tensor weight, y, index, out;
+} fv_sampled_sums_args;
+fv_status fv_sampled_sums(fv_ctx *ctx, const fv_sampled_sums_args *args);
+
 /* out[..,i,:] = sum of x[..,0..i,:] (or i-1 if exclusive) along dim -2, or with `max` the largest of them (of none:
  * -inf), whose gradient goes to the first that reaches it; and sums of rows start[m]..start[m+1] are fv_pool_rows with
  * FV_POOL_SUM. */

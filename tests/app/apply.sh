@@ -5,6 +5,14 @@ same() { # NAME A B TOLERANCE
     npy close "$2" "$3" "$4" > why 2>&1 || fail "$1" "$(cat why)"
     echo "ok $1"
 }
+same_numbers() { # NAME A B COUNT: of whatever shapes
+    python3 - "$2" "$3" "$4" << 'PYTHON' || fail "$1" "numbers differ"
+import struct, sys
+a, b = (struct.unpack(f"<{sys.argv[3]}f", open(path, "rb").read()[-4 * int(sys.argv[3]):]) for path in sys.argv[1:3])
+sys.exit(any(abs(x - y) > 1e-5 for x, y in zip(a, b)))
+PYTHON
+    echo "ok $1"
+}
 # reshaped FILE SHAPE OTHER SHAPE: the same random numbers in two shapes
 reshaped() {
     npy random "$1" "$2" && mv "$1" kept && npy random "$1" "$4" && mv "$1" "$3" && mv kept "$1"
@@ -27,12 +35,7 @@ reshaped contents.npy 1,3,2,4 k.npy 1,1,6,4
 expect layer 0 'y \[1,5,4\]' "${call[@]}" --out y=y.npy
 expect mechanism 0 '' "$fovea" attend -a hcam:chunk=2,top=2 --q q.npy --k k.npy --v k.npy --param summary_k=keys.npy -o o.npy
 npy shape y.npy 1,5,4 '<f4' || fail shape y
-python3 - "$source_dir" << 'PYTHON' || fail layer_is_the_mechanism "numbers differ"
-import struct, sys
-read = lambda path: struct.unpack("<20f", open(path, "rb").read()[-80:])
-sys.exit(any(abs(a - b) > 1e-5 for a, b in zip(read("y.npy"), read("o.npy"))))
-PYTHON
-echo ok layer_is_the_mechanism
+same_numbers layer_is_the_mechanism y.npy o.npy 20
 expect masked 0 '' "${call[@]}" --in mask=mask.npy --out y=m.npy
 expect masked_i8 0 '' "${call[@]}" --in mask=mask8.npy --out y=m8.npy
 cmp -s m.npy m8.npy || fail masked_i8 "the files differ"
@@ -81,6 +84,54 @@ expect steer 0 'w \[1,8,4\], f \[1,8,4\]' "${steer[@]}" --out w=sw.npy --out f=s
 ! cmp -s sw.npy sf.npy || fail steer "windows do nothing"
 expect probe 0 'y \[1,4,2\]' "$fovea" apply logit_growth --in q=pq.npy --in k=pk.npy --out y=py.npy
 expect probe_has_no_gradient 2 'has no gradients' "$fovea" apply logit_growth --in q=pq.npy --in k=pk.npy --out y=py.npy --grad y=py.npy --din q=dy.npy
+
+# ---- operators: with a softmax between them they are a mechanism; a name of two kinds; a policy that decides on a plan ----
+for t in nq:2,4,12,5 nk:2,2,12,5 nv:2,2,12,6 rpb:4,5,3; do npy random "${t%%:*}.npy" "${t#*:}" || fail setup npy; done
+grid=grid=4x3,window=3x2
+qk=(--in q=nq.npy --in k=nk.npy)
+expect operator 0 'a \[2,4,12,6\]' "$fovea" apply na_qk:$grid,causal=1,scale=0.5 "${qk[@]}" --out a=logits.npy
+python3 - << 'PYTHON' || fail softmax python
+import math, struct
+data = open("logits.npy", "rb").read()
+rows = struct.unpack("<576f", data[-4 * 576:])
+weights = []
+for at in range(0, 576, 6):
+    powers = [math.exp(x) for x in rows[at:at + 6]]
+    weights += [x / sum(powers) for x in powers]
+open("weights.npy", "wb").write(data[:-4 * 576] + struct.pack("<576f", *weights))
+PYTHON
+expect operator_back 0 'o \[2,4,12,6\]' "$fovea" apply na_av:$grid,causal=1 --in a=weights.npy --in v=nv.npy --out o=no.npy
+expect na 0 '' "$fovea" attend -a na:$grid --causal --scale 0.5 --q nq.npy --k nk.npy --v nv.npy -o na.npy
+same operators_are_na no.npy na.npy 1e-5
+expect bias_of_an_even_window 2 "needs odd windows and no causal axis; axis 1: window 2" "$fovea" apply na_qk:$grid "${qk[@]}" --param rpb=rpb.npy --out a=y0.npy
+expect cells 1 'expected \[B, H, N, D\] = \[2,4,15,5\], got \[2,4,12,5\]' "$fovea" apply na_qk:grid=5x3,window=3 "${qk[@]}" --out a=y0.npy
+expect long_window 2 'window 5 x dilation 1: expected at most the axis, 4' "$fovea" apply na_qk:grid=4x3,window=5x3 "${qk[@]}" --out a=y0.npy
+absent no_logits y0.npy
+
+separate=()
+for name in q k v o; do separate+=(--param ${name}_weight=unit.npy); done
+npy random stream.npy 7,4 && npy random embeddings.npy 1,5,4 || fail setup npy
+expect fixed_stream 0 'y \[1,5,4\]' "$fovea" apply fixedmap:heads=2,rope_base=10000 --in x=x.npy --in s=stream.npy "${separate[@]}" --out y=fy.npy --grad y=do.npy --din s=ds.npy --dparam k_weight=dk.npy
+npy shape ds.npy 7,4 '<f4' || fail shape_of_a_gradient ds
+expect embeddings 0 'y \[1,5,4\]' "$fovea" apply staticqk:heads=2 --in x=x.npy --in s=embeddings.npy "${separate[@]}" --out y=fy.npy
+reshaped es.npy 1,5,4 eq.npy 1,1,5,4
+reshaped ex.npy 1,5,4 ev.npy 1,1,5,4
+expect one_head 0 '' "$fovea" apply staticqk:heads=1 --in x=ex.npy --in s=es.npy "${separate[@]}" --out y=ey.npy
+expect mechanism_of_the_name 0 '' "$fovea" attend -a staticqk --causal --q eq.npy --k eq.npy --v ev.npy -o eo.npy
+same_numbers layer_is_the_mechanism_of_its_name ey.npy eo.npy 20
+expect short_stream 1 'at least as many rows as there are tokens, 5, got 4' "$fovea" apply fixedmap:heads=2 --in x=x.npy --in s=unit.npy "${separate[@]}" --out y=y0.npy
+expect heads_are_needed 2 "'heads' must be given" "$fovea" apply staticqk --in x=x.npy --in s=embeddings.npy "${separate[@]}" --out y=y0.npy
+
+for t in fq:3,2,12,4 fk:3,1,12,4 fv:3,1,12,5; do npy random "${t%%:*}.npy" "${t#*:}" || fail setup npy; done
+video=(--in q=fq.npy --in k=fk.npy --in v=fv.npy)
+expect policy 0 'refs \[3\], errors \[3,2\]; plan 0-2/frame_tile:frames=4,refs=1$' "$fovea" apply tile_search:frames=4,family=2+1,threshold=1e9 "${video[@]}" --out refs=fr.npy --out errors=fe.npy
+npy shape fr.npy 3 '<i4' && npy shape fe.npy 3,2 '<f4' || fail shapes_of_a_policy
+expect policy_json 0 '' "$fovea" apply tile_search:frames=4,family=2+1,threshold=0 "${video[@]}" --out errors=fe.npy --json
+holds plan_of_a_policy 'set(j) == {"layer", "backend", "seconds", "outputs", "plan"} and j["plan"] == "0-2/dense"'
+expect odd_frames 1 'expected 5 frames of equal length and 0 tokens of text, got 12 tokens' "$fovea" apply tile_search:frames=5,family=1,threshold=0 "${video[@]}" --out refs=y0.npy
+expect more_than_frames 2 'expected at most the frames, 4, got 5' "$fovea" apply tile_search:frames=4,family=5,threshold=0 "${video[@]}" --out refs=y0.npy
+expect threshold_is_needed 2 "'threshold' must be given" "$fovea" apply tile_search:frames=4,family=1 "${video[@]}" --out refs=y0.npy
+absent no_decision y0.npy
 
 # ---- what it says ----
 expect json 0 '' "${call[@]}" --out y=y.npy --json
@@ -131,5 +182,9 @@ expect show 0 '' "$fovea" show hcam --json
 holds show_has_both '[j["kind"]] + [a["kind"] for a in j["also"]] == ["mechanism", "layer"]'
 holds show_tensors '(lambda l: [p["name"] for p in l["inputs"]] == ["x", "keys", "contents", "mask"] and [p["name"] for p in l["outputs"]] == ["y"]
     and {"summary_q_weight", "out_bias"} <= {p["name"] for p in l["params"]})(j["also"][0])'
+expect show_two_kinds 0 '' "$fovea" show staticqk --json
+holds mechanism_then_layer '(lambda l: j["kind"] == "mechanism" and l["kind"] == "layer" and [o["name"] for o in l["options"]] == ["heads", "causal", "rope_base"] and [p["name"] for p in l["inputs"]] == ["x", "s"])(j["also"][0])'
+expect list_operators 0 '' "$fovea" list operators --json
+holds operators_listed '[r["name"] for r in j] == ["na_qk", "na_av"]'
 expect show_text 0 '' "$fovea" show tab
 grep -q '^Inputs (--in NAME=FILE):' out && grep -q 'ffn.dw_weight \[F, 5, 5\] .*must be given' out || fail show_text "$(cat out)"

@@ -7,7 +7,7 @@ expect list 0 '' "$fovea" list
 grep -q '^sinkwin ' out || fail list_names_mechanisms "$(cat out)"
 expect list_json 0 '' "$fovea" list --json
 holds list_fields 'all(set(r) == {"name", "kind", "title", "sheet", "family", "traits"} for r in j)'
-holds list_kinds '{r["kind"] for r in j} == {"mechanism", "policy", "probe", "layer", "reducer", "steer", "model"}'
+holds list_kinds '{r["kind"] for r in j} == {"mechanism", "policy", "probe", "layer", "operator", "reducer", "steer", "model"}'
 holds list_has 'all(n in [r["name"] for r in j] for n in ["dense", "sinkwin", "power", "lightning2", "hedgehog", "llama", "gemma3"])'
 holds list_once 'len({(r["kind"], r["name"]) for r in j}) == len(j)'
 expect show_both 0 '' "$fovea" show attn_influence --json
@@ -19,10 +19,11 @@ expect list_models 0 '' "$fovea" list models --json
 holds list_models_only 'j and all(r["kind"] == "model" for r in j)'
 for word in policy policies; do
     expect "list_$word" 0 '' "$fovea" list $word --json
-    holds "list_${word}_only" '(all(r["kind"] == "policy" and r["family"] == "cache" and r["title"] for r in j)
-        and {"full", "sinkring"} <= {r["name"] for r in j})'
+    holds "list_${word}_only" '(all(r["kind"] == "policy" and r["family"] in ("cache", "policy") and r["title"] for r in j)
+        and {"full", "sinkring"} <= {r["name"] for r in j if r["family"] == "cache"}
+        and {"tile_search"} == {r["name"] for r in j if r["family"] == "policy"})' # on tensors
 done
-policies=$(python3 -c 'import json; print(*[r["name"] for r in json.load(open("out"))])')
+policies=$(python3 -c 'import json; print(*[r["name"] for r in json.load(open("out")) if r["family"] == "cache"])')
 expect list_policies_table 0 '' "$fovea" list policy
 grep -Eq '^sinkring +policy +cache ' out || fail list_policies_table "$(cat out)"
 

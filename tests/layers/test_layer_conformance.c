@@ -80,6 +80,16 @@ static void takes_any_strides(void **state)
 
 /* ---- gradients -------------------------------------------------------------------------------------------------- */
 
+/* Sum d_o o; what is -inf stays so. */
+static double seen_by(const double *d_o, const double *o, int64_t count)
+{
+    double sum = 0;
+
+    for (int64_t i = 0; i < count; i++)
+        if (!isinf(o[i])) sum += d_o[i] * o[i];
+    return sum;
+}
+
 /* d/de of sum d_o o(x + e u), by differences of the definition behind x (0) and ahead of it (1), the choice held. */
 static void slopes(struct layer_trial *t, double *x, const double *u, int64_t count, double *const *d_o,
                    double slope[2])
@@ -94,7 +104,7 @@ static void slopes(struct layer_trial *t, double *x, const double *u, int64_t co
             x[i] = kept[i] + (side - 1) * step * u[i];
         layer_sheet_find(t->type->name)->forward(&t->sheet);
         for (int o = 0; o < t->args.outputs; o++)
-            if (d_o[o]) at[side] += sheet_dot(d_o[o], t->result[o].data, fv_tensor_count(&t->output[o].tensor));
+            if (d_o[o]) at[side] += seen_by(d_o[o], t->result[o].data, fv_tensor_count(&t->output[o].tensor));
     }
     t->sheet.frozen = false;
     memcpy(x, kept, (size_t)count * sizeof *kept);

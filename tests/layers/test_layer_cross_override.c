@@ -37,20 +37,12 @@ static struct layer_trial *open_plain(const char *spec, const char *device, int6
 
 static struct layer_trial *draw(const char *spec, int64_t N)
 {
-    struct layer_trial *t = layer_trial_open(spec, "cpu", 2);
     char text[512];
     int length = snprintf(text, sizeof text, "w=1x%dx6 f=1x%dx6 c=1x3x6", (int)N, (int)N);
 
     for (int m = 0; m < 8; m++)
         length += snprintf(text + length, sizeof text - (size_t)length, " %s=6x6 %s_bias=6", matrices[m], matrices[m]);
-    layer_trial_draw(t, text);
-    layer_trial_forward(t);
-    return t;
-}
-
-static double out_at(const struct layer_trial *t, int output, int64_t n)
-{
-    return ((float *)t->output[output].tensor.data)[n];
+    return layer_trial_drawn(spec, text);
 }
 
 /* Eight columns 0..7, windows of three: moved inwards at the ends, or cut off there.  Queries of 0 read means. */
@@ -68,8 +60,8 @@ static void windows_by_hand(void **state)
             give_diagonal(t, "self_q", 1, 0);
             layer_trial_forward(t);
             for (int n = 0; n < 8; n++) {
-                assert_float_equal(out_at(t, 0, n), w[n] + (moved ? inward : cut)[n], TOLERANCE);
-                assert_float_equal(out_at(t, 1, n), w[n] + 3.5, TOLERANCE);
+                assert_float_equal(layer_trial_at(t, 0, n), w[n] + (moved ? inward : cut)[n], TOLERANCE);
+                assert_float_equal(layer_trial_at(t, 1, n), w[n] + 3.5, TOLERANCE);
             }
             layer_trial_close(t);
         }
@@ -88,7 +80,7 @@ static void the_scale_by_hand(void **state)
         double weight = 1 / (1 + exp(-16 * (fix ? .092461 : .088388)));
         layer_trial_forward(t);
         for (int copy = 0; copy < 2; copy++)
-            assert_float_equal(out_at(t, copy, 0), 4 + 4 * weight, TOLERANCE);
+            assert_float_equal(layer_trial_at(t, copy, 0), 4 + 4 * weight, TOLERANCE);
         layer_trial_close(t);
     }
 }
@@ -117,7 +109,7 @@ static void windows_are_those_of_gna(void **state)
     assert_ok(fv_attention_forward(t->ctx, gna, &args));
     fv_attention_free(gna);
     for (int n = 0; n < N * C; n++)
-        assert_float_equal(out_at(t, 0, n), ((float *)tokens.data)[n] + ((float *)o.data)[n], TOLERANCE);
+        assert_float_equal(layer_trial_at(t, 0, n), ((float *)tokens.data)[n] + ((float *)o.data)[n], TOLERANCE);
     layer_trial_close(t);
 }
 
@@ -131,7 +123,7 @@ static void native_copies_are_alike(void **state)
     layer_trial_take_over(t);
     layer_trial_forward(t);
     for (int n = 0; n < 24 * 6; n++)
-        assert_float_equal(out_at(t, 0, n), out_at(t, 1, n), TOLERANCE);
+        assert_float_equal(layer_trial_at(t, 0, n), layer_trial_at(t, 1, n), TOLERANCE);
     layer_trial_close(t);
 }
 
@@ -141,13 +133,13 @@ static double moved(struct layer_trial *t, int64_t count)
     double before[40 * 6], most = 0;
 
     for (int n = 0; n < count; n++) {
-        before[n] = out_at(t, 0, n);
+        before[n] = layer_trial_at(t, 0, n);
         layer_trial_data(t, "f")[n] += .5 * (n % 3);
     }
     layer_trial_take_over(t);
     layer_trial_forward(t);
     for (int n = 0; n < count; n++)
-        most = fmax(most, fabs(out_at(t, 0, n) - before[n]));
+        most = fmax(most, fabs(layer_trial_at(t, 0, n) - before[n]));
     return most;
 }
 
@@ -174,8 +166,8 @@ static void both_receive_the_same(void **state)
     layer_trial_take_over(t);
     layer_trial_forward(t);
     for (int n = 0; n < 240; n++)
-        assert_float_equal(out_at(t, 0, n) - layer_trial_data(t, "w")[n], out_at(t, 1, n) - layer_trial_data(t, "f")[n],
-                           TOLERANCE);
+        assert_float_equal(layer_trial_at(t, 0, n) - layer_trial_data(t, "w")[n],
+                           layer_trial_at(t, 1, n) - layer_trial_data(t, "f")[n], TOLERANCE);
     layer_trial_close(t);
 }
 

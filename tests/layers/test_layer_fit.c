@@ -11,18 +11,10 @@ enum { GROUPS = 3, TOKENS = 4, LATENTS = 2, WIDTH = 6 };
 
 static struct layer_trial *draw(const char *spec)
 {
-    struct layer_trial *t = layer_trial_open(spec, "cpu", 2);
     char text[256];
 
     snprintf(text, sizeof text, "x=1x3x4x6 z=1x3x2x6%s", matrices);
-    layer_trial_draw(t, text);
-    layer_trial_forward(t);
-    return t;
-}
-
-static double out_at(const struct layer_trial *t, int64_t n)
-{
-    return ((float *)t->output[0].tensor.data)[n];
+    return layer_trial_drawn(spec, text);
 }
 
 /* Which groups' results change when group g of a tensor does, as bits. */
@@ -33,13 +25,13 @@ static int reach(struct layer_trial *t, const char *name, int g, int rows, int o
 
     layer_trial_forward(t);
     for (int n = 0; n < GROUPS * size; n++)
-        before[n] = out_at(t, n);
+        before[n] = layer_trial_at(t, 0, n);
     for (int n = g * rows * WIDTH; n < (g + 1) * rows * WIDTH; n++)
         layer_trial_data(t, name)[n] += (n % 5) * .25;
     layer_trial_take_over(t);
     layer_trial_forward(t);
     for (int n = 0; n < GROUPS * size; n++)
-        if (out_at(t, n) != before[n]) changed |= 1 << n / size;
+        if (layer_trial_at(t, 0, n) != before[n]) changed |= 1 << n / size;
     return changed;
 }
 
@@ -79,7 +71,7 @@ static void the_first_group_reads_the_norms_bias(void **state)
     layer_linear(&t->sheet, "v_weight", "v_bias", layer_trial_data(t, "kv_norm_bias"), value);
     layer_linear(&t->sheet, "o_weight", "o_bias", value, expected);
     for (int n = 0; n < TOKENS * WIDTH; n++)
-        assert_float_equal(out_at(t, n), layer_trial_data(t, "x")[n] + expected[n % WIDTH], 1e-5);
+        assert_float_equal(layer_trial_at(t, 0, n), layer_trial_data(t, "x")[n] + expected[n % WIDTH], 1e-5);
     layer_trial_close(t);
 }
 
@@ -96,7 +88,7 @@ static void nothing_written_changes_nothing(void **state)
         layer_trial_take_over(t);
         layer_trial_forward(t);
         for (int n = 0; n < GROUPS * (s ? TOKENS : LATENTS) * WIDTH; n++)
-            assert_true(out_at(t, n) == layer_trial_data(t, s ? "x" : "z")[n]);
+            assert_true(layer_trial_at(t, 0, n) == layer_trial_data(t, s ? "x" : "z")[n]);
         layer_trial_close(t);
     }
 }
@@ -118,7 +110,7 @@ static void reading_is_writing_the_other_way(void **state)
     }
     layer_trial_forward(write);
     for (int n = 0; n < GROUPS * LATENTS * WIDTH; n++)
-        assert_true(out_at(read, n) == out_at(write, n));
+        assert_true(layer_trial_at(read, 0, n) == layer_trial_at(write, 0, n));
     layer_trial_close(read);
     layer_trial_close(write);
 }

@@ -83,14 +83,6 @@ static void positions_count_down(void **state)
     }
 }
 
-static struct layer_trial *draw(const char *spec, const char *tensors)
-{
-    struct layer_trial *t = layer_trial_open(spec, "cpu", 2);
-
-    layer_trial_draw(t, tensors);
-    return t;
-}
-
 static const char weights[] = "summary_q_weight=8x8 summary_k_weight=8x8 q_weight=8x8 k_weight=8x8 v_weight=8x8 "
                               "out_weight=8x8 q_bias=8 k_bias=8 v_bias=8 out_bias=8 ";
 
@@ -99,7 +91,7 @@ static struct layer_trial *draw_memory(const char *spec, const char *tensors)
     char text[512];
 
     snprintf(text, sizeof text, "%s%s", weights, tensors);
-    return draw(spec, text);
+    return layer_trial_drawn(spec, text);
 }
 
 static double *numbers_of(const struct layer_trial *t)
@@ -234,9 +226,10 @@ static void wrong_calls_are_refused(void **state)
         fv_layer_free(layer);
     }
     layer_trial_close(t);
-    t = draw("hcam:chunk=2,heads=1,position=0",
-             "x=1x1x5 keys=1x1x5 contents=1x1x2x5 summary_q_weight=5x5 summary_k_weight=5x5 q_weight=5x5 k_weight=5x5 "
-             "v_weight=5x5 out_weight=5x5");
+    t = layer_trial_drawn(
+        "hcam:chunk=2,heads=1,position=0",
+        "x=1x1x5 keys=1x1x5 contents=1x1x2x5 summary_q_weight=5x5 summary_k_weight=5x5 q_weight=5x5 k_weight=5x5 "
+        "v_weight=5x5 out_weight=5x5");
     assert_ok(fv_layer_new("hcam:chunk=2,heads=1", &layer));
     assert_fails(fv_layer_forward(t->ctx, layer, &t->args), FV_E_SHAPE, "expected an even number of channels, got 5");
     fv_layer_free(layer);

@@ -4,20 +4,6 @@
 
 #include "support/layer_trial.h"
 
-static struct layer_trial *draw(const char *spec, const char *tensors)
-{
-    struct layer_trial *t = layer_trial_open(spec, "cpu", 2);
-
-    layer_trial_draw(t, tensors);
-    layer_trial_forward(t);
-    return t;
-}
-
-static double y_at(const struct layer_trial *t, int64_t n)
-{
-    return ((float *)t->output[0].tensor.data)[n];
-}
-
 /* x = 1, 2: gate 2, -1, what passes 1, 2, down 3: 3 (SiLU(2) - 2 SiLU(-1)), and so on. */
 static void a_gated_unit_by_hand(void **state)
 {
@@ -31,8 +17,8 @@ static void a_gated_unit_by_hand(void **state)
         layer_trial_give(t, "up_weight", up, 0, LAYER_DIMS(2, 1));
         layer_trial_give(t, "down_weight", down, 0, LAYER_DIMS(1, 2));
         layer_trial_forward(t);
-        assert_float_equal(y_at(t, 0), 3 * 1.7615942 - 2 * .2689414, 1e-5);
-        assert_float_equal(y_at(t, 1), 6 * 3.9280552 - 4 * .2384058, 1e-5);
+        assert_float_equal(layer_trial_at(t, 0, 0), 3 * 1.7615942 - 2 * .2689414, 1e-5);
+        assert_float_equal(layer_trial_at(t, 0, 1), 6 * 3.9280552 - 4 * .2384058, 1e-5);
         layer_trial_close(t);
     }
 }
@@ -40,21 +26,21 @@ static void a_gated_unit_by_hand(void **state)
 /* A token's change changes it alone. */
 static void tokens_do_not_mix(void **state)
 {
-    struct layer_trial *t = draw("mlpmix", "x=2x5x6 gate_weight=8x6 up_weight=8x6 down_weight=6x8");
+    struct layer_trial *t = layer_trial_drawn("mlpmix", "x=2x5x6 gate_weight=8x6 up_weight=8x6 down_weight=6x8");
     double before[60], apart = 0;
     (void)state;
 
     for (int n = 0; n < 60; n++)
-        before[n] = y_at(t, n);
+        before[n] = layer_trial_at(t, 0, n);
     for (int c = 0; c < 6; c++)
         layer_trial_data(t, "x")[3 * 6 + c] += 1;
     layer_trial_take_over(t);
     layer_trial_forward(t);
     for (int n = 0; n < 60; n++) {
         if (n / 6 == 3)
-            apart = fmax(apart, fabs(y_at(t, n) - before[n]));
+            apart = fmax(apart, fabs(layer_trial_at(t, 0, n) - before[n]));
         else
-            assert_true(y_at(t, n) == before[n]);
+            assert_true(layer_trial_at(t, 0, n) == before[n]);
     }
     assert_true(apart > 1e-3);
     layer_trial_close(t);
@@ -81,8 +67,9 @@ static void sums_of_windows_by_hand(void **state)
         layer_trial_give(t, "weight", ones, 0, LAYER_DIMS(1, 3, 3));
         layer_trial_forward(t);
         for (int i = 0; i < 6; i++)
-            if (fabs(y_at(t, i) - cases[n].expected[i]) > 1e-6)
-                fail_msg("%s: token %d: expected %g, got %g", cases[n].spec, i, cases[n].expected[i], y_at(t, i));
+            if (fabs(layer_trial_at(t, 0, i) - cases[n].expected[i]) > 1e-6)
+                fail_msg("%s: token %d: expected %g, got %g", cases[n].spec, i, cases[n].expected[i],
+                         layer_trial_at(t, 0, i));
         layer_trial_close(t);
     }
 }
@@ -90,7 +77,7 @@ static void sums_of_windows_by_hand(void **state)
 /* A centre tap of 1 adds the values themselves. */
 static void a_centre_tap_is_the_identity(void **state)
 {
-    struct layer_trial *t = draw("lepe:grid=5x7,window=2x3", "x=2x35x3 weight=3x3x3");
+    struct layer_trial *t = layer_trial_drawn("lepe:grid=5x7,window=2x3", "x=2x35x3 weight=3x3x3");
     double *weight = layer_trial_data(t, "weight");
     (void)state;
 
@@ -99,19 +86,19 @@ static void a_centre_tap_is_the_identity(void **state)
     layer_trial_take_over(t);
     layer_trial_forward(t);
     for (int n = 0; n < 2 * 35 * 3; n++)
-        assert_true(y_at(t, n) == layer_trial_data(t, "x")[n]);
+        assert_true(layer_trial_at(t, 0, n) == layer_trial_data(t, "x")[n]);
     layer_trial_close(t);
 }
 
 /* A change stays within its stripe: columns 2 and 3. */
 static void nothing_crosses_a_border(void **state)
 {
-    struct layer_trial *t = draw("lepe:grid=4x6,window=0x2", "x=1x24x2 weight=2x3x3 bias=2");
+    struct layer_trial *t = layer_trial_drawn("lepe:grid=4x6,window=0x2", "x=1x24x2 weight=2x3x3 bias=2");
     double before[48], apart = 0;
     (void)state;
 
     for (int n = 0; n < 48; n++)
-        before[n] = y_at(t, n);
+        before[n] = layer_trial_at(t, 0, n);
     for (int c = 0; c < 2; c++)
         layer_trial_data(t, "x")[(1 * 6 + 2) * 2 + c] += 1;
     layer_trial_take_over(t);
@@ -119,9 +106,9 @@ static void nothing_crosses_a_border(void **state)
     for (int n = 0; n < 48; n++) {
         int column = n / 2 % 6;
         if (column == 2 || column == 3)
-            apart = fmax(apart, fabs(y_at(t, n) - before[n]));
+            apart = fmax(apart, fabs(layer_trial_at(t, 0, n) - before[n]));
         else
-            assert_true(y_at(t, n) == before[n]);
+            assert_true(layer_trial_at(t, 0, n) == before[n]);
     }
     assert_true(apart > 1e-3);
     layer_trial_close(t);
@@ -131,7 +118,7 @@ static void nothing_crosses_a_border(void **state)
 static void it_is_the_local_part_of_bra(void **state)
 {
     enum { N = 20, C = 3 };
-    struct layer_trial *t = draw("lepe:grid=4x5", "x=1x20x3 weight=3x5x5 bias=3");
+    struct layer_trial *t = layer_trial_drawn("lepe:grid=4x5", "x=1x20x3 weight=3x5x5 bias=3");
     fv_named_tensor local[2] = {{"lepe_weight", t->param[0].tensor}, {"lepe_bias", t->param[1].tensor}};
     fv_attention_args args = {.param = local};
     fv_tensor o[2];
@@ -148,7 +135,7 @@ static void it_is_the_local_part_of_bra(void **state)
     }
     fv_attention_free(bra);
     for (int n = 0; n < N * C; n++)
-        assert_float_equal(((float *)o[1].data)[n] - ((float *)o[0].data)[n], y_at(t, n), 1e-5);
+        assert_float_equal(((float *)o[1].data)[n] - ((float *)o[0].data)[n], layer_trial_at(t, 0, n), 1e-5);
     layer_trial_close(t);
 }
 
@@ -157,7 +144,7 @@ static void it_is_the_local_part_of_csw(void **state)
 {
     enum { N = 20, C = 3 };
     static const char *const stripes[] = {"lepe:grid=4x5,window=4x2", "lepe:grid=4x5,window=2x5"};
-    struct layer_trial *t = draw("lepe:grid=4x5", "x=1x20x3 weight=3x3x3 bias=3");
+    struct layer_trial *t = layer_trial_drawn("lepe:grid=4x5", "x=1x20x3 weight=3x3x3 bias=3");
     fv_tensor twice[3], x = fv_reshaped(&t->input[0].tensor, FV_DIMS(1, 1, N, C)), o[2], y;
     fv_attention_args args = {0};
     fv_named_tensor local[2], out = {"y", {0}};
@@ -214,7 +201,7 @@ static void wrong_calls_are_refused(void **state)
         {"lepe:grid=2x3,stripe=1", "'stripe'"},
         {"mlpmix:heads=2", "heads"},
     };
-    struct layer_trial *t = draw("lepe:grid=2x3", "x=1x6x2 weight=2x3x3");
+    struct layer_trial *t = layer_trial_drawn("lepe:grid=2x3", "x=1x6x2 weight=2x3x3");
     fv_layer *layer;
     (void)state;
 

@@ -5,20 +5,6 @@
 
 #include "support/layer_trial.h"
 
-static struct layer_trial *draw(const char *spec, const char *tensors)
-{
-    struct layer_trial *t = layer_trial_open(spec, "cpu", 2);
-
-    layer_trial_draw(t, tensors);
-    layer_trial_forward(t);
-    return t;
-}
-
-static double y_at(const struct layer_trial *t, int64_t n)
-{
-    return ((float *)t->output[0].tensor.data)[n];
-}
-
 /* ---- logit_growth ----------------------------------------------------------------------------------------------- */
 
 /* Logits -3; -6 2 (and 1 behind the first query, where it sees that): the largest magnitude is a negative one's. */
@@ -35,8 +21,8 @@ static void growth_by_hand(void **state)
             layer_trial_give(t, "q", q, 0, LAYER_DIMS(1, 1, 2, 1));
             layer_trial_give(t, "k", k, 0, LAYER_DIMS(1, 1, 2, 1));
             layer_trial_forward(t);
-            assert_float_equal(y_at(t, 0), 6, 1e-6);
-            assert_float_equal(y_at(t, 1), (first + sharp) / 2, 2e-6);
+            assert_float_equal(layer_trial_at(t, 0, 0), 6, 1e-6);
+            assert_float_equal(layer_trial_at(t, 0, 1), (first + sharp) / 2, 2e-6);
             layer_trial_close(t);
         }
 }
@@ -44,7 +30,7 @@ static void growth_by_hand(void **state)
 /* Queries of 0: no logits, and rows as even as they can be. */
 static void even_rows_have_the_most_entropy(void **state)
 {
-    struct layer_trial *t = draw("logit_growth", "q=1x2x9x6 k=1x1x9x6");
+    struct layer_trial *t = layer_trial_drawn("logit_growth", "q=1x2x9x6 k=1x1x9x6");
     double expected = 0;
     (void)state;
 
@@ -54,8 +40,8 @@ static void even_rows_have_the_most_entropy(void **state)
     for (int i = 1; i <= 9; i++)
         expected += log(i) / 9;
     for (int h = 0; h < 2; h++) {
-        assert_true(y_at(t, h * 2) == 0);
-        assert_float_equal(y_at(t, h * 2 + 1), expected, 1e-6);
+        assert_true(layer_trial_at(t, 0, h * 2) == 0);
+        assert_float_equal(layer_trial_at(t, 0, h * 2 + 1), expected, 1e-6);
     }
     layer_trial_close(t);
 }
@@ -63,12 +49,12 @@ static void even_rows_have_the_most_entropy(void **state)
 /* Queries c times as large: the largest logit too.  So does the scale. */
 static void growth_grows_with_queries(void **state)
 {
-    struct layer_trial *t = draw("logit_growth:scale=1", "q=1x3x9x6 k=1x3x9x6"), *scaled;
+    struct layer_trial *t = layer_trial_drawn("logit_growth:scale=1", "q=1x3x9x6 k=1x3x9x6"), *scaled;
     double before[3];
     (void)state;
 
     for (int h = 0; h < 3; h++)
-        before[h] = y_at(t, h * 2);
+        before[h] = layer_trial_at(t, 0, h * 2);
     for (int n = 0; n < 3 * 9 * 6; n++)
         layer_trial_data(t, "q")[n] *= 4;
     layer_trial_take_over(t);
@@ -78,8 +64,8 @@ static void growth_grows_with_queries(void **state)
     layer_trial_give(scaled, "k", layer_trial_data(t, "k"), 0, LAYER_DIMS(1, 3, 9, 6));
     layer_trial_forward(scaled);
     for (int h = 0; h < 3; h++) {
-        assert_float_equal(y_at(t, h * 2), 4 * before[h], 1e-5 * before[h]);
-        assert_float_equal(y_at(scaled, h * 2), before[h], 1e-5 * before[h]);
+        assert_float_equal(layer_trial_at(t, 0, h * 2), 4 * before[h], 1e-5 * before[h]);
+        assert_float_equal(layer_trial_at(scaled, 0, h * 2), before[h], 1e-5 * before[h]);
     }
     layer_trial_close(t);
     layer_trial_close(scaled);
@@ -110,7 +96,7 @@ static void indicators_of_even_maps(void **state)
         layer_trial_give(t, "a", a, 0, LAYER_DIMS(H, L, L));
         layer_trial_forward(t);
         for (int n = 0; n < 8; n++)
-            assert_float_equal(y_at(t, n), expected[n], 1e-5);
+            assert_float_equal(layer_trial_at(t, 0, n), expected[n], 1e-5);
         layer_trial_close(t);
     }
 }
@@ -127,8 +113,8 @@ static void indicators_by_hand(void **state)
     layer_trial_give(t, "a", a, 0, LAYER_DIMS(2, 3, 3));
     layer_trial_forward(t);
     for (int n = 0; n < 8; n++)
-        if (fabs(y_at(t, n) - expected[n]) > 1e-6)
-            fail_msg("indicator %d: expected %g, got %g", n, expected[n], y_at(t, n));
+        if (fabs(layer_trial_at(t, 0, n) - expected[n]) > 1e-6)
+            fail_msg("indicator %d: expected %g, got %g", n, expected[n], layer_trial_at(t, 0, n));
     layer_trial_close(t);
 }
 
@@ -138,12 +124,13 @@ static void indicators_by_hand(void **state)
 static void influence_is_the_change_of_a_linear_loss(void **state)
 {
     enum { N = 6, D = 4 };
-    struct layer_trial *t = draw("attn_influence:block=1,absolute=0", "q=1x1x6x4 k=1x1x6x4 v=1x1x6x4 do=1x1x6x4");
+    struct layer_trial *t =
+        layer_trial_drawn("attn_influence:block=1,absolute=0", "q=1x1x6x4 k=1x1x6x4 v=1x1x6x4 do=1x1x6x4");
     const double *q = layer_trial_data(t, "q"), *k = layer_trial_data(t, "k"), *v = layer_trial_data(t, "v"),
                  *d_o = layer_trial_data(t, "do");
     (void)state;
 
-    assert_float_equal(y_at(t, 0), -sheet_dot(d_o, v, D), 1e-5);
+    assert_float_equal(layer_trial_at(t, 0, 0), -sheet_dot(d_o, v, D), 1e-5);
     for (int i = 1; i < N; i++) {
         double a[N], loss = 0, balance = 0;
         for (int j = 0; j <= i; j++)
@@ -152,7 +139,7 @@ static void influence_is_the_change_of_a_linear_loss(void **state)
         for (int j = 0; j <= i; j++)
             loss += a[j] * sheet_dot(d_o + i * D, v + j * D, D);
         for (int j = 0; j <= i; j++) {
-            double without = 0, e = y_at(t, i * N + j);
+            double without = 0, e = layer_trial_at(t, 0, i * N + j);
             for (int m = 0; m <= i; m++)
                 if (m != j) without += a[m] / (1 - a[j]) * sheet_dot(d_o + i * D, v + m * D, D);
             assert_float_equal(e, without - loss, 1e-3 * fmax(1, fabs(e)));
@@ -160,7 +147,7 @@ static void influence_is_the_change_of_a_linear_loss(void **state)
         }
         assert_float_equal(balance, 0, 1e-4);
         for (int j = i + 1; j < N; j++)
-            assert_true(y_at(t, i * N + j) == 0);
+            assert_true(layer_trial_at(t, 0, i * N + j) == 0);
     }
     layer_trial_close(t);
 }
@@ -168,7 +155,7 @@ static void influence_is_the_change_of_a_linear_loss(void **state)
 /* Magnitudes of larger blocks are the sums of smaller ones. */
 static void blocks_add_up(void **state)
 {
-    struct layer_trial *t = draw("attn_influence:block=2", "q=1x2x9x4 k=1x2x9x4 v=1x2x9x3 do=1x2x9x3");
+    struct layer_trial *t = layer_trial_drawn("attn_influence:block=2", "q=1x2x9x4 k=1x2x9x4 v=1x2x9x3 do=1x2x9x3");
     static const char *const names[] = {"q", "k", "v", "do"};
     struct layer_trial *large = layer_trial_open("attn_influence:block=6", "cpu", 1);
     (void)state;
@@ -182,8 +169,8 @@ static void blocks_add_up(void **state)
         double sum = 0;
         for (int i = n / 2 % 2 * 3; i < fmin(5, n / 2 % 2 * 3 + 3); i++)
             for (int j = n % 2 * 3; j < fmin(5, n % 2 * 3 + 3); j++)
-                sum += y_at(t, (n / 4 * 5 + i) * 5 + j);
-        assert_float_equal(y_at(large, n), sum, 1e-5 * fmax(1, sum));
+                sum += layer_trial_at(t, 0, (n / 4 * 5 + i) * 5 + j);
+        assert_float_equal(layer_trial_at(large, 0, n), sum, 1e-5 * fmax(1, sum));
     }
     layer_trial_close(t);
     layer_trial_close(large);
@@ -198,7 +185,7 @@ static void wrong_calls_are_refused(void **state)
         {"attn_indicators:heads=2", "heads"},      {"attn_influence:block=0", "block"},
         {"attn_influence:absolute=2", "absolute"},
     };
-    struct layer_trial *t = draw("attn_influence", "q=1x4x5x4 k=1x2x5x4 v=1x2x5x3 do=1x4x5x3");
+    struct layer_trial *t = layer_trial_drawn("attn_influence", "q=1x4x5x4 k=1x2x5x4 v=1x2x5x3 do=1x4x5x3");
     fv_layer *layer;
     (void)state;
 

@@ -9,25 +9,6 @@ enum { N = 12, C = 4 };
 static const char tensors[] = "x=1x12x4 score_weight=1x4 q_weight=4x4 k_weight=4x4 v_weight=4x4 o_weight=4x4 "
                               "mlp1_weight=16x4 mlp2_weight=4x16 mlp2_bias=4 score_bias=1";
 
-static struct layer_trial *draw(const char *spec)
-{
-    struct layer_trial *t = layer_trial_open(spec, "cpu", 2);
-
-    layer_trial_draw(t, tensors);
-    layer_trial_forward(t);
-    return t;
-}
-
-static void set_zero(struct layer_trial *t, const char *name, int64_t count)
-{
-    memset(layer_trial_data(t, name), 0, (size_t)count * sizeof(double));
-}
-
-static double y_at(const struct layer_trial *t, int64_t n)
-{
-    return ((float *)t->output[0].tensor.data)[n];
-}
-
 static int cluster_of(const struct layer_trial *t, int64_t i)
 {
     return ((int32_t *)t->output[1].tensor.data)[i];
@@ -36,7 +17,7 @@ static int cluster_of(const struct layer_trial *t, int64_t i)
 /* Tokens near three directions, in turn: three clusters. */
 static void clusters_are_what_lies_together(void **state)
 {
-    struct layer_trial *t = draw("stm_dpc:tokens=3,k=4,heads=2");
+    struct layer_trial *t = layer_trial_drawn("stm_dpc:tokens=3,k=4,heads=2", tensors);
     double *x = layer_trial_data(t, "x");
     (void)state;
 
@@ -68,15 +49,15 @@ static void norm(const double *x, double *y)
 /* One score for all, and nothing behind merging: the plain means of normed tokens, peaks in their own clusters. */
 static void equal_scores_give_plain_means(void **state)
 {
-    struct layer_trial *t = draw("stm_dpc:tokens=4,k=3,heads=1,noise=0");
+    struct layer_trial *t = layer_trial_drawn("stm_dpc:tokens=4,k=3,heads=1,noise=0", tensors);
     double mean[4][C] = {{0}}, count[4] = {0};
     (void)state;
 
-    set_zero(t, "score_weight", C);
-    set_zero(t, "score_bias", 1);
-    set_zero(t, "o_weight", C * C);
-    set_zero(t, "mlp2_weight", 16 * C);
-    set_zero(t, "mlp2_bias", C);
+    layer_trial_zero(t, "score_weight");
+    layer_trial_zero(t, "score_bias");
+    layer_trial_zero(t, "o_weight");
+    layer_trial_zero(t, "mlp2_weight");
+    layer_trial_zero(t, "mlp2_bias");
     layer_trial_take_over(t);
     layer_trial_forward(t);
     for (int i = 0; i < N; i++) {
@@ -90,7 +71,7 @@ static void equal_scores_give_plain_means(void **state)
         assert_int_equal(cluster_of(t, t->sheet.selection[N + m]), m);
         assert_true(count[m] > 0);
         for (int c = 0; c < C; c++)
-            assert_float_equal(y_at(t, m * C + c), mean[m][c] / (count[m] + 1e-6), 1e-5);
+            assert_float_equal(layer_trial_at(t, 0, m * C + c), mean[m][c] / (count[m] + 1e-6), 1e-5);
     }
     layer_trial_close(t);
 }
@@ -99,17 +80,17 @@ static void equal_scores_give_plain_means(void **state)
  */
 static void a_score_for_all_changes_nothing(void **state)
 {
-    struct layer_trial *t = draw("stm_dpc:tokens=4,k=3,heads=2,noise=0");
+    struct layer_trial *t = layer_trial_drawn("stm_dpc:tokens=4,k=3,heads=2,noise=0", tensors);
     double before[4 * C];
     (void)state;
 
     for (int n = 0; n < 4 * C; n++)
-        before[n] = y_at(t, n);
+        before[n] = layer_trial_at(t, 0, n);
     *layer_trial_data(t, "score_bias") += 2;
     layer_trial_take_over(t);
     layer_trial_forward(t);
     for (int n = 0; n < 4 * C; n++)
-        assert_float_equal(y_at(t, n), before[n], 2e-3 * fmax(1, fabs(before[n])));
+        assert_float_equal(layer_trial_at(t, 0, n), before[n], 2e-3 * fmax(1, fabs(before[n])));
     layer_trial_close(t);
 }
 
@@ -132,7 +113,7 @@ static fv_status clusters_with(struct layer_trial *t, const char *spec, uint64_t
 /* Tokens of equal density are told apart by the seed, always in the same way; without noise they are not. */
 static void noise_comes_from_the_seed(void **state)
 {
-    struct layer_trial *t = draw("stm_dpc:tokens=4,k=3,heads=2,noise=0");
+    struct layer_trial *t = layer_trial_drawn("stm_dpc:tokens=4,k=3,heads=2,noise=0", tensors);
     int32_t first[N], again[N];
     bool apart = false;
     (void)state;
@@ -157,14 +138,14 @@ static void noise_comes_from_the_seed(void **state)
 /* No number is a token's place: what is not a number stays that, within its image. */
 static void what_is_no_number_does_no_harm(void **state)
 {
-    struct layer_trial *t = draw("stm_dpc:tokens=4,k=3,heads=2");
+    struct layer_trial *t = layer_trial_drawn("stm_dpc:tokens=4,k=3,heads=2", tensors);
     int32_t cluster[N];
     (void)state;
 
     for (int n = 0; n < N * C; n++)
         ((float *)t->input[0].tensor.data)[n] = NAN;
     assert_ok(fv_layer_forward(t->ctx, t->layer, &t->args));
-    assert_true(isnan(y_at(t, 0)));
+    assert_true(isnan(layer_trial_at(t, 0, 0)));
     assert_ok(clusters_with(t, "stm_dpc:tokens=4,k=3,heads=2", 1, cluster));
     for (int i = 0; i < N; i++)
         assert_true(cluster[i] >= 0 && cluster[i] < 4);
@@ -173,7 +154,7 @@ static void what_is_no_number_does_no_harm(void **state)
 
 static void wrong_calls_are_refused(void **state)
 {
-    struct layer_trial *t = draw("stm_dpc:tokens=4,heads=2");
+    struct layer_trial *t = layer_trial_drawn("stm_dpc:tokens=4,heads=2", tensors);
     int32_t cluster[N];
     fv_layer *layer;
     (void)state;

@@ -12,24 +12,6 @@ static const char tensors[] = "x=2x15x6 centres=3x6 q_weight=4x6 k_weight=4x6 v_
                               "ffn.norm_weight=6 ffn.norm_bias=6 ffn.fc1_weight=4x6 ffn.fc1_bias=4 ffn.dw_weight=4x5x5 "
                               "ffn.dw_bias=4 ffn.fc2_weight=6x4 ffn.fc2_bias=6";
 
-static struct layer_trial *draw(const char *spec)
-{
-    struct layer_trial *t = layer_trial_open(spec, "cpu", 2);
-
-    layer_trial_draw(t, tensors);
-    return t;
-}
-
-static void set_zero(struct layer_trial *t, const char *name, int64_t count)
-{
-    memset(layer_trial_data(t, name), 0, (size_t)count * sizeof(double));
-}
-
-static double y_at(const struct layer_trial *t, int64_t n)
-{
-    return ((float *)t->output[0].tensor.data)[n];
-}
-
 static void norm(const double *x, double *y)
 {
     double mean = 0, variance = 0;
@@ -45,16 +27,16 @@ static void norm(const double *x, double *y)
 /* Both branches at 0 leave x as it is. */
 static void is_a_residual_block(void **state)
 {
-    struct layer_trial *t = draw("tab:heads=2,group=4,size=3x5");
+    struct layer_trial *t = layer_trial_drawn("tab:heads=2,group=4,size=3x5", tensors);
     (void)state;
 
-    set_zero(t, "conv_weight", C * C);
-    set_zero(t, "ffn.fc2_weight", C * F);
-    set_zero(t, "ffn.fc2_bias", C);
+    layer_trial_zero(t, "conv_weight");
+    layer_trial_zero(t, "ffn.fc2_weight");
+    layer_trial_zero(t, "ffn.fc2_bias");
     layer_trial_take_over(t);
     layer_trial_forward(t);
     for (int n = 0; n < 2 * N * C; n++)
-        assert_float_equal(y_at(t, n), layer_trial_data(t, "x")[n], 1e-7);
+        assert_float_equal(layer_trial_at(t, 0, n), layer_trial_data(t, "x")[n], 1e-7);
     layer_trial_close(t);
 }
 
@@ -63,17 +45,17 @@ static void is_a_residual_block(void **state)
 static void one_group_is_dense_attention(void **state)
 {
     static const char *const unit[] = {"v_weight", "proj_weight", "conv_weight"};
-    struct layer_trial *t = draw("tab:heads=1,group=100,size=3x5");
+    struct layer_trial *t = layer_trial_drawn("tab:heads=1,group=100,size=3x5", tensors);
     double y[N][C], q[N][4], k[N][4];
     (void)state;
 
     for (int m = 0; m < 3; m++)
         for (int n = 0; n < C * C; n++)
             layer_trial_data(t, unit[m])[n] = n % C == n / C;
-    set_zero(t, "centre_v_weight", C * C);
-    set_zero(t, "ffn.fc2_weight", C * F);
-    set_zero(t, "ffn.fc2_bias", C);
-    set_zero(t, "norm_bias", C);
+    layer_trial_zero(t, "centre_v_weight");
+    layer_trial_zero(t, "ffn.fc2_weight");
+    layer_trial_zero(t, "ffn.fc2_bias");
+    layer_trial_zero(t, "norm_bias");
     for (int c = 0; c < C; c++)
         layer_trial_data(t, "norm_weight")[c] = 1;
     layer_trial_take_over(t);
@@ -91,7 +73,7 @@ static void one_group_is_dense_attention(void **state)
         for (int n = 0; n < N * C; n++)
             o[n % C] += p[n / C] * y[n / C][n % C];
         for (int c = 0; c < C; c++)
-            assert_float_equal(y_at(t, i * C + c), layer_trial_data(t, "x")[i * C + c] + o[c], TOLERANCE);
+            assert_float_equal(layer_trial_at(t, 0, i * C + c), layer_trial_data(t, "x")[i * C + c] + o[c], TOLERANCE);
     }
     layer_trial_close(t);
 }
@@ -99,50 +81,50 @@ static void one_group_is_dense_attention(void **state)
 /* An image has in a batch what it has alone. */
 static void images_do_not_mix(void **state)
 {
-    struct layer_trial *t = draw("tab:heads=2,group=4,size=3x5");
+    struct layer_trial *t = layer_trial_drawn("tab:heads=2,group=4,size=3x5", tensors);
     double second[N * C], expected[N * C];
     (void)state;
 
     layer_trial_forward(t);
     for (int n = 0; n < N * C; n++) {
         second[n] = layer_trial_data(t, "x")[N * C + n];
-        expected[n] = y_at(t, N * C + n);
+        expected[n] = layer_trial_at(t, 0, N * C + n);
     }
     layer_trial_give(t, "x", second, 0, LAYER_DIMS(1, N, C));
     layer_trial_forward(t);
     for (int n = 0; n < N * C; n++)
-        assert_float_equal(y_at(t, n), expected[n], TOLERANCE);
+        assert_float_equal(layer_trial_at(t, 0, n), expected[n], TOLERANCE);
     layer_trial_close(t);
 }
 
 /* Only the direction of a centre assigns tokens, but its length counts where it is read. */
 static void lengths_of_centres_count_as_they_are(void **state)
 {
-    struct layer_trial *t = draw("tab:heads=2,group=4,size=3x5");
+    struct layer_trial *t = layer_trial_drawn("tab:heads=2,group=4,size=3x5", tensors);
     double before[2 * N * C], apart = 0;
     (void)state;
 
     layer_trial_forward(t);
     for (int n = 0; n < 2 * N * C; n++)
-        before[n] = y_at(t, n);
+        before[n] = layer_trial_at(t, 0, n);
     for (int c = 0; c < C; c++)
         layer_trial_data(t, "centres")[C + c] *= 3;
     layer_trial_take_over(t);
     layer_trial_forward(t);
     for (int n = 0; n < 2 * N * C; n++)
-        apart = fmax(apart, fabs(y_at(t, n) - before[n]));
+        apart = fmax(apart, fabs(layer_trial_at(t, 0, n) - before[n]));
     assert_true(apart > 1e-4);
-    set_zero(t, "centre_v_weight", C * C); /* now nobody sees it */
+    layer_trial_zero(t, "centre_v_weight"); /* now nobody sees it */
     layer_trial_take_over(t);
     layer_trial_forward(t);
     for (int n = 0; n < 2 * N * C; n++)
-        before[n] = y_at(t, n);
+        before[n] = layer_trial_at(t, 0, n);
     for (int c = 0; c < C; c++)
         layer_trial_data(t, "centres")[C + c] /= 3;
     layer_trial_take_over(t);
     layer_trial_forward(t);
     for (int n = 0; n < 2 * N * C; n++)
-        assert_float_equal(y_at(t, n), before[n], TOLERANCE);
+        assert_float_equal(layer_trial_at(t, 0, n), before[n], TOLERANCE);
     layer_trial_close(t);
 }
 
@@ -152,10 +134,10 @@ static void wrong_calls_are_refused(void **state)
         const char *spec, *words;
     } wrong[] = {
         {"tab:heads=2,size=3x4", "input 'x': expected [B, N, C] = [2,12,6], got [2,15,6]"},
-        {"tab:heads=3,size=3x5", "3 heads do not divide 6 and 4 channels"},
-        {"tab:heads=4,size=3x5", "4 heads do not divide 6 and 4 channels"},
+        {"tab:heads=3,size=3x5", "3 heads do not divide 4 channels (Cq)"},
+        {"tab:heads=4,size=3x5", "4 heads do not divide 6 channels (C)"},
     };
-    struct layer_trial *t = draw("tab:heads=2,group=4,size=3x5");
+    struct layer_trial *t = layer_trial_drawn("tab:heads=2,group=4,size=3x5", tensors);
     fv_layer *layer;
     (void)state;
 

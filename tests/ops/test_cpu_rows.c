@@ -416,6 +416,15 @@ static void run_dots(struct run *r)
         assert_ok(r->backend->sampled_dots(
             r->ctx, &(fv_sampled_dots_args){.x = x, .y = y, .index = index, .out = out, .scale = 0.25f}));
         keep(r, "sampled dots", &out, 5e-6); /* 64 products */
+        fv_tensor weight = input(r, 1, FV_DIMS(1, 6, 70, R)), sums = result(r, FV_F32, FV_DIMS(1, 6, 70, D));
+        ((float *)weight.data)[7] = -INFINITY;
+        fv_sampled_sums_args a = {.weight = weight, .y = y, .index = index, .out = sums};
+        assert_ok(r->backend->sampled_sums(r->ctx, &a));
+        keep(r, "sampled sums", &sums, 2e-5); /* 100 products */
+        a.y = input(r, 1, FV_DIMS(1, 2, 90, D));
+        a.out = x;
+        assert_ok(r->backend->sampled_spread(r->ctx, &a));
+        keep(r, "sampled spread", &a.y, 1e-4); /* 3 * 70 * 100 / 90 products, added in another order */
     }
 }
 

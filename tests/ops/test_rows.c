@@ -284,6 +284,45 @@ static void compare_dots(fv_ctx *ctx, fv_dtype dtype, int64_t heads, int64_t D, 
     free(expected);
 }
 
+/* Sums of `count` of the rows of two heads each; some weights are -inf, some entries name no row. */
+static void compare_sums(fv_ctx *ctx, fv_dtype dtype, int64_t heads, int64_t D, int64_t count, bool shared)
+{
+    fv_random random = fv_random_new(test_seed(), 79);
+    fv_tensor weight = test_strided(ctx, 1, FV_DIMS(2, heads, 70, count)),
+              y = test_random(ctx, 1, FV_DIMS(2, 2, 11, D));
+    fv_tensor out = test_strided(ctx, 1, FV_DIMS(2, heads, 70, D)), index;
+    double *expected = test_doubles(fv_tensor_count(&out));
+    int64_t at[4];
+
+    if (dtype != FV_F32) y = test_cast(ctx, &y, dtype);
+    assert_ok(fv_tensor_new(ctx, &index, FV_I32, FV_DIMS(shared ? 1 : 2, shared ? 1 : heads, 70, count)));
+    for (int64_t n = 0; n < fv_tensor_count(&index); n++)
+        ((int32_t *)index.data)[n] = (int32_t)fv_random_below(&random, 12) - 1;
+    for (int64_t n = 0; n < fv_tensor_count(&weight); n++) {
+        test_index(4, weight.dims, n, at);
+        int64_t row = (int64_t)test_spread_at(&index, 4, at), to = (at[0] * heads + at[1]) * 70 + at[2];
+        int64_t from = (at[0] * 2 + at[1] / (heads / 2)) * 11 + row;
+        if (fv_random_below(&random, 9) == 0) {
+            *(float *)fv_at(&weight, at[0], at[1], at[2], at[3]) = -INFINITY;
+            continue;
+        }
+        for (int64_t d = 0; row >= 0 && d < D; d++)
+            expected[to * D + d] += test_element(&weight, n) * test_element(&y, from * D + d);
+    }
+    assert_ok(fv_sampled_sums(ctx, &(fv_sampled_sums_args){.weight = weight, .y = y, .index = index, .out = out}));
+    test_close("sampled sums", &out, expected, TOLERANCE);
+    free(expected);
+}
+
+static void check_sums(fv_ctx *ctx)
+{
+    compare_sums(ctx, FV_F32, 2, 16, 5, false);
+    compare_sums(ctx, FV_F32, 6, 33, 70, true); /* more terms than are combined at once */
+    compare_sums(ctx, FV_F16, 4, 40, 9, false);
+    compare_sums(ctx, FV_BF16, 4, 5, 64, true);
+    compare_sums(ctx, FV_F32, 2, 16, 0, true);
+}
+
 static void check_dots(fv_ctx *ctx)
 {
     compare_dots(ctx, FV_F32, 2, 16, 5, false);
@@ -298,6 +337,12 @@ static void sampled_dots_agree_with_loops(void **state)
 {
     (void)state;
     test_each_device(check_dots);
+}
+
+static void sampled_sums_agree_with_loops(void **state)
+{
+    (void)state;
+    test_each_device(check_sums);
 }
 
 static void gather_and_scatter_agree_with_loops(void **state)
@@ -475,6 +520,13 @@ static void bad_arguments_are_refused_in_words(void **state)
     assert_fails(fv_sampled_dots(ctx, &dots), FV_E_SHAPE, "4 heads of y do not divide 2 of x");
     dots.y = fv_reshaped(&x, FV_DIMS(1, 2, 4, 6));
     assert_fails(fv_sampled_dots(ctx, &dots), FV_E_SHAPE, "sampled dots: y: expected");
+    fv_sampled_sums_args sums = {.weight = dots.out, .y = dots.x, .index = dots.index, .out = dots.x};
+    assert_fails(fv_sampled_sums(ctx, &sums), FV_E_ARGUMENT, "sampled sums: index 1: expected -1 to 5, got 6");
+    sums.y = fv_reshaped(&x, FV_DIMS(1, 4, 3, 4));
+    assert_fails(fv_sampled_sums(ctx, &sums), FV_E_SHAPE, "4 heads of y do not divide 2 of out");
+    sums.y = dots.x;
+    sums.weight = dots.y;
+    assert_fails(fv_sampled_sums(ctx, &sums), FV_E_SHAPE, "sampled sums: weight: expected");
     assert_fails(fv_cumsum(ctx, &(fv_cumsum_args){.x = x, .out = out}), FV_E_SHAPE, "cumsum: out");
     assert_fails(fv_select(ctx, &(fv_select_args){.scores = x, .index = out}), FV_E_DTYPE, "select: index");
     assert_fails(fv_window_rows(ctx, &(fv_window_args){.x = x, .out = out}), FV_E_ARGUMENT, "window");
@@ -494,6 +546,7 @@ int main(void)
         cmocka_unit_test(sorting_is_stable),
         cmocka_unit_test(gather_and_scatter_agree_with_loops),
         cmocka_unit_test(sampled_dots_agree_with_loops),
+        cmocka_unit_test(sampled_sums_agree_with_loops),
         cmocka_unit_test(running_sums_and_maxima_agree_with_loops),
         cmocka_unit_test(features_of_second_order_multiply_to_the_series),
         cmocka_unit_test(resized_grids_agree_with_loops),

@@ -210,6 +210,28 @@ static void check_dots(fv_ctx *ctx)
     test_gradient(ctx, "sampled dots", run_dots, &in, 2, leaves, TOLERANCE);
 }
 
+/* The same with sums, of weights of which one is -inf. */
+static fv_status run_sums(fv_ctx *ctx, void *user, fv_tensor *out)
+{
+    static int32_t list[3 * 2] = {0, 3, 3, -1, 2, 2};
+    struct inputs *in = user;
+    fv_tensor index;
+
+    FV_TRY(fv_tensor_wrap(&index, list, FV_I32, FV_DIMS(1, 1, 3, 2)));
+    FV_TRY(result(ctx, out, FV_DIMS(1, 2, 3, 6)));
+    return fv_sampled_sums(ctx, &(fv_sampled_sums_args){.weight = in->x, .y = in->y, .index = index, .out = *out});
+}
+
+static void check_sums(fv_ctx *ctx)
+{
+    struct inputs in = {test_strided(ctx, 1, FV_DIMS(1, 2, 3, 2)), test_random(ctx, 1, FV_DIMS(1, 1, 4, 6)), {0}, 0};
+    const fv_tensor *leaves[] = {&in.x, &in.y};
+
+    test_gradient(ctx, "sampled sums", run_sums, &in, 2, leaves, TOLERANCE);
+    *(float *)fv_at(&in.x, 0, 1, 2, 0) = -INFINITY;
+    test_gradient(ctx, "sampled sums without one", run_sums, &in, 1, leaves + 1, TOLERANCE);
+}
+
 static fv_status run_cumsum(fv_ctx *ctx, void *user, fv_tensor *out)
 {
     struct inputs *in = user;
@@ -333,6 +355,12 @@ static void gradient_of_sampled_dots(void **state)
 {
     (void)state;
     test_each_device(check_dots);
+}
+
+static void gradient_of_sampled_sums(void **state)
+{
+    (void)state;
+    test_each_device(check_sums);
 }
 
 static void gradient_of_conv2d(void **state)
@@ -472,6 +500,7 @@ int main(void)
         cmocka_unit_test(gradient_of_norm),
         cmocka_unit_test(gradients_of_row_primitives),
         cmocka_unit_test(gradient_of_sampled_dots),
+        cmocka_unit_test(gradient_of_sampled_sums),
         cmocka_unit_test(gradient_of_conv2d),
         cmocka_unit_test(views_share_their_shadow),
         cmocka_unit_test(extents_that_overlap_are_joined),

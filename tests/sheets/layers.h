@@ -28,13 +28,18 @@ typedef struct layer_sheet {
     add(hcam) \
     add(tab) \
     add(mlpmix) \
+    add(fixedmap) \
+    add(staticqk) \
     add(lepe) \
+    add(na_qk) \
+    add(na_av) \
     add(fit_read) \
     add(fit_write) \
     add(logit_growth) \
     add(attn_indicators) \
     add(attn_influence) \
     add(stm_dpc) \
+    add(tile_search) \
     add(cross_override) \
 
 #define DECLARE_LAYER_SHEET(name) extern const layer_sheet layer_sheet_##name;

@@ -29,6 +29,8 @@
     " self_q_bias=" c " self_k_bias=" c " self_v_bias=" c " self_o_bias=" c " cross_q_bias=" c " cross_k_bias=" c      \
     " cross_v_bias=" c " cross_o_bias=" c
 
+#define SEPARATE_MATRICES(c) "q_weight=" c "x" c " k_weight=" c "x" c " v_weight=" c "x" c " o_weight=" c "x" c
+
 const layer_case layer_cases[] = {
     {"hcam:chunk=3,top=2,heads=2", "x=2x5x8 keys=2x4x8 contents=2x4x3x8 " HCAM_MATRICES("8x8") HCAM_BIASES("8")},
     {"hcam:chunk=4,top=3,heads=1,position=0", "x=1x3x5 keys=1x3x5 contents=1x3x4x5 " HCAM_MATRICES("5x5")},
@@ -47,6 +49,31 @@ const layer_case layer_cases[] = {
     {"mlpmix", "x=2x5x6 gate_weight=8x6 up_weight=8x6 down_weight=6x8"},
     {"mlpmix", "x=1x1x3 gate_weight=1x3 up_weight=1x3 down_weight=3x1"},
     {"mlpmix", "x=3x2x1 gate_weight=5x1 up_weight=5x1 down_weight=1x5"},
+
+    {"fixedmap:heads=2", "x=3x7x8 s=9x8 " SEPARATE_MATRICES("8")},
+    {"fixedmap:heads=3,causal=0,rope_base=100", "x=2x5x6 s=5x6 " SEPARATE_MATRICES("6")},
+    {"fixedmap:heads=1,rope_base=10000", "x=40x4x8 s=70x8 " SEPARATE_MATRICES("8")}, /* batches in two parts */
+    {"fixedmap:heads=1", "x=1x1x1 s=1x1 " SEPARATE_MATRICES("1")},
+    {"staticqk:heads=2", "x=3x7x8 s=3x7x8 " SEPARATE_MATRICES("8")},
+    {"staticqk:heads=3,causal=0,rope_base=100", "x=2x5x6 s=2x5x6 " SEPARATE_MATRICES("6")},
+    {"staticqk:heads=1,rope_base=10000", "x=1x70x4 s=1x70x4 " SEPARATE_MATRICES("4")},
+    {"staticqk:heads=5", "x=2x1x5 s=2x1x5 " SEPARATE_MATRICES("5")},
+
+    {"na_qk:grid=9,window=3", "q=2x4x9x5 k=2x2x9x5 rpb=4x5"},
+    {"na_qk:grid=11,window=4,dilation=2,scale=0.5", "q=1x2x11x6 k=1x1x11x6"},
+    {"na_qk:grid=4x7,window=3x5,scale=-2", "q=1x3x28x4 k=1x1x28x4 rpb=3x5x9"},
+    {"na_qk:grid=4x6,window=2x3,dilation=2x1,causal=1x0", "q=2x2x24x3 k=2x2x24x3"},
+    {"na_qk:grid=2x5x3,window=1x3x3", "q=1x2x30x4 k=1x2x30x4 rpb=2x1x5x5"},
+    {"na_qk:grid=3x4x5,window=0x2x3,causal=1", "q=1x2x60x3 k=1x2x60x3"},
+    {"na_qk:grid=7,window=3,dilation=2,scale=0", "q=1x2x7x3 k=1x1x7x3 rpb=2x5"},
+    {"na_qk:grid=70,window=0", "q=1x1x70x2 k=1x1x70x2"}, /* more slots than are taken together */
+    {"na_qk:grid=1,window=1", "q=2x1x1x1 k=2x1x1x1 rpb=1x1"},
+    {"na_av:grid=9,window=3", "a=2x4x9x3 v=2x2x9x5"},
+    {"na_av:grid=11,window=4,dilation=2", "a=1x2x11x4 v=1x1x11x17"},
+    {"na_av:grid=4x6,window=2x3,dilation=2x1,causal=1x0", "a=2x2x24x6 v=2x2x24x3"},
+    {"na_av:grid=3x4x5,window=0x2x3,causal=1", "a=1x2x60x18 v=1x2x60x3"},
+    {"na_av:grid=70,window=0", "a=1x1x70x70 v=1x1x70x2"},
+    {"na_av:grid=1,window=1", "a=2x1x1x1 v=2x1x1x1"},
 
     {"lepe:grid=4x6", "x=2x24x5 weight=5x3x3 bias=5"},
     {"lepe:grid=4x6,window=2x3", "x=2x24x3 weight=3x3x3 bias=3"},
@@ -85,6 +112,12 @@ const layer_case layer_cases[] = {
     {"stm_dpc:tokens=6,k=2,heads=3,noise=0", "x=1x6x6 " STM_MATRICES("6", "24")}, /* clusters of one */
     {"stm_dpc:tokens=1,k=4,heads=2,noise=0", "x=2x7x4 " STM_MATRICES("4", "16") STM_VECTORS("4", "16")},
     {"stm_dpc:tokens=1,k=1,heads=1,noise=0", "x=1x1x4 " STM_MATRICES("4", "16")},
+
+    {"tile_search:frames=4,family=3+2+1,threshold=0.01", "q=3x2x12x5 k=3x1x12x5 v=3x1x12x6"},
+    {"tile_search:frames=6,family=1+2+6,threshold=0.02,text=3", "q=4x2x15x4 k=4x2x15x4 v=4x2x15x3"},
+    {"tile_search:frames=5,family=2,threshold=0.03,text=1,block=4", "q=2x3x26x4 k=2x1x26x4 v=2x1x26x4"},
+    {"tile_search:frames=3,family=1+1+2,threshold=0", "q=2x1x6x3 k=2x1x6x3 v=2x1x6x2"},
+    {"tile_search:frames=1,family=1,threshold=5", "q=1x1x1x1 k=1x1x1x1 v=1x1x1x1"},
 
     {"cross_override:grid=2x5x4,native=3x2,heads=2", OVERRIDE_INPUTS("2", "40", "3", "6") OVERRIDE_PARAMS("6")},
     {"cross_override:grid=1x6x7,native=4x3,heads=1,inward=0",

@@ -122,6 +122,16 @@ void layer_trial_take_over(struct layer_trial *t)
         fill(&t->param[i].tensor, layer_trial_data(t, t->param[i].name));
 }
 
+void layer_trial_zero(struct layer_trial *t, const char *name)
+{
+    const sheet_param *tensor = &t->tensor[slot_of(t, name)];
+    size_t count = 1;
+
+    for (int d = 0; d < tensor->rank; d++)
+        count *= (size_t)tensor->dims[d];
+    memset((double *)tensor->data, 0, count * sizeof(double));
+}
+
 /* ---- drawing ---------------------------------------------------------------------------------------------------- */
 
 /* Gives "name=2x3<7", and returns what stands behind it. */
@@ -215,4 +225,18 @@ void layer_trial_forward(struct layer_trial *t)
     CHECK_OK(t, fv_layer_forward(t->ctx, t->layer, &t->args));
     for (int i = 0; i < t->args.outputs; i++)
         test_close(t->what, &t->output[i].tensor, t->result[i].data, t->tolerance);
+}
+
+struct layer_trial *layer_trial_drawn(const char *spec, const char *tensors)
+{
+    struct layer_trial *t = layer_trial_open(spec, "cpu", 2);
+
+    layer_trial_draw(t, tensors);
+    layer_trial_forward(t);
+    return t;
+}
+
+double layer_trial_at(const struct layer_trial *t, int output, int64_t n)
+{
+    return ((float *)t->output[output].tensor.data)[n];
 }

@@ -46,12 +46,19 @@ void layer_trial_give(struct layer_trial *t, const char *name, const double *dat
 /* The numbers of a tensor that was given, for the definition and, once they are taken over, for the library. */
 double *layer_trial_data(struct layer_trial *t, const char *name);
 void layer_trial_take_over(struct layer_trial *t);
+/* Makes them 0. */
+void layer_trial_zero(struct layer_trial *t, const char *name);
 /* Tensors of a case, drawn so often that no choice hangs on less than f32 rounds. */
 void layer_trial_draw(struct layer_trial *t, const char *tensors);
+
+/* Such a layer on the CPU, drawn and computed. */
+struct layer_trial *layer_trial_drawn(const char *spec, const char *tensors);
 
 /* Makes room for outputs and computes the definition. */
 void layer_trial_define(struct layer_trial *t);
 /* The same, and the library's outputs, which must be equal. */
 void layer_trial_forward(struct layer_trial *t);
+/* Number n of an output of f32, as the library computed it. */
+double layer_trial_at(const struct layer_trial *t, int output, int64_t n);
 
 #endif

@@ -60,6 +60,8 @@ static void fill(void)
         table->match = fv_cpu_match;
         table->gather = fv_cpu_gather;
         table->sampled_dots = fv_cpu_sampled_dots;
+        table->sampled_sums = fv_cpu_sampled_sums;
+        table->sampled_spread = fv_cpu_sampled_spread;
         table->cumsum = fv_cpu_cumsum;
         table->taylor = fv_cpu_taylor;
         table->conv2d = fv_cpu_conv2d;

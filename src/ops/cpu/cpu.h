@@ -24,6 +24,8 @@ fv_status fv_cpu_select(fv_ctx *ctx, const fv_select_args *args);
 fv_status fv_cpu_match(fv_ctx *ctx, const fv_match_args *args);
 fv_status fv_cpu_gather(fv_ctx *ctx, const fv_gather_args *args);
 fv_status fv_cpu_sampled_dots(fv_ctx *ctx, const fv_sampled_dots_args *args);
+fv_status fv_cpu_sampled_sums(fv_ctx *ctx, const fv_sampled_sums_args *args);
+fv_status fv_cpu_sampled_spread(fv_ctx *ctx, const fv_sampled_sums_args *args);
 fv_status fv_cpu_cumsum(fv_ctx *ctx, const fv_cumsum_args *args);
 fv_status fv_cpu_taylor(fv_ctx *ctx, const fv_taylor_args *args);
 fv_status fv_cpu_conv2d(fv_ctx *ctx, const fv_conv2d_args *args);

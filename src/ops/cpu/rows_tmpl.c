@@ -295,23 +295,31 @@ static void reduce_row(fv_pool_kind kind, int64_t rows, int64_t n, const float *
         reduce_as(false, rows, n, x, x_row, add, factor, out);
 }
 
+INLINE void combine_as(const int vectors, int64_t terms, const float *const *rows, const float *weights, int64_t c,
+                       bool add, float *out)
+{
+    vf t[4];
+
+    UNROLL
+    for (int u = 0; u < vectors; u++)
+        t[u] = add ? load(out + c + u * W) : splat(0);
+    for (int64_t r = 0; r < terms; r++)
+        UNROLL
+    for (int u = 0; u < vectors; u++)
+        t[u] = load(rows[r] + c + u * W) * splat(weights[r]) + t[u];
+    UNROLL
+    for (int u = 0; u < vectors; u++)
+        store(out + c + u * W, t[u]);
+}
+
 static void combine_row(int64_t terms, const float *const *rows, const float *weights, int64_t n, bool add, float *out)
 {
     int64_t c = 0;
 
-    for (; c + 4 * W <= n; c += 4 * W) {
-        vf t[4];
-        UNROLL
-        for (int u = 0; u < 4; u++)
-            t[u] = add ? load(out + c + u * W) : splat(0);
-        for (int64_t r = 0; r < terms; r++)
-            UNROLL
-        for (int u = 0; u < 4; u++)
-            t[u] = load(rows[r] + c + u * W) * splat(weights[r]) + t[u];
-        UNROLL
-        for (int u = 0; u < 4; u++)
-            store(out + c + u * W, t[u]);
-    }
+    for (; c + 4 * W <= n; c += 4 * W)
+        combine_as(4, terms, rows, weights, c, add, out);
+    for (; c + 2 * W <= n; c += 2 * W)
+        combine_as(2, terms, rows, weights, c, add, out);
     for (; c < n; c += W) {
         int64_t count = fv_min(n - c, W);
         vf t = add ? load_part_or_all(out + c, count) : splat(0);

@@ -15,8 +15,8 @@ fv_status fv_ref_select(fv_ctx *ctx, const fv_select_args *args);
 fv_status fv_ref_match(fv_ctx *ctx, const fv_match_args *args);
 fv_status fv_ref_gather(fv_ctx *ctx, const fv_gather_args *args);
 fv_status fv_ref_sampled_dots(fv_ctx *ctx, const fv_sampled_dots_args *args);
-fv_status fv_ref_sampled_dots_backward(fv_ctx *ctx, const fv_sampled_dots_args *args, const fv_tensor *d_out,
-                                       const fv_tensor *d_x, const fv_tensor *d_y);
+fv_status fv_ref_sampled_sums(fv_ctx *ctx, const fv_sampled_sums_args *args);
+fv_status fv_ref_sampled_spread(fv_ctx *ctx, const fv_sampled_sums_args *args);
 fv_status fv_ref_cumsum(fv_ctx *ctx, const fv_cumsum_args *args);
 fv_status fv_ref_taylor(fv_ctx *ctx, const fv_taylor_args *args);
 fv_status fv_ref_dequantize(fv_ctx *ctx, const fv_dequantize_args *args);

@@ -1,12 +1,10 @@
 #include <math.h>
 
-#include "ops/accumulate.h"
 #include "ops/ref/pieces.h"
 #include "ops/ref/ref.h"
 
 struct work {
     const fv_sampled_dots_args *args;
-    const fv_tensor *d_out, *d_x, *d_y;
     float *row;    /* [threads, D] */
     double *x, *y; /* the same */
 };
@@ -52,37 +50,77 @@ done:
     return status;
 }
 
-/* All rows that meet in a head of y. */
-static void add_back(void *user, int64_t item, int thread)
+/* ---- sums ------------------------------------------------------------------------------------------------------- */
+
+/* The row of y that entry r of a query counts, -1: none. */
+static int32_t counted(const fv_sampled_sums_args *a, int64_t b, int64_t h, int64_t i, int64_t r)
 {
-    const struct work *w = user;
-    const fv_sampled_dots_args *a = w->args;
-    int64_t Hx = a->y.dims[1], group = a->x.dims[1] / Hx, D = a->x.dims[3], b = item / Hx, hx = item % Hx;
+    return *(float *)fv_at(&a->weight, b, h, i, r) == -INFINITY ? -1 : *(int32_t *)fv_at(&a->index, b, h, i, r);
+}
+
+struct sums {
+    const fv_sampled_sums_args *args;
+    float *row;      /* [threads, D] */
+    double *y, *sum; /* the same */
+};
+
+static void sum_row(void *user, int64_t item, int thread)
+{
+    const struct sums *w = user;
+    const fv_sampled_sums_args *a = w->args;
+    int64_t H = a->out.dims[1], N = a->out.dims[2], D = a->out.dims[3], i = item % N, h = item / N % H,
+            b = item / N / H;
+    double *y = w->y + thread * D, *sum = w->sum + thread * D;
+
+    memset(sum, 0, (size_t)D * sizeof *sum);
+    for (int64_t r = 0; r < a->weight.dims[3]; r++) {
+        int32_t row = counted(a, b, h, i, r);
+        if (row < 0) continue;
+        fv_ref_load(&a->y, b, h / (H / a->y.dims[1]), row, w->row + thread * D, y);
+        for (int64_t d = 0; d < D; d++)
+            sum[d] += *(float *)fv_at(&a->weight, b, h, i, r) * y[d];
+    }
+    for (int64_t d = 0; d < D; d++)
+        *(float *)fv_at(&a->out, b, h, i, d) = (float)sum[d];
+}
+
+fv_status fv_ref_sampled_sums(fv_ctx *ctx, const fv_sampled_sums_args *args)
+{
+    const fv_tensor *out = &args->out;
+    int64_t floats = fv_ctx_threads(ctx) * out->dims[3];
+    fv_mark mark = fv_arena_mark(ctx->arena);
+    struct sums w = {.args = args};
+    fv_status status;
+
+    FV_TRY_DONE(FV_SCRATCH(ctx, w.row, floats));
+    FV_TRY_DONE(FV_SCRATCH(ctx, w.y, floats));
+    FV_TRY_DONE(FV_SCRATCH(ctx, w.sum, floats));
+    fv_run(ctx, out->dims[0] * out->dims[1] * out->dims[2], sum_row, &w);
+    status = fv_ctx_check(ctx);
+done:
+    fv_arena_release(ctx->arena, mark);
+    return status;
+}
+
+/* All rows that meet in a head of y. */
+static void spread_head(void *user, int64_t item, int thread)
+{
+    const fv_sampled_sums_args *a = user;
+    int64_t Hx = a->y.dims[1], group = a->out.dims[1] / Hx, D = a->out.dims[3], b = item / Hx, hx = item % Hx;
 
     (void)thread;
     for (int64_t h = hx * group; h < (hx + 1) * group; h++)
-        for (int64_t i = 0; i < a->x.dims[2]; i++)
-            for (int64_t r = 0; r < a->out.dims[3]; r++) {
-                int32_t row = index_at(a, b, h, i, r);
-                float d = a->scale * *(float *)fv_at(w->d_out, b, h, i, r);
-                for (int64_t c = 0; row >= 0 && fv_present(w->d_x) && c < D; c++)
-                    *(float *)fv_at(w->d_x, b, h, i, c) += d * *(float *)fv_at(&a->y, b, hx, row, c);
-                for (int64_t c = 0; row >= 0 && fv_present(w->d_y) && c < D; c++)
-                    *(float *)fv_at(w->d_y, b, hx, row, c) += d * *(float *)fv_at(&a->x, b, h, i, c);
+        for (int64_t i = 0; i < a->out.dims[2]; i++)
+            for (int64_t r = 0; r < a->weight.dims[3]; r++) {
+                int32_t row = counted(a, b, h, i, r);
+                for (int64_t d = 0; row >= 0 && d < D; d++)
+                    *(float *)fv_at(&a->y, b, hx, row, d) +=
+                        *(float *)fv_at(&a->weight, b, h, i, r) * *(float *)fv_at(&a->out, b, h, i, d);
             }
 }
 
-fv_status fv_ref_sampled_dots_backward(fv_ctx *ctx, const fv_sampled_dots_args *args, const fv_tensor *d_out,
-                                       const fv_tensor *d_x, const fv_tensor *d_y)
+fv_status fv_ref_sampled_spread(fv_ctx *ctx, const fv_sampled_sums_args *args)
 {
-    struct work w = {.args = args, .d_out = d_out, .d_x = d_x, .d_y = d_y};
-    int64_t items = args->y.dims[0] * args->y.dims[1];
-
-    if ((!fv_present(d_x) || fv_tensor_apart(d_x)) && (!fv_present(d_y) || fv_tensor_apart(d_y))) {
-        fv_run(ctx, items, add_back, &w);
-    } else {
-        for (int64_t item = 0; item < items; item++)
-            add_back(&w, item, 0);
-    }
+    fv_run(ctx, args->y.dims[0] * args->y.dims[1], spread_head, (void *)args);
     return fv_ctx_check(ctx);
 }
