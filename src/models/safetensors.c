@@ -165,11 +165,11 @@ static fv_status each_member(fv_safetensors *f, struct span object, member_fn *m
 
 static fv_status read_json(const fv_safetensors *f, struct span value, size_t flags, json_t **json)
 {
-    json_error_t error;
+    json_error_t error = {0};
 
     *json = json_loadb(value.text, value.length, flags, &error);
     if (*json) return FV_OK;
-    if (json_error_code(&error) == json_error_out_of_memory)
+    if (json_error_code(&error) == json_error_out_of_memory || !*error.text) /* it does not always say so */
         return fv_fail(FV_E_MEMORY, "%s: out of memory while reading the header", f->path);
     return fv_fail(FV_E_FORMAT, "%s: header, byte %zu: is not JSON: %s", f->path,
                    place(f, value.text) + (size_t)error.position, shown(error.text));
