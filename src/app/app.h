@@ -109,10 +109,16 @@ fv_status app_named_open(const char *owner, const fv_param *table, app_named *na
 fv_status app_named_read(const fv_param *table, app_named *named);
 /* Makes tensor i, of a shape without data. */
 fv_status app_named_make(app_named *named, int i, const fv_tensor *shape);
-/* Names of gradients: FV_E_USAGE for one of what was not given; to a bundle, adds all that were given and have one. */
-fv_status app_named_match(const fv_param *table, const app_named *given, app_named *named);
+/* FV_E_USAGE for a name that the owner's table has not, or, where gradients are named, for what has none. */
+fv_status app_named_check(const char *owner, const char *what, const fv_param *table, const app_named *named,
+                          bool gradients);
+/* Names of gradients of what was given: FV_E_USAGE for others, and for what has none; to a bundle, adds all there are.
+ */
+fv_status app_named_match(const char *owner, const fv_param *table, const app_named *given, app_named *named);
 /* Makes gradients, of the shapes of what was given. */
 fv_status app_named_like(const app_named *given, app_named *named);
+/* Whether the files can be written, as app_file_try. */
+fv_status app_named_try(const app_named *named);
 fv_status app_named_write(const app_named *named);
 
 /* ---- numbers for people (table.c) -------------------------------------------------------------------------------- */

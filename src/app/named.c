@@ -37,6 +37,14 @@ static fv_status add(app_named *named, const char *name, size_t length, const ch
     return FV_OK;
 }
 
+static bool holds_many(const char *file)
+{
+    static const char end[] = ".safetensors";
+    size_t length = strlen(file);
+
+    return length >= sizeof end && strcmp(file + length - (sizeof end - 1), end) == 0;
+}
+
 static fv_status take_apart(const char *text, const fv_param *table, app_named *named)
 {
     const char *equals = strchr(text, '='), *name;
@@ -52,6 +60,9 @@ static fv_status take_apart(const char *text, const fv_param *table, app_named *
         named->bundle = equals + 1;
         fv_free(named->places[--named->count].name);
         name = many;
+    } else if (holds_many(equals + 1)) {
+        return fv_fail(FV_E_USAGE, "--%s %s: expected a .npy file, got %s%s", named->flag, name, equals + 1,
+                       fv_params_count(table) > 0 ? " (weights=FILE takes all of its tensors)" : "");
     }
     return again ? fv_fail(FV_E_USAGE, "--%s: '%s' is given twice", named->flag, name) : FV_OK;
 }
@@ -74,6 +85,18 @@ void app_named_free(app_named *named)
     fv_free(named->named);
     fv_safetensors_close(named->weights);
     *named = (app_named){0};
+}
+
+fv_status app_named_check(const char *owner, const char *what, const fv_param *table, const app_named *named,
+                          bool gradients)
+{
+    for (int i = 0; i < named->count; i++) {
+        int index;
+        FV_TRY(fv_params_find(owner, what, table, named->named[i].name, &index));
+        if (gradients && table[index].fixed)
+            return fv_fail(FV_E_USAGE, "%s: '%s' has no gradient", owner, named->named[i].name);
+    }
+    return FV_OK;
 }
 
 static const char *param_at(const void *user, int index)
@@ -143,7 +166,7 @@ static const char *name_at(const void *user, int index)
     return ((const app_named *)user)->named[index].name;
 }
 
-fv_status app_named_match(const fv_param *table, const app_named *given, app_named *named)
+fv_status app_named_match(const char *owner, const fv_param *table, const app_named *given, app_named *named)
 {
     for (int i = 0; i < named->count; i++) {
         const char *name = named->named[i].name, *near;
@@ -152,6 +175,7 @@ fv_status app_named_match(const fv_param *table, const app_named *given, app_nam
         return fv_fail(FV_E_USAGE, "--%s %s: expected a tensor given with --%s%s%s%s", named->flag, name, given->flag,
                        near ? "; did you mean '" : "", near ? near : "", near ? "'?" : "");
     }
+    FV_TRY(app_named_check(owner, named->flag, table, named, true));
     for (int i = 0; i < given->count && named->bundle; i++) {
         const char *name = given->named[i].name;
         if (!find(table, name)->fixed && index_of(named, name) == named->count)
@@ -166,6 +190,13 @@ fv_status app_named_like(const app_named *given, app_named *named)
     for (int i = 0; i < named->count; i++)
         FV_TRY(app_named_make(named, i, &given->named[index_of(given, named->named[i].name)].tensor));
     return FV_OK;
+}
+
+fv_status app_named_try(const app_named *named)
+{
+    for (int i = 0; i < named->count; i++)
+        FV_TRY(app_file_try(named->places[i].file));
+    return app_file_try(named->bundle);
 }
 
 fv_status app_named_write(const app_named *named)

@@ -84,8 +84,9 @@ static fv_status read_names(const struct values *values, struct work *w)
     const fv_layer_type *type = fv_layer_type_of(w->layer);
     bool wants_grads = values->d_inputs.count > 0 || values->d_params.count > 0;
     fv_layer_args args;
-    int index;
 
+    if (values->grads.count > 0 && !(type->traits & FV_LAYER_DIFFERENTIABLE))
+        return fv_fail(FV_E_USAGE, "%s: --grad cannot be used: it has no gradients", type->name);
     if (values->grads.count > 0 && !wants_grads)
         return fv_fail(FV_E_USAGE, "--grad: expected at least one of --din and --dparam beside it");
     if (values->grads.count == 0 && wants_grads) return cli_missing("--grad", "--din and --dparam need it");
@@ -97,13 +98,12 @@ static fv_status read_names(const struct values *values, struct work *w)
     FV_TRY(app_named_begin("dparam", &values->d_params, type->params, &w->d_params));
     args = args_of(w);
     FV_TRY(fv_layer_names(w->layer, &args, w->params.bundle != NULL));
-    for (int i = 0; i < w->grads.count; i++)
-        FV_TRY(fv_params_find(type->name, "output", type->outputs, w->grads.named[i].name, &index));
+    FV_TRY(app_named_check(type->name, "output", type->outputs, &w->grads, true));
     FV_TRY(app_named_open(type->name, type->params, &w->params));
     args = args_of(w);
     FV_TRY(fv_layer_names(w->layer, &args, false));
-    FV_TRY(app_named_match(type->inputs, &w->inputs, &w->d_inputs));
-    return app_named_match(type->params, &w->params, &w->d_params);
+    FV_TRY(app_named_match(type->name, type->inputs, &w->inputs, &w->d_inputs));
+    return app_named_match(type->name, type->params, &w->params, &w->d_params);
 }
 
 static fv_status read_files(struct work *w)
@@ -143,6 +143,13 @@ static fv_status compute(fv_ctx *ctx, struct work *w)
         FV_TRY(fv_layer_forward(ctx, w->layer, &args));
     w->seconds = app_seconds() - start;
     return app_check();
+}
+
+static fv_status try_all(const struct work *w)
+{
+    FV_TRY(app_named_try(&w->outputs));
+    FV_TRY(app_named_try(&w->d_inputs));
+    return app_named_try(&w->d_params);
 }
 
 static fv_status write_all(const struct work *w)
@@ -185,6 +192,7 @@ static fv_status apply(struct app *app, const struct values *values, struct work
 {
     FV_TRY(fv_layer_new(values->common.operand[0], &w->layer));
     FV_TRY(read_names(values, w));
+    FV_TRY(try_all(w));
     FV_TRY(app_begin(app, FV_PRECISION_F32));
     FV_TRY(read_files(w));
     FV_TRY(compute(app->ctx, w));

@@ -166,15 +166,13 @@ static fv_status check_flags(const struct values *values, const struct work *w)
 static fv_status read_names(const struct values *values, struct work *w)
 {
     const fv_mechanism *mechanism = w->mechanism;
-    int index;
 
     FV_TRY(app_named_begin("param", &values->params, mechanism->params, &w->params));
     FV_TRY(app_named_begin("param-out", &values->params_out, NULL, &w->params_out));
     FV_TRY(app_named_begin("dparam", &values->dparams, mechanism->params, &w->d_params));
-    for (int i = 0; i < w->params.count; i++)
-        FV_TRY(fv_params_find(mechanism->name, "param", mechanism->params, w->params.named[i].name, &index));
+    FV_TRY(app_named_check(mechanism->name, "param", mechanism->params, &w->params, false));
     FV_TRY(app_named_open(mechanism->name, mechanism->params, &w->params));
-    return app_named_match(mechanism->params, &w->params, &w->d_params);
+    return app_named_match(mechanism->name, mechanism->params, &w->params, &w->d_params);
 }
 
 static fv_status read_operand(const char *path, int rank, app_tensor *tensor)
@@ -262,6 +260,16 @@ static fv_status compute(fv_ctx *ctx, const struct values *values, struct work *
     return app_check();
 }
 
+static fv_status try_all(const struct values *values, const struct work *w)
+{
+    const char *files[] = {values->output, values->lse, values->plan, values->dq, values->dk, values->dv};
+
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++)
+        FV_TRY(app_file_try(files[i]));
+    FV_TRY(app_named_try(&w->params_out));
+    return app_named_try(&w->d_params);
+}
+
 static fv_status write_all(const struct values *values, const struct work *w)
 {
     FV_TRY(fv_npy_write(values->output, &w->o.t));
@@ -308,6 +316,7 @@ static fv_status attend(struct app *app, const struct values *values, struct wor
     w->mechanism = fv_attention_mechanism(w->attention);
     FV_TRY(check_flags(values, w));
     FV_TRY(read_names(values, w));
+    FV_TRY(try_all(values, w));
     FV_TRY(app_begin(app, values->precision == 1 ? FV_PRECISION_BF16 : FV_PRECISION_F32));
     FV_TRY(read_operand(values->q, 4, &w->q));
     FV_TRY(read_operand(values->k, 4, &w->k));

@@ -34,6 +34,12 @@ sys.exit(any(abs(a - b) > 1e-5 for a, b in zip(read("y.npy"), read("o.npy"))))
 PYTHON
 echo ok layer_is_the_mechanism
 expect masked 0 '' "${call[@]}" --in mask=mask.npy --out y=m.npy
+mkfifo pipe || fail setup mkfifo
+cat pipe > piped.npy &
+reader=$!
+expect pipe 0 '' "${call[@]}" --in mask=mask.npy --out y=pipe
+wait "$reader"
+cmp -s piped.npy m.npy || fail pipe "what came through it differs"
 expect masked_i8 0 '' "${call[@]}" --in mask=mask8.npy --out y=m8.npy
 cmp -s m.npy m8.npy || fail masked_i8 "the files differ"
 ! cmp -s m.npy y.npy || fail masked "the mask does nothing"
@@ -97,7 +103,7 @@ npy shape sy.npy 2,3,4 '<f4' && npy shape sc.npy 2,9 '<i4' || fail shapes_of_a_r
 expect reducer_again 0 '' "${reducer[@]}" --out cluster=sd.npy
 cmp -s sc.npy sd.npy || fail reducer_again "the files differ"
 expect reducer_gradient 0 '' "${reducer[@]}" --out y=sy.npy --grad y=sy.npy --dparam score_weight=dw.npy
-expect cluster_has_no_gradient 2 "'cluster' has no gradient" "${reducer[@]}" --out y=sy.npy --grad cluster=sc.npy --din x=dy.npy
+expect cluster_has_no_gradient 2 "'cluster' has no gradient" "${reducer[@]}" --out y=sy.npy --grad cluster=none --din x=dy.npy
 expect too_few_tokens 1 'expected at most the tokens there are, 9, got 10' "$fovea" apply stm_dpc:tokens=10 "${reducer[@]:3}" --out y=y0.npy
 steer=("$fovea" apply cross_override:grid=1x2x4,native=2x2,heads=2 --in w=kept8.npy --in f=kept8.npy --in c=x.npy)
 npy random kept8.npy 1,8,4 || fail setup npy
@@ -105,7 +111,7 @@ for name in self_q self_k self_v self_o cross_q cross_k cross_v cross_o; do stee
 expect steer 0 'w \[1,8,4\], f \[1,8,4\]' "${steer[@]}" --out w=sw.npy --out f=sf.npy
 ! cmp -s sw.npy sf.npy || fail steer "windows do nothing"
 expect probe 0 'y \[1,4,2\]' "$fovea" apply logit_growth --in q=pq.npy --in k=pk.npy --out y=py.npy
-expect probe_has_no_gradient 2 'has no gradients' "$fovea" apply logit_growth --in q=pq.npy --in k=pk.npy --out y=py.npy --grad y=py.npy --din q=dy.npy
+expect probe_has_no_gradient 2 'has no gradients' "$fovea" apply logit_growth --in q=none --in k=none --out y=py.npy --grad y=none --din q=dy.npy
 
 # ---- what it says ----
 expect json 0 '' "${call[@]}" --out y=y.npy --json
@@ -138,10 +144,12 @@ expect missing_in_bundle 2 "param 'summary_q_weight' .* is missing" "${bundled[@
 expect unknown_output 2 "output 'z' is not known" "${call[@]}" --out z=y.npy
 expect bad_pair 2 'in: expected NAME=FILE' "${call[@]}" --in mask --out y=y.npy
 expect twice 2 'is given twice' "${call[@]}" --in x=none --out y=y.npy
+expect one_of_many 2 "param q_bias: expected a .npy file, got none.safetensors (weights=FILE takes all of its tensors)" "${call[@]}" --param q_bias=none.safetensors --out y=y.npy
+expect many_of_one 2 "out y: expected a .npy file, got y.safetensors" "${call[@]}" --out y=y.safetensors
 expect grad_without 2 'din' "${call[@]}" --out y=y.npy --grad y=do.npy
 expect din_without_grad 2 'grad is missing' "${call[@]}" --out y=y.npy --din x=dx.npy
 expect grad_of_unknown 2 "output 'o' is not known" "${call[@]}" --out y=y.npy --grad o=do.npy --din x=dy.npy
-expect gradient_of_memory 2 "'keys' has no gradient" "${call[@]}" --out y=y.npy --grad y=do.npy --din keys=dy.npy
+expect gradient_of_memory 2 "'keys' has no gradient" "${call[@]}" --out y=y.npy --grad y=none --din keys=dy.npy
 expect gradient_of_what_is_not_given 2 'expected a tensor given with --param' "${call[@]}" --out y=y.npy --grad y=do.npy --dparam q_bias=dy.npy
 
 # ---- the work fails: 1 ----
@@ -155,7 +163,7 @@ npy pack shapes.safetensors q_bias=w5.npy "${all[@]}"
 expect shape_in_bundle 1 "param 'q_bias': expected \[E\] = \[4\], got \[5,5\]" "${bundled[@]}" --param weights=shapes.safetensors --out y=y.npy
 head -c 300 all.safetensors > cut.safetensors
 expect bundle_cut 1 'cut.safetensors: the header would take .* the download may be incomplete' "${bundled[@]}" --param weights=cut.safetensors --out y=y.npy
-expect no_folder_for_gradients 1 'none/d.safetensors: cannot be created' "${call[@]}" --out y=w.npy --grad y=do.npy --dparam weights=none/d.safetensors
+expect no_folder_for_gradients 1 'none/d.safetensors: cannot be created' "${call[@]}" --out y=y.npy --grad y=do.npy --dparam weights=none/d.safetensors
 expect no_file 1 'none.npy: cannot be opened' "${call[@]}" --in mask=none.npy --out y=y.npy
 expect mask_of_floats 1 'holds f32, expected integers' "${call[@]}" --in mask=x.npy --out y=y.npy
 expect shape 1 "param 'q_bias': expected \[E\] = \[4\], got \[5,5\]" "${call[@]}" --param q_bias=w5.npy --out y=y.npy
@@ -164,7 +172,7 @@ expect heads 1 '3 heads do not divide 4 channels' "$fovea" apply hcam:chunk=2,he
 expect grid 1 "expected \[B, N, C\] = \[2,9,6\], got \[2,8,6\]" "${tab[@]:0:2}" tab:heads=2,size=3x3 "${tab[@]:3}" --in x=tx.npy --out y=y.npy
 expect gradient_shape 1 "gradient of output 'y'" "${call[@]}" --out y=y.npy --grad y=x3.npy --din x=dy.npy
 expect no_folder 1 'cannot be created' "${call[@]}" --out y=none/y.npy
-absent no_half_files y.npy dy.npy none
+absent no_half_files y.npy y.safetensors dy.npy none
 
 # ---- list and show ----
 expect list_layers 0 '' "$fovea" list layers --json

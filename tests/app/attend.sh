@@ -83,6 +83,7 @@ expect no_plan 2 'plan' $call -a hedgehog --plan p.npy -o x.npy
 expect unknown_param 2 "did you mean 'bias'" $call -a dense --param bia=bias.npy -o x.npy
 expect bad_param 2 'NAME=FILE' $call -a dense --param bias -o x.npy
 expect param_twice 2 'twice' $call -a dense --param bias=bias.npy --param bias=bias.npy -o x.npy
+expect no_gradient 2 "postmask: 'mask' has no gradient" "$fovea" attend -a postmask --q none --k none --v none -o x.npy --param mask=none --grad none --dparam mask=d.npy
 expect in_bundle_too 2 "'bias' is given twice: by itself and in bias.safetensors" $call -a dense --param bias=bias.npy --param weights=bias.safetensors -o x.npy
 expect nothing_has_gradients 2 'no tensor given with --param has a gradient' "$fovea" attend -a postmask --q none --k none --v none -o x.npy --param weights=mask.safetensors --grad do.npy --dparam weights=d.npy
 expect names_before_files 2 "did you mean 'bias'" "$fovea" attend -a dense --q none --k none --v none --param bia=none -o x.npy
@@ -111,6 +112,7 @@ expect heads 1 'divide' "$fovea" attend -a dense --q q.npy --k k3.npy --v v3.npy
 expect keys 1 'keys of k' "$fovea" attend -a dense --q q.npy --k k10.npy --v v.npy -o x.npy
 expect gradient_shape 1 'do9.npy' sh -c "cp q.npy do9.npy; exec $call -a dense --grad do9.npy --dq x.npy -o x.npy"
 expect no_folder 1 'cannot be created' $call -a dense -o none/x.npy
+expect no_folder_for_lse 1 'none/l.npy: cannot be created' $call -a dense -o x.npy --lse none/l.npy
 absent no_half_files x.npy none s.npy p.npy
 expect device_file 0 '' $call -a dense -o /dev/null
 [ -c /dev/null ] || fail device_file_stays "/dev/null is no device any more"
