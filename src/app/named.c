@@ -37,34 +37,37 @@ static fv_status add(app_named *named, const char *name, size_t length, const ch
     return FV_OK;
 }
 
-static bool holds_many(const char *file)
+static bool ends_in(const char *text, const char *end)
 {
-    static const char end[] = ".safetensors";
-    size_t length = strlen(file);
+    size_t length = strlen(text), own = strlen(end);
 
-    return length >= sizeof end && strcmp(file + length - (sizeof end - 1), end) == 0;
+    return length > own && strcmp(text + length - own, end) == 0;
+}
+
+static fv_status take_bundle(const char *file, app_named *named)
+{
+    if (named->bundle) return fv_fail(FV_E_USAGE, "--%s: '%s' is given twice", named->flag, many);
+    named->bundle = file;
+    return FV_OK;
 }
 
 static fv_status take_apart(const char *text, const fv_param *table, app_named *named)
 {
-    const char *equals = strchr(text, '='), *name;
-    bool again;
+    const char *equals = strchr(text, '='), *name, *hint = "";
 
     if (!equals || equals == text || !equals[1])
         return fv_fail(FV_E_USAGE, "--%s: expected NAME=FILE, got '%s'", named->flag, text);
+    if (fv_params_count(table) > 0 && !find(table, many)) {
+        if ((size_t)(equals - text) == strlen(many) && strncmp(text, many, strlen(many)) == 0)
+            return take_bundle(equals + 1, named);
+        hint = " (weights=FILE is for many in one)";
+    }
     FV_TRY(add(named, text, (size_t)(equals - text), equals + 1));
     name = named->named[named->count - 1].name;
-    again = index_of(named, name) < named->count - 1;
-    if (!again && fv_params_count(table) > 0 && !find(table, name) && strcmp(name, many) == 0) {
-        again = named->bundle != NULL;
-        named->bundle = equals + 1;
-        fv_free(named->places[--named->count].name);
-        name = many;
-    } else if (holds_many(equals + 1)) {
-        return fv_fail(FV_E_USAGE, "--%s %s: expected a .npy file, got %s%s", named->flag, name, equals + 1,
-                       fv_params_count(table) > 0 ? " (weights=FILE takes all of its tensors)" : "");
-    }
-    return again ? fv_fail(FV_E_USAGE, "--%s: '%s' is given twice", named->flag, name) : FV_OK;
+    if (index_of(named, name) < named->count - 1)
+        return fv_fail(FV_E_USAGE, "--%s: '%s' is given twice", named->flag, name);
+    if (strcmp(name, many) == 0 || !ends_in(equals + 1, ".safetensors")) return FV_OK;
+    return fv_fail(FV_E_USAGE, "--%s %s: expected a .npy file, got %s%s", named->flag, name, equals + 1, hint);
 }
 
 fv_status app_named_begin(const char *flag, const cli_texts *texts, const fv_param *table, app_named *named)

@@ -135,7 +135,7 @@ expect missing_matrix 2 "param 'summary_q_weight' .* is missing" "$fovea" apply 
 expect unknown_input 2 "input 'key' is not known; did you mean 'keys'" "${call[@]}" --in key=none --out y=y.npy
 expect unknown_param 2 "param 'qbias' is not known; did you mean 'q_bias'" "${call[@]}" --param qbias=none --out y=y.npy
 expect bundle_twice 2 "'weights' is given twice" "${call[@]}" --param weights=none --param weights=none --out y=y.npy
-expect bundle_of_what_has_no_params 2 "param 'weights' is not known; it has none" "$fovea" apply logit_growth --in q=pq.npy --in k=pk.npy --param weights=none --out y=y.npy
+expect bundle_of_what_has_no_params 2 "param 'weights' is not known; it has none" "$fovea" apply logit_growth --in q=pq.npy --in k=pk.npy --param weights=none.safetensors --out y=y.npy
 expect bundle_is_no_input 2 "input 'weights' is not known" "${call[@]}" --in weights=none --out y=y.npy
 expect input_before_bundle 2 "input 'contents' .* is missing" "$fovea" apply hcam --in x=none --in keys=none --param weights=none --out y=y.npy
 expect output_before_bundle 2 "output 'z' is not known" "${bundled[@]}" --param weights=none --out z=y.npy
@@ -144,7 +144,7 @@ expect missing_in_bundle 2 "param 'summary_q_weight' .* is missing" "${bundled[@
 expect unknown_output 2 "output 'z' is not known" "${call[@]}" --out z=y.npy
 expect bad_pair 2 'in: expected NAME=FILE' "${call[@]}" --in mask --out y=y.npy
 expect twice 2 'is given twice' "${call[@]}" --in x=none --out y=y.npy
-expect one_of_many 2 "param q_bias: expected a .npy file, got none.safetensors (weights=FILE takes all of its tensors)" "${call[@]}" --param q_bias=none.safetensors --out y=y.npy
+expect one_of_many 2 "param q_bias: expected a .npy file, got none.safetensors (weights=FILE is for many in one)" "${call[@]}" --param q_bias=none.safetensors --out y=y.npy
 expect many_of_one 2 "out y: expected a .npy file, got y.safetensors" "${call[@]}" --out y=y.safetensors
 expect grad_without 2 'din' "${call[@]}" --out y=y.npy --grad y=do.npy
 expect din_without_grad 2 'grad is missing' "${call[@]}" --out y=y.npy --din x=dx.npy
