@@ -9,6 +9,7 @@
 #include "app/measure.h"
 #include "base/param.h"
 #include "fovea/fovea.h"
+#include "models/safetensors.h"
 
 struct app {
     const cli_verb *verb;
@@ -71,28 +72,53 @@ typedef struct app_tensor {
 fv_status app_tensor_read(const char *path, app_tensor *tensor);
 /* The same as f32, or as i32 or u8 of a file of any integers that fit. */
 fv_status app_tensor_read_as(const char *path, fv_dtype dtype, app_tensor *tensor);
+/* The same of a tensor that was read as it is stored, which is taken over; sentences do not say where it was. */
+fv_status app_tensor_as(app_tensor *stored, fv_dtype dtype, app_tensor *tensor);
 fv_status app_tensor_new(app_tensor *tensor, fv_dtype dtype, int rank, const int64_t *dims);
 void app_tensor_free(app_tensor *tensor);
 void app_round_bf16(app_tensor *tensor);
 
-/* Tensors of a flag that repeats, NAME=FILE (named.c). */
+/* ---- tensors that flags name (named.c) --------------------------------------------------------------------------- */
+
+typedef struct app_place {
+    char *name;
+    const char *file; /* NULL: it is in the bundle */
+    void *memory;     /* of the tensor, from fv_alloc */
+} app_place;
+
+/* Tensors of a flag that repeats, NAME=FILE. */
 typedef struct app_named {
+    const char *flag; /* "param" */
     int count;
-    char **names;           /* [count] */
-    const char **files;     /* [count] */
-    app_tensor *tensors;    /* [count] */
-    fv_named_tensor *named; /* [count]: the same, as the library takes them */
+    fv_named_tensor *named; /* [count], as the library takes them; absent until they are read or made */
+    app_place *places;      /* [count] */
+    int64_t named_room, places_room;
+    const char *bundle; /* of weights=FILE, which holds tensors by their names; NULL: none.  What is written is written
+                           there too */
+    fv_safetensors *weights; /* what is read of it */
 } app_named;
 
-/* Takes the flag's values apart; tensors are absent.  FV_E_USAGE for what is no NAME=FILE, or a name given twice. */
-fv_status app_named_begin(const char *flag, const cli_texts *texts, app_named *named);
+/* Takes the flag's values apart.  With a table in which nothing has that name, weights=FILE.safetensors is a bundle.
+ * FV_E_USAGE for what is no NAME=FILE, or a name given twice. */
+fv_status app_named_begin(const char *flag, const cli_texts *texts, const fv_param *table, app_named *named);
 void app_named_free(app_named *named);
+/* Opens a bundle and adds the names in it.  FV_E_FORMAT for one that the owner's table has not, FV_E_USAGE for one that
+ * is given otherwise. */
+fv_status app_named_open(const char *owner, const fv_param *table, app_named *named);
 /* Reads the files as what the table says; names were checked. */
 fv_status app_named_read(const fv_param *table, app_named *named);
 /* Makes tensor i, of a shape without data. */
 fv_status app_named_make(app_named *named, int i, const fv_tensor *shape);
-/* Makes gradients, of the shapes of what was given.  FV_E_USAGE for a name that was not; flags as in "--dparam". */
-fv_status app_named_like(const char *flag, const char *given_flag, const app_named *given, app_named *named);
+/* FV_E_USAGE for a name that the owner's table has not, or, where gradients are named, for what has none. */
+fv_status app_named_check(const char *owner, const char *what, const fv_param *table, const app_named *named,
+                          bool gradients);
+/* Names of gradients of what was given: FV_E_USAGE for others, and for what has none; to a bundle, adds all there are.
+ */
+fv_status app_named_match(const char *owner, const fv_param *table, const app_named *given, app_named *named);
+/* Makes gradients, of the shapes of what was given. */
+fv_status app_named_like(const app_named *given, app_named *named);
+/* Whether the files can be written, as app_file_try. */
+fv_status app_named_try(const app_named *named);
 fv_status app_named_write(const app_named *named);
 
 /* ---- numbers for people (table.c) -------------------------------------------------------------------------------- */

@@ -1,6 +1,7 @@
 /* Files of the command's own. */
 #include <errno.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "app/app.h"
@@ -8,9 +9,12 @@
 
 fv_status app_file_try(const char *path)
 {
+    struct stat info;
     fv_file_out file;
 
     if (!path) return FV_OK;
+    if (stat(path, &info) == 0 && !S_ISREG(info.st_mode) && !S_ISDIR(info.st_mode))
+        return FV_OK; /* who reads from a pipe would take its closing for the end */
     FV_TRY(fv_file_create(path, &file));
     fv_file_discard(&file);
     return FV_OK;

@@ -28,7 +28,7 @@ typedef struct serve_answer serve_answer;
 typedef struct serve_options {
     const char *host, *attention, *cache, *key, *alias, *cors; /* key, alias, cors: NULL for none */
     cli_texts hosts;                                           /* further names this server is called by */
-    int64_t port, parallel, context, queue, max_body, kv_memory;
+    int64_t port, parallel, context, queue, max_body, kv_memory, dense_last;
     double timeout, drain;
     fv_precision precision;
 } serve_options;

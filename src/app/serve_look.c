@@ -72,6 +72,7 @@ static fv_status read_again(serve_call *call, const struct conversation *c, stru
         .attention = request->attention ? request->attention : own->attention,
         .cache = request->cache ? request->cache : own->cache,
         .precision = own->precision,
+        .dense_last = own->dense_last,
     };
     fv_session *session = NULL;
     fv_status status;

@@ -23,30 +23,25 @@ void app_tensor_free(app_tensor *tensor)
     *tensor = (app_tensor){0};
 }
 
-fv_status app_tensor_read(const char *path, app_tensor *tensor)
+/* Takes over what is f32; f32 of other floats. */
+static fv_status read_floats(app_tensor *stored, app_tensor *tensor)
 {
-    app_tensor raw = {0};
-    fv_status status;
+    const fv_tensor *t = &stored->t;
 
-    *tensor = (app_tensor){0};
-    FV_TRY(fv_npy_read(path, &raw.t, &raw.owned));
-    if (raw.t.dtype == FV_F32) {
-        *tensor = raw;
+    if (t->dtype == FV_F32) {
+        *tensor = *stored;
+        *stored = (app_tensor){0};
         return FV_OK;
     }
-    if (raw.t.dtype != FV_F16) {
-        status = fv_fail(FV_E_DTYPE, "%s: holds %s, expected f32, f16 or f64", path, fv_dtype_name(raw.t.dtype));
-        goto done;
-    }
-    FV_TRY_DONE(app_tensor_new(tensor, FV_F32, raw.t.rank, raw.t.dims));
-    fv_load_row(FV_F16, raw.t.data, 0, 1, tensor->t.data, fv_tensor_count(&raw.t));
-done:
-    app_tensor_free(&raw);
-    return status;
+    if (t->dtype != FV_F16 && t->dtype != FV_BF16 && t->dtype != FV_F64)
+        return fv_fail(FV_E_DTYPE, "holds %s, expected f32, f16, bf16 or f64", fv_dtype_name(t->dtype));
+    FV_TRY(app_tensor_new(tensor, FV_F32, t->rank, t->dims));
+    fv_load_row(t->dtype, t->data, 0, 1, tensor->t.data, fv_tensor_count(t));
+    return FV_OK;
 }
 
-/* Element i of a file of integers; FV_E_DTYPE. */
-static fv_status integer_at(const char *path, const fv_tensor *t, int64_t i, int64_t *value)
+/* Element i of integers; FV_E_DTYPE. */
+static fv_status integer_at(const fv_tensor *t, int64_t i, int64_t *value)
 {
     switch (t->dtype) {
     case FV_I8: *value = ((const int8_t *)t->data)[i]; return FV_OK;
@@ -55,20 +50,20 @@ static fv_status integer_at(const char *path, const fv_tensor *t, int64_t i, int
     case FV_U16: *value = ((const uint16_t *)t->data)[i]; return FV_OK;
     case FV_I32: *value = ((const int32_t *)t->data)[i]; return FV_OK;
     case FV_I64: *value = ((const int64_t *)t->data)[i]; return FV_OK;
-    default: *value = 0; return fv_fail(FV_E_DTYPE, "%s: holds %s, expected integers", path, fv_dtype_name(t->dtype));
+    default: *value = 0; return fv_fail(FV_E_DTYPE, "holds %s, expected integers", fv_dtype_name(t->dtype));
     }
 }
 
-static fv_status read_integers(const char *path, const fv_tensor *raw, fv_dtype dtype, app_tensor *tensor)
+static fv_status read_integers(const fv_tensor *stored, fv_dtype dtype, app_tensor *tensor)
 {
     int64_t value, low = dtype == FV_U8 ? 0 : INT32_MIN, high = dtype == FV_U8 ? UINT8_MAX : INT32_MAX;
 
-    FV_TRY(app_tensor_new(tensor, dtype, raw->rank, raw->dims));
-    for (int64_t i = 0; i < fv_tensor_count(raw); i++) {
-        FV_TRY(integer_at(path, raw, i, &value));
+    FV_TRY(app_tensor_new(tensor, dtype, stored->rank, stored->dims));
+    for (int64_t i = 0; i < fv_tensor_count(stored); i++) {
+        FV_TRY(integer_at(stored, i, &value));
         if (value < low || value > high)
-            return fv_fail(FV_E_FORMAT, "%s: element %lld: expected %lld to %lld, got %lld", path, (long long)i,
-                           (long long)low, (long long)high, (long long)value);
+            return fv_fail(FV_E_FORMAT, "element %lld: expected %lld to %lld, got %lld", (long long)i, (long long)low,
+                           (long long)high, (long long)value);
         if (dtype == FV_U8)
             ((uint8_t *)tensor->t.data)[i] = (uint8_t)value;
         else
@@ -77,18 +72,30 @@ static fv_status read_integers(const char *path, const fv_tensor *raw, fv_dtype 
     return FV_OK;
 }
 
-fv_status app_tensor_read_as(const char *path, fv_dtype dtype, app_tensor *tensor)
+fv_status app_tensor_as(app_tensor *stored, fv_dtype dtype, app_tensor *tensor)
 {
-    app_tensor raw = {0};
     fv_status status;
 
-    if (dtype == FV_F32) return app_tensor_read(path, tensor);
     *tensor = (app_tensor){0};
-    FV_TRY(fv_npy_read(path, &raw.t, &raw.owned));
-    status = read_integers(path, &raw.t, dtype, tensor);
-    app_tensor_free(&raw);
+    status = dtype == FV_F32 ? read_floats(stored, tensor) : read_integers(&stored->t, dtype, tensor);
+    app_tensor_free(stored);
     if (status != FV_OK) app_tensor_free(tensor);
     return status;
+}
+
+fv_status app_tensor_read_as(const char *path, fv_dtype dtype, app_tensor *tensor)
+{
+    app_tensor stored = {0};
+
+    *tensor = (app_tensor){0};
+    FV_TRY(fv_npy_read(path, &stored.t, &stored.owned));
+    fv_status status = app_tensor_as(&stored, dtype, tensor);
+    return status == FV_OK ? FV_OK : fv_fail_in(status, "%s", path);
+}
+
+fv_status app_tensor_read(const char *path, app_tensor *tensor)
+{
+    return app_tensor_read_as(path, FV_F32, tensor);
 }
 
 void app_round_bf16(app_tensor *tensor)

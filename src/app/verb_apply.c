@@ -22,7 +22,8 @@ static const cli_flag flags[] = {
      .kind = CLI_TEXTS,
      .offset = AT(params),
      .argument = "NAME=FILE",
-     .help = "a tensor of the layer's own; matrices must be given, a missing bias is 0, a missing norm weight 1"},
+     .help = "a tensor of the layer's own; matrices must be given, a missing bias is 0, a missing norm weight 1; "
+             "weights=FILE.safetensors gives all that the file has, by their names"},
     {.name = "out",
      .kind = CLI_TEXTS,
      .offset = AT(outputs),
@@ -45,7 +46,7 @@ static const cli_flag flags[] = {
      .kind = CLI_TEXTS,
      .offset = AT(d_params),
      .argument = "NAME=FILE",
-     .help = "gradient of a tensor given with --param, written"},
+     .help = "gradient of a tensor given with --param, written; weights=FILE.safetensors takes those of all"},
     CLI_END,
 };
 
@@ -79,28 +80,32 @@ static fv_layer_args args_of(const struct work *w)
     };
 }
 
-/* Names, before any file is opened. */
+/* Names, before any tensor is read. */
 static fv_status read_names(const struct values *values, struct work *w)
 {
     const fv_layer_type *type = fv_layer_type_of(w->layer);
     bool wants_grads = values->d_inputs.count > 0 || values->d_params.count > 0;
     fv_layer_args args;
-    int index;
 
+    if (values->grads.count > 0 && !(type->traits & FV_LAYER_DIFFERENTIABLE))
+        return fv_fail(FV_E_USAGE, "%s: --grad cannot be used: it has no gradients", type->name);
     if (values->grads.count > 0 && !wants_grads)
         return fv_fail(FV_E_USAGE, "--grad: expected at least one of --din and --dparam beside it");
     if (values->grads.count == 0 && wants_grads) return cli_missing("--grad", "--din and --dparam need it");
-    FV_TRY(app_named_begin("in", &values->inputs, &w->inputs));
-    FV_TRY(app_named_begin("param", &values->params, &w->params));
-    FV_TRY(app_named_begin("out", &values->outputs, &w->outputs));
-    FV_TRY(app_named_begin("grad", &values->grads, &w->grads));
-    FV_TRY(app_named_begin("din", &values->d_inputs, &w->d_inputs));
-    FV_TRY(app_named_begin("dparam", &values->d_params, &w->d_params));
+    FV_TRY(app_named_begin("in", &values->inputs, NULL, &w->inputs));
+    FV_TRY(app_named_begin("param", &values->params, type->params, &w->params));
+    FV_TRY(app_named_begin("out", &values->outputs, NULL, &w->outputs));
+    FV_TRY(app_named_begin("grad", &values->grads, NULL, &w->grads));
+    FV_TRY(app_named_begin("din", &values->d_inputs, NULL, &w->d_inputs));
+    FV_TRY(app_named_begin("dparam", &values->d_params, type->params, &w->d_params));
     args = args_of(w);
-    FV_TRY(fv_layer_names(w->layer, &args));
-    for (int i = 0; i < w->grads.count; i++)
-        FV_TRY(fv_params_find(type->name, "output", type->outputs, w->grads.names[i], &index));
-    return FV_OK;
+    FV_TRY(fv_layer_names(w->layer, &args, w->params.bundle != NULL));
+    FV_TRY(app_named_check(type->name, "output", type->outputs, &w->grads, true));
+    FV_TRY(app_named_open(type->name, type->params, &w->params));
+    args = args_of(w);
+    FV_TRY(fv_layer_names(w->layer, &args, false));
+    FV_TRY(app_named_match(type->name, type->inputs, &w->inputs, &w->d_inputs));
+    return app_named_match(type->name, type->params, &w->params, &w->d_params);
 }
 
 static fv_status read_files(struct work *w)
@@ -114,11 +119,11 @@ static fv_status read_files(struct work *w)
     FV_TRY(app_named_read(type->outputs, &w->grads));
     args = args_of(w);
     for (int i = 0; i < w->outputs.count; i++) {
-        FV_TRY(fv_layer_output(w->layer, &args, w->outputs.names[i], &shape));
+        FV_TRY(fv_layer_output(w->layer, &args, w->outputs.named[i].name, &shape));
         FV_TRY(app_named_make(&w->outputs, i, &shape));
     }
-    FV_TRY(app_named_like("--din", "--in", &w->inputs, &w->d_inputs));
-    return app_named_like("--dparam", "--param", &w->params, &w->d_params);
+    FV_TRY(app_named_like(&w->inputs, &w->d_inputs));
+    return app_named_like(&w->params, &w->d_params);
 }
 
 static fv_status compute(fv_ctx *ctx, struct work *w)
@@ -142,6 +147,13 @@ static fv_status compute(fv_ctx *ctx, struct work *w)
     return app_check();
 }
 
+static fv_status try_all(const struct work *w)
+{
+    FV_TRY(app_named_try(&w->outputs));
+    FV_TRY(app_named_try(&w->d_inputs));
+    return app_named_try(&w->d_params);
+}
+
 static fv_status write_all(const struct work *w)
 {
     FV_TRY(app_named_write(&w->outputs));
@@ -156,7 +168,7 @@ static fv_status tell(struct app *app, const struct work *w)
 
     if (!app->common->json) {
         for (int i = 0; i < w->outputs.count; i++)
-            fv_text_printf(&shapes, ", %s %s", w->outputs.names[i], fv_shape_text(&w->outputs.tensors[i].t));
+            fv_text_printf(&shapes, ", %s %s", w->outputs.named[i].name, fv_shape_text(&w->outputs.named[i].tensor));
         if (w->plan.length > 0) fv_text_printf(&shapes, "; plan %s", fv_text_get(&w->plan));
         app_say(app, "%s on %s: %.3g s%s", fv_layer_name(w->layer), fv_ctx_backend(app->ctx), w->seconds,
                 fv_text_get(&shapes));
@@ -169,10 +181,11 @@ static fv_status tell(struct app *app, const struct work *w)
     app_put(root, "backend", json_string(fv_ctx_backend(app->ctx)));
     app_put(root, "seconds", app_number(w->seconds));
     for (int i = 0; i < w->outputs.count; i++) {
+        const fv_tensor *output = &w->outputs.named[i].tensor;
         json_t *shape = json_array();
-        for (int d = 0; d < w->outputs.tensors[i].t.rank; d++)
-            app_append(shape, json_integer(w->outputs.tensors[i].t.dims[d]));
-        app_put(outputs, w->outputs.names[i], shape);
+        for (int d = 0; d < output->rank; d++)
+            app_append(shape, json_integer(output->dims[d]));
+        app_put(outputs, w->outputs.named[i].name, shape);
     }
     app_put(root, "outputs", outputs);
     if (w->plan.length > 0) app_put(root, "plan", json_string(fv_text_get(&w->plan)));
@@ -183,6 +196,7 @@ static fv_status apply(struct app *app, const struct values *values, struct work
 {
     FV_TRY(fv_layer_new(values->common.operand[0], &w->layer));
     FV_TRY(read_names(values, w));
+    FV_TRY(try_all(w));
     FV_TRY(app_begin(app, FV_PRECISION_F32));
     FV_TRY(read_files(w));
     FV_TRY(compute(app->ctx, w));
@@ -201,7 +215,7 @@ static fv_status run(struct app *app, const void *values)
 
 const cli_verb verb_apply = {
     .name = "apply",
-    .summary = "compute one layer on tensors from .npy files",
+    .summary = "compute one layer on tensors from files",
     .operands = "NAME[:options]",
     .operands_min = 1,
     .operands_max = 1,
@@ -212,7 +226,8 @@ const cli_verb verb_apply = {
     .example =
         "  fovea apply hcam:chunk=16,top=4,heads=4 --in x=x.npy --in keys=keys.npy --in contents=contents.npy \\\n"
         "      --param summary_q_weight=sq.npy --param summary_k_weight=sk.npy --param q_weight=wq.npy \\\n"
-        "      --param k_weight=wk.npy --param v_weight=wv.npy --param out_weight=wo.npy --out y=y.npy\n",
+        "      --param k_weight=wk.npy --param v_weight=wv.npy --param out_weight=wo.npy --out y=y.npy\n"
+        "  fovea apply mlpmix --in x=x.npy --param weights=mlp.safetensors --out y=y.npy\n",
     .flags = flags,
     .size = sizeof(struct values),
     .run = run,

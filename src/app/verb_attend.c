@@ -51,7 +51,8 @@ static const cli_flag flags[] = {
      .kind = CLI_TEXTS,
      .offset = AT(params),
      .argument = "NAME=FILE",
-     .help = "a tensor of the mechanism's own; 'fovea show' lists them"},
+     .help = "a tensor of the mechanism's own; 'fovea show' lists them; weights=FILE.safetensors gives all that the "
+             "file has, by their names"},
     {.name = "causal",
      .kind = CLI_SWITCH,
      .offset = AT(causal),
@@ -109,7 +110,7 @@ static const cli_flag flags[] = {
      .kind = CLI_TEXTS,
      .offset = AT(dparams),
      .argument = "NAME=FILE",
-     .help = "gradient of a tensor given with --param, written"},
+     .help = "gradient of a tensor given with --param, written; weights=FILE.safetensors takes those of all"},
     CLI_END,
 };
 
@@ -161,21 +162,24 @@ static fv_status check_flags(const struct values *values, const struct work *w)
     return FV_OK;
 }
 
+/* Names, before any tensor is read. */
+static fv_status read_names(const struct values *values, struct work *w)
+{
+    const fv_mechanism *mechanism = w->mechanism;
+
+    FV_TRY(app_named_begin("param", &values->params, mechanism->params, &w->params));
+    FV_TRY(app_named_begin("param-out", &values->params_out, NULL, &w->params_out));
+    FV_TRY(app_named_begin("dparam", &values->dparams, mechanism->params, &w->d_params));
+    FV_TRY(app_named_check(mechanism->name, "param", mechanism->params, &w->params, false));
+    FV_TRY(app_named_open(mechanism->name, mechanism->params, &w->params));
+    return app_named_match(mechanism->name, mechanism->params, &w->params, &w->d_params);
+}
+
 static fv_status read_operand(const char *path, int rank, app_tensor *tensor)
 {
     FV_TRY(app_tensor_read(path, tensor));
     if (tensor->t.rank == rank) return FV_OK;
     return fv_fail(FV_E_SHAPE, "%s: expected %d dimensions, got shape %s", path, rank, fv_shape_text(&tensor->t));
-}
-
-static fv_status read_params(const struct values *values, struct work *w)
-{
-    int index;
-
-    FV_TRY(app_named_begin("param", &values->params, &w->params));
-    for (int i = 0; i < w->params.count; i++)
-        FV_TRY(fv_params_find(w->mechanism->name, "param", w->mechanism->params, w->params.names[i], &index));
-    return app_named_read(w->mechanism->params, &w->params);
 }
 
 /* The call as the library takes it. */
@@ -207,9 +211,9 @@ static fv_status make_outputs(const struct values *values, struct work *w)
     FV_TRY(app_tensor_new(&w->o, FV_F32, FV_DIMS(B, H, N, w->v.t.dims[3])));
     if (values->lse) FV_TRY(app_tensor_new(&w->lse, FV_F32, FV_DIMS(B, H, N)));
     args = args_of(values, w, &(float){(float)values->scale});
-    FV_TRY(app_named_begin("param-out", &values->params_out, &w->params_out));
+    args.params_out = 0; /* there are none yet */
     for (int i = 0; i < w->params_out.count; i++) {
-        FV_TRY(fv_attention_param_out(w->attention, &args, w->params_out.names[i], &shape));
+        FV_TRY(fv_attention_param_out(w->attention, &args, w->params_out.named[i].name, &shape));
         FV_TRY(app_named_make(&w->params_out, i, &shape));
     }
     return FV_OK;
@@ -225,8 +229,7 @@ static fv_status make_gradients(const struct values *values, struct work *w)
     if (values->dq) FV_TRY(app_tensor_new(&w->d_q, FV_F32, 4, w->q.t.dims));
     if (values->dk) FV_TRY(app_tensor_new(&w->d_k, FV_F32, 4, w->k.t.dims));
     if (values->dv) FV_TRY(app_tensor_new(&w->d_v, FV_F32, 4, w->v.t.dims));
-    FV_TRY(app_named_begin("dparam", &values->dparams, &w->d_params));
-    return app_named_like("--dparam", "--param", &w->params, &w->d_params);
+    return app_named_like(&w->params, &w->d_params);
 }
 
 static fv_status compute(fv_ctx *ctx, const struct values *values, struct work *w)
@@ -255,6 +258,16 @@ static fv_status compute(fv_ctx *ctx, const struct values *values, struct work *
     if (values->plan) FV_TRY(fv_attention_map(ctx, w->attention, &args, &w->map, &w->map_owned));
     FV_TRY(fv_attention_work(ctx, w->attention, &args, &w->cost));
     return app_check();
+}
+
+static fv_status try_all(const struct values *values, const struct work *w)
+{
+    const char *files[] = {values->output, values->lse, values->plan, values->dq, values->dk, values->dv};
+
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++)
+        FV_TRY(app_file_try(files[i]));
+    FV_TRY(app_named_try(&w->params_out));
+    return app_named_try(&w->d_params);
 }
 
 static fv_status write_all(const struct values *values, const struct work *w)
@@ -302,11 +315,13 @@ static fv_status attend(struct app *app, const struct values *values, struct wor
     FV_TRY(fv_attention_new(values->attention, &w->attention));
     w->mechanism = fv_attention_mechanism(w->attention);
     FV_TRY(check_flags(values, w));
+    FV_TRY(read_names(values, w));
+    FV_TRY(try_all(values, w));
     FV_TRY(app_begin(app, values->precision == 1 ? FV_PRECISION_BF16 : FV_PRECISION_F32));
     FV_TRY(read_operand(values->q, 4, &w->q));
     FV_TRY(read_operand(values->k, 4, &w->k));
     FV_TRY(read_operand(values->v, 4, &w->v));
-    FV_TRY(read_params(values, w));
+    FV_TRY(app_named_read(w->mechanism->params, &w->params));
     if (values->precision == 1) {
         app_round_bf16(&w->q);
         app_round_bf16(&w->k);
@@ -330,7 +345,7 @@ static fv_status run(struct app *app, const void *values)
 
 const cli_verb verb_attend = {
     .name = "attend",
-    .summary = "compute one mechanism on tensors from .npy files",
+    .summary = "compute one mechanism on tensors from files",
     .about = "Reads q, k and v, computes the mechanism, and writes the result; on request also the log-sum-exp, the "
              "visible pairs, and the gradients. Query head h reads key-value head h / (H / Hkv).",
     .example = "  fovea attend -a sinkwin:sink=4,window=512 --q q.npy --k k.npy --v v.npy -o o.npy\n"

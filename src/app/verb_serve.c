@@ -17,7 +17,7 @@ struct values {
     cli_common common;
     const char *model, *host, *attention, *cache, *key, *alias, *cors;
     cli_texts hosts;
-    int64_t port, parallel, context, queue, max_body, kv_memory;
+    int64_t port, parallel, context, queue, max_body, kv_memory, dense_last;
     double timeout, drain;
     int precision;
 };
@@ -27,6 +27,7 @@ static const cli_flag flags[] = {
     FLAG_MODEL(AT(model), "Model"),
     FLAG_CONTEXT(AT(context)),
     FLAG_ATTENTION(AT(attention), NULL),
+    FLAG_DENSE_LAST(AT(dense_last)),
     FLAG_CACHE(AT(cache)),
     FLAG_PRECISION(AT(precision)),
     {.name = "alias", .kind = CLI_TEXT, .offset = AT(alias), .argument = "NAME", .help = "what the model is called"},
@@ -162,6 +163,7 @@ static void set_options(serve_server *server, const struct values *values)
         .queue = values->queue,
         .max_body = values->max_body,
         .kv_memory = values->kv_memory == CLI_UNSET ? (int64_t)(available_memory() / 2) : values->kv_memory,
+        .dense_last = values->dense_last,
         .timeout = values->timeout,
         .drain = values->drain,
         .precision = flag_precision(values->precision),
@@ -214,6 +216,7 @@ static fv_status load(serve_server *server, const struct values *values)
                                     .queue = values->queue,
                                     .attention = values->attention,
                                     .cache = values->cache,
+                                    .dense_last = values->dense_last,
                                     .kv_memory = (size_t)server->options.kv_memory,
                                     .precision = server->options.precision};
 

@@ -11,6 +11,7 @@ enum { STRIP = 64 /* rows taken together */ };
 struct strip {
     const fv_influence_args *args;
     int64_t heads, rows, keys, from, blocks; /* rows `from` .. from+rows-1 see `keys` keys at most */
+    float scale;                             /* of the logits */
     double share;                            /* 1 / B */
     float *weight, *slope;                   /* [heads,rows,keys]: logits, then exp(logit - max); G */
 };
@@ -19,7 +20,7 @@ struct strip {
 static void lower_row(void *user, int64_t item, int thread)
 {
     const struct strip *s = user;
-    const float scale = s->args->logits.scale, cap = s->args->logits.softcap;
+    const float scale = s->scale, cap = s->args->logits.softcap;
     float *row = s->weight + item * s->keys, top = -INFINITY;
     int64_t seen = s->from + item % s->rows + 1;
 
@@ -120,6 +121,8 @@ fv_status fv_influence(fv_ctx *ctx, const fv_influence_args *args)
 {
     FV_TRY(check(args));
     int64_t B = args->q.dims[0], N = args->q.dims[2];
+    float scale = args->logits.scale;
+    if (scale == 0 && !args->logits.zero_scale) scale = (float)(1 / sqrt((double)args->q.dims[3]));
     for (int64_t b = 0; b < B; b++)
         for (int64_t from = 0; from < N; from += STRIP) {
             int64_t rows = fv_min(STRIP, N - from);
@@ -129,6 +132,7 @@ fv_status fv_influence(fv_ctx *ctx, const fv_influence_args *args)
                               .keys = from + rows,
                               .from = from,
                               .blocks = fv_ceil_div(N, args->block),
+                              .scale = scale,
                               .share = 1 / (double)B};
             fv_mark mark = fv_scratch_mark(ctx);
             FV_TRY(fv_ctx_check(ctx));

@@ -9,7 +9,8 @@
  * weights, G_ij = d_o_i . v_j and eps = FLT_EPSILON:
  *   E_ij = -A_ij (G_ij - sum_k G_ik A_ik) / (1 - A_ij + eps), and E_00 = -A_00 G_00, as row 0 has nothing else.
  * out [H,ceil(N/block),ceil(N/block)], doubles: the sums over blocks of |E|, or of E without `absolute`, mean over B,
- * are added to it.  `scale` of the logits, and their soft-cap, as in attend.  FV_E_SHAPE, FV_E_DTYPE, FV_E_MEMORY. */
+ * are added to it.  Of the logits their scale (0: D^-1/2) and soft-cap count, as in attend.  FV_E_SHAPE, FV_E_DTYPE,
+ * FV_E_MEMORY. */
 typedef struct fv_influence_args {
     fv_tensor q, k, v, d_o;
     fv_logits logits;

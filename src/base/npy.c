@@ -265,22 +265,9 @@ fv_status fv_npy_begin(const char *path, fv_dtype dtype, int rank, const int64_t
 
 fv_status fv_npy_write(const char *path, const fv_tensor *tensor)
 {
-    size_t size = fv_dtype_size(tensor->dtype);
-    int64_t count = fv_tensor_count(tensor), index[FV_MAX_RANK] = {0};
     fv_file_out out;
 
     FV_TRY(fv_npy_begin(path, tensor->dtype, tensor->rank, tensor->dims, &out));
-    if (fv_tensor_contiguous(tensor)) {
-        if (count > 0) fwrite(tensor->data, size, (size_t)count, out.stream);
-        return fv_file_commit(&out);
-    }
-    for (int64_t n = 0; n < count; n++) {
-        int64_t offset = 0;
-        for (int d = 0; d < tensor->rank; d++)
-            offset += index[d] * tensor->strides[d];
-        fwrite((const char *)tensor->data + offset * (int64_t)size, size, 1, out.stream);
-        for (int d = tensor->rank - 1; d >= 0 && ++index[d] == tensor->dims[d]; d--)
-            index[d] = 0;
-    }
+    fv_tensor_write(tensor, out.stream);
     return fv_file_commit(&out);
 }

@@ -1,7 +1,6 @@
 #include "base/tensor.h"
 
 #include <assert.h>
-#include <stdio.h>
 
 static const struct {
     const char *name;
@@ -107,6 +106,25 @@ fv_status fv_tensor_wrap(fv_tensor *t, void *data, fv_dtype dtype, int rank, con
                            (long long)dims[d]);
     }
     return FV_OK;
+}
+
+void fv_tensor_write(const fv_tensor *t, FILE *stream)
+{
+    int64_t count = fv_tensor_count(t), index[FV_MAX_RANK] = {0};
+    size_t size = fv_dtype_size(t->dtype);
+
+    if (fv_tensor_contiguous(t)) {
+        if (count > 0) fwrite(t->data, size, (size_t)count, stream);
+        return;
+    }
+    for (int64_t n = 0; n < count; n++) {
+        int64_t offset = 0;
+        for (int d = 0; d < t->rank; d++)
+            offset += index[d] * t->strides[d];
+        fwrite((const char *)t->data + offset * (int64_t)size, size, 1, stream);
+        for (int d = t->rank - 1; d >= 0 && ++index[d] == t->dims[d]; d--)
+            index[d] = 0;
+    }
 }
 
 fv_status fv_tensor_new(fv_ctx *ctx, fv_tensor *t, fv_dtype dtype, int rank, const int64_t *dims)

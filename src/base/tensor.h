@@ -2,6 +2,7 @@
 #ifndef FV_TENSOR_H
 #define FV_TENSOR_H
 
+#include <stdio.h>
 #include <string.h>
 
 #include "base/context.h"
@@ -31,6 +32,9 @@ const char *fv_shape_text(const fv_tensor *t);
 /* A contiguous tensor in the context's scratch memory (see fv_scratch_mark); not zeroed. */
 fv_status fv_tensor_new(fv_ctx *ctx, fv_tensor *t, fv_dtype dtype, int rank, const int64_t *dims);
 fv_status fv_tensor_zeros(fv_ctx *ctx, fv_tensor *t, fv_dtype dtype, int rank, const int64_t *dims);
+
+/* The elements of a plain-typed tensor of any strides, in C order; the stream remembers failures. */
+void fv_tensor_write(const fv_tensor *t, FILE *stream);
 
 /* Views.  They trust their callers: asserts only. */
 fv_tensor fv_view(const fv_tensor *t, int rank, const int64_t *dims, const int64_t *strides, int64_t offset);

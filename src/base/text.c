@@ -80,6 +80,26 @@ size_t fv_utf8_valid(const char *bytes, size_t count)
     return at;
 }
 
+const char *fv_shown(const char *bytes, int64_t length)
+{
+    enum { LONGEST = 80 };
+    static _Thread_local char ring[4][LONGEST + 4];
+    static _Thread_local unsigned next;
+    char *out = ring[next++ % 4];
+    int64_t at = 0, used = 0;
+
+    while (at < length) {
+        int one = fv_utf8_length(bytes + at, (size_t)(length - at));
+        if (used + (one ? one : 1) > LONGEST) break;
+        bool printed = one > 1 || (one == 1 && (unsigned char)bytes[at] >= 32 && bytes[at] != 127);
+        memcpy(out + used, printed ? bytes + at : "?", (size_t)(printed ? one : 1));
+        used += printed ? one : 1;
+        at += one ? one : 1;
+    }
+    memcpy(out + used, at < length ? "..." : "", at < length ? 4 : 1);
+    return out;
+}
+
 int fv_edit_distance(const char *a, const char *b)
 {
     enum { LONGEST = 63 };

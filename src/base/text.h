@@ -21,6 +21,10 @@ void fv_text_free(fv_text *text);
 int fv_utf8_length(const char *bytes, size_t count);
 size_t fv_utf8_valid(const char *bytes, size_t count);
 
+/* Bytes as a sentence can show them: shortened, with '?' for what is no character; in a ring of thread-local buffers.
+ */
+const char *fv_shown(const char *bytes, int64_t length);
+
 /* Edit distance, for "did you mean"; the cost of long words is capped. */
 int fv_edit_distance(const char *a, const char *b);
 

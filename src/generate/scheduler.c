@@ -84,6 +84,7 @@ fv_status fv_scheduler_session(const fv_scheduler *s, const fv_request *request,
                                   .cache = request->cache,
                                   .precision = s->options.precision,
                                   .chunk = FV_STEP_TOKENS,
+                                  .dense_last = s->options.dense_last,
                                   .keep_windows = true,
                                   .lends = true};
 
@@ -124,7 +125,8 @@ static fv_status check_setup(const fv_scheduler *s, const fv_request *request)
     fv_session_options options = {.context = s->options.context,
                                   .attention = request->attention,
                                   .cache = request->cache,
-                                  .precision = FV_PRECISION_F32};
+                                  .precision = FV_PRECISION_F32,
+                                  .dense_last = s->options.dense_last};
 
     FV_TRY(fv_ctx_new(&(fv_ctx_options){.threads = 1}, &ctx));
     status = fv_session_new(ctx, s->model, &options, &session);

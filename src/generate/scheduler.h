@@ -19,6 +19,7 @@ typedef struct fv_scheduler_options {
     int64_t context;               /* tokens of a request, prompt and answer; 0: the model's own */
     int64_t queue;                 /* requests that may wait; 0: 64 */
     const char *attention, *cache; /* of requests that bring none; as in fv_session_options */
+    int64_t dense_last;            /* of all requests; as in fv_session_options */
     fv_precision precision;
     size_t kv_memory; /* bytes that may be mapped for keys and values between steps; 0: no limit.  Beyond it prompts
                          that were kept are given back, the longest unused first, and then the youngest request goes

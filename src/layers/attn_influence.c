@@ -52,7 +52,6 @@ static fv_status forward(fv_ctx *ctx, const fv_layer_call *call)
                                                   .k = in[K],
                                                   .v = in[V],
                                                   .d_o = in[D_O],
-                                                  .logits = {.scale = 1 / sqrtf((float)in[Q].dims[3])},
                                                   .block = o->block,
                                                   .absolute = o->absolute,
                                                   .out = sums}));

@@ -94,7 +94,7 @@ static bool is_given(const struct side *side, const char *name)
     return false;
 }
 
-fv_status fv_layer_names(const fv_layer *layer, const fv_layer_args *args)
+fv_status fv_layer_names(const fv_layer *layer, const fv_layer_args *args, bool more_params)
 {
     const fv_layer_type *type = layer->type;
     struct side sides[SIDES];
@@ -104,7 +104,7 @@ fv_status fv_layer_names(const fv_layer *layer, const fv_layer_args *args)
     for (const struct side *side = sides; side < sides + SIDES; side++)
         for (int i = 0; i < side->count; i++)
             FV_TRY(fv_params_find(type->name, side->what, side->table, side->given[i].name, &index));
-    for (const struct side *side = sides; side < sides + OUTPUTS; side++)
+    for (const struct side *side = sides; side < sides + (more_params ? PARAMS : OUTPUTS); side++)
         for (const fv_param *param = side->table; param && param->name; param++)
             if (param->needed && !is_given(side, param->name))
                 return fv_fail(FV_E_USAGE, "%s: %s '%s' %s is missing", type->name, side->what, param->name,
@@ -139,7 +139,7 @@ static fv_status make(const fv_layer *layer, const fv_layer_args *args, fv_layer
 
     read.outputs = 0;
     *call = (fv_layer_call){.type = type, .options = layer->options, .sizes = {.known = known_size, .user = call}};
-    FV_TRY(fv_layer_names(layer, &read));
+    FV_TRY(fv_layer_names(layer, &read, false));
     sides_of(type, &read, sides);
     for (int s = INPUTS; s <= PARAMS; s++) {
         const struct side *side = &sides[s];

@@ -58,8 +58,9 @@ extern const fv_layer_type *const fv_layer_types[];
 const fv_layer_type *fv_layer_type_find(const char *name); /* NULL: none */
 
 const fv_layer_type *fv_layer_type_of(const fv_layer *layer);
-/* Checks names alone, before any tensor is there: unknown ones, and missing ones that are needed.  FV_E_USAGE. */
-fv_status fv_layer_names(const fv_layer *layer, const fv_layer_args *args);
+/* Checks names alone, before any tensor is there: unknown ones, and missing ones that are needed; not those of params
+ * if more of them will come.  FV_E_USAGE. */
+fv_status fv_layer_names(const fv_layer *layer, const fv_layer_args *args, bool more_params);
 /* fv_layer_forward; `plan` takes the layer plan that a policy decides on (others leave it empty). */
 fv_status fv_layer_decide(fv_ctx *ctx, const fv_layer *layer, const fv_layer_args *args, fv_text *plan);
 

@@ -6,8 +6,9 @@
 #include <stdlib.h>
 
 #include "base/file.h"
+#include "base/text.h"
 
-enum { ARRAY_DEPTH = 3, TENSOR_RANK = 4, NAME_SHOWN = 80 };
+enum { ARRAY_DEPTH = 3, TENSOR_RANK = 4 };
 
 #define MAX_ALIGNMENT 65536
 #define DEFAULT_ALIGNMENT 32
@@ -36,19 +37,10 @@ struct cursor {
     size_t at;
 };
 
-/* A key or name as it can be shown: shortened, control bytes replaced. */
+/* A key or name as it can be shown. */
 static const char *shown(fv_gguf_text text)
 {
-    static _Thread_local char ring[2][NAME_SHOWN + 4];
-    static _Thread_local unsigned next;
-    char *out = ring[next++ % 2];
-    int64_t length = fv_min(text.length, NAME_SHOWN);
-
-    for (int64_t i = 0; i < length; i++)
-        out[i] = (unsigned char)text.data[i] < 32 || text.data[i] == 127 ? '?' : text.data[i];
-    memcpy(out + length, "...", 4);
-    if (text.length <= NAME_SHOWN) out[length] = 0;
-    return out;
+    return fv_shown(text.data, text.length);
 }
 
 static int compare_text(fv_gguf_text a, fv_gguf_text b)

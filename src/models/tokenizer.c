@@ -8,8 +8,6 @@
 
 #include "base/text.h"
 
-enum { SHOWN = 60 };
-
 struct source {
     const fv_gguf *gguf;
     fv_gguf_text *pieces;
@@ -21,17 +19,6 @@ static const char *const end_texts[] = {
     "</s>",        "<|end_of_turn|>", "<EOT>",        "_<EOT>",  "[EOT]",         "<eos>",         "<end_of_utterance>",
     "<|fim_pad|>", "<|repo_name|>",   "<|file_sep|>",
 };
-
-/* A piece as a sentence can show it: shortened, control bytes replaced. */
-static const char *shown(fv_gguf_text text, char out[SHOWN + 4])
-{
-    int64_t length = fv_min(text.length, SHOWN);
-
-    for (int64_t i = 0; i < length; i++)
-        out[i] = (unsigned char)text.data[i] < 32 || text.data[i] == 127 ? '?' : text.data[i];
-    strcpy(out + length, text.length > SHOWN ? "..." : "");
-    return out;
-}
 
 /* ---- from text to piece ----------------------------------------------------------------------------------------- */
 
@@ -221,7 +208,6 @@ static fv_status read_pieces(fv_tokenizer *t, const struct source *source)
 {
     int16_t byte_of[512];
     int64_t total = 0, used = 0;
-    char word[SHOWN + 4];
 
     byte_letters(byte_of);
     for (int64_t i = 0; i < t->count; i++)
@@ -242,7 +228,7 @@ static fv_status read_pieces(fv_tokenizer *t, const struct source *source)
         if (type == FV_PIECE_BYTE) {
             if (byte < 0)
                 return fv_fail(FV_E_FORMAT, "%s: piece %lld: a byte piece is '<0x00>' to '<0xFF>', got '%s'",
-                               fv_gguf_name(source->gguf), (long long)i, shown(text, word));
+                               fv_gguf_name(source->gguf), (long long)i, fv_shown(text.data, text.length));
             out[0] = (char)byte;
             used++;
             if (t->byte_id[byte] < 0) t->byte_id[byte] = (int32_t)i;
@@ -379,13 +365,12 @@ static fv_status merge_part(const fv_tokenizer *t, const fv_gguf *gguf, const in
                             fv_gguf_text part, char *bytes, int64_t *length, int32_t *id)
 {
     bool pure;
-    char word[SHOWN + 4];
 
     *length = decode_letters(byte_of, part, bytes, &pure);
     *id = pure && *length ? fv_tokenizer_find(t, bytes, *length) : -1;
     if (*id < 0 && !is_special_text(t, bytes, *length))
         return fv_fail(FV_E_FORMAT, "%s: tokenizer.ggml.merges: merge %lld: '%s' is not a piece of the vocabulary",
-                       fv_gguf_name(gguf), (long long)index, shown(part, word));
+                       fv_gguf_name(gguf), (long long)index, fv_shown(part.data, part.length));
     return FV_OK;
 }
 
@@ -395,18 +380,17 @@ static fv_status add_merge(fv_tokenizer *t, const fv_gguf *gguf, const int16_t *
     const char *gap = text.length > 1 ? memchr(text.data + 1, ' ', (size_t)text.length - 1) : NULL;
     int64_t left_length, right_length;
     int32_t left, right;
-    char word[SHOWN + 4];
 
     if (!gap)
         return fv_fail(FV_E_FORMAT, "%s: tokenizer.ggml.merges: merge %lld: expected two pieces and a space, got '%s'",
-                       fv_gguf_name(gguf), (long long)index, shown(text, word));
+                       fv_gguf_name(gguf), (long long)index, fv_shown(text.data, text.length));
     fv_gguf_text first = {text.data, gap - text.data}, second = {gap + 1, text.data + text.length - gap - 1};
     FV_TRY(merge_part(t, gguf, byte_of, index, first, bytes, &left_length, &left));
     FV_TRY(merge_part(t, gguf, byte_of, index, second, bytes + left_length, &right_length, &right));
     int32_t id = fv_tokenizer_find(t, bytes, left_length + right_length);
     if (id < 0 && !is_special_text(t, bytes, left_length + right_length))
         return fv_fail(FV_E_FORMAT, "%s: tokenizer.ggml.merges: merge %lld: '%s' makes no piece of the vocabulary",
-                       fv_gguf_name(gguf), (long long)index, shown(text, word));
+                       fv_gguf_name(gguf), (long long)index, fv_shown(text.data, text.length));
     if (left < 0 || right < 0 || id < 0) return FV_OK;
     uint64_t slot = pair_hash(left, right);
     for (; t->merges[slot & t->merge_mask].left >= 0; slot++) {
@@ -481,14 +465,13 @@ static fv_status read_kind(fv_tokenizer *t, const fv_gguf *gguf)
 {
     fv_gguf_text model = {0}, pre = {"default", 7};
     fv_words_traits traits = {0};
-    char word[SHOWN + 4];
 
     FV_TRY(fv_gguf_require(gguf, "tokenizer.ggml.model"));
     FV_TRY(fv_gguf_string(gguf, "tokenizer.ggml.model", &model));
     t->byte_pair = fv_gguf_text_is(model, "gpt2");
     if (!t->byte_pair && !fv_gguf_text_is(model, "llama"))
         return fv_fail(FV_E_UNSUPPORTED, "%s: tokenizer.ggml.model: expected 'gpt2' or 'llama', got '%s'",
-                       fv_gguf_name(gguf), shown(model, word));
+                       fv_gguf_name(gguf), fv_shown(model.data, model.length));
     t->add_begin = t->space_prefix = !t->byte_pair;
     if (!t->byte_pair) return FV_OK;
     FV_TRY(fv_gguf_string(gguf, "tokenizer.ggml.pre", &pre));

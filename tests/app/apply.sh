@@ -37,6 +37,12 @@ expect mechanism 0 '' "$fovea" attend -a hcam:chunk=2,top=2 --q q.npy --k k.npy 
 npy shape y.npy 1,5,4 '<f4' || fail shape y
 same_numbers layer_is_the_mechanism y.npy o.npy 20
 expect masked 0 '' "${call[@]}" --in mask=mask.npy --out y=m.npy
+mkfifo pipe || fail setup mkfifo
+cat pipe > piped.npy &
+reader=$!
+expect pipe 0 '' "${call[@]}" --in mask=mask.npy --out y=pipe
+wait "$reader"
+cmp -s piped.npy m.npy || fail pipe "what came through it differs"
 expect masked_i8 0 '' "${call[@]}" --in mask=mask8.npy --out y=m8.npy
 cmp -s m.npy m8.npy || fail masked_i8 "the files differ"
 ! cmp -s m.npy y.npy || fail masked "the mask does nothing"
@@ -63,6 +69,31 @@ expect gradients_reference 0 '' "${call[@]}" --out y=g.npy --grad y=do.npy --din
 same gradients_agree dx.npy dr.npy 1e-4
 same gradients_of_params_agree ds.npy dsr.npy 1e-4
 
+# ---- many tensors in one file ----
+all=()
+for name in summary_q summary_k q k v out; do all+=(${name}_weight=unit.npy); done
+npy random b2.npy 4 f2 && npy pack all.safetensors "${all[@]}" && npy pack most.safetensors "${all[@]:1}" out_bias=b2.npy || fail setup pack
+bundled=("$fovea" apply hcam:chunk=2,top=2,heads=1,position=0 "${memory[@]}")
+expect bundle 0 '' "${bundled[@]}" --param weights=all.safetensors --out y=w.npy
+cmp -s w.npy y.npy || fail bundle "the files differ"
+expect bundle_and_files 0 '' "${bundled[@]}" --param summary_q_weight=unit.npy --param weights=most.safetensors --param q_bias=b.npy --out y=w.npy
+expect files_alone 0 '' "${call[@]}" --param out_bias=b2.npy --param q_bias=b.npy --out y=v.npy
+cmp -s w.npy v.npy || fail bundle_and_files "the files differ"
+expect bundle_of_gradients 0 '' "${bundled[@]}" --param q_bias=b.npy --param weights=all.safetensors --out y=w.npy --grad y=do.npy \
+    --dparam weights=d.safetensors --dparam q_weight=dq2.npy
+[ "$(npy unpack d.safetensors)" = 'k_weight out_weight q_bias q_weight summary_k_weight summary_q_weight v_weight' ] || fail names_of_gradients "$(npy unpack d.safetensors)"
+expect gradients_in_files 0 '' "${call[@]}" --param q_bias=b.npy --out y=w.npy --grad y=do.npy --dparam q_weight=dq.npy --dparam q_bias=db.npy --dparam summary_k_weight=ds.npy
+for name in q_weight:dq q_bias:db summary_k_weight:ds; do
+    npy unpack d.safetensors "${name%:*}" d.npy && cmp -s d.npy "${name#*:}.npy" || fail bundle_of_gradients "${name%:*} differs"
+done
+cmp -s dq2.npy dq.npy || fail bundle_of_gradients "what has a file of its own differs"
+packed=()
+for option in "${tab[@]:3}"; do [ "$option" = --param ] || packed+=("$option"); done
+npy pack tab.safetensors "${packed[@]}" || fail setup pack
+expect bundle_of_tab 0 '' "${tab[@]:0:3}" --in x=tx.npy --param weights=tab.safetensors --out y=tw.npy --grad y=tx.npy --dparam weights=td.safetensors
+cmp -s tw.npy ty.npy || fail bundle_of_tab "the files differ"
+! npy unpack td.safetensors | grep -q centres || fail bundle_of_tab "what has no gradient is there"
+
 # ---- other kinds: a reducer with an output of integers, a steer of two copies, a probe without gradients ----
 for t in sx:2,9,4 score_weight:1,4 mlp1_weight:16,4 mlp2_weight:4,16 pq:1,4,6,3 pk:1,2,6,3; do
     npy random "${t%%:*}.npy" "${t#*:}" || fail setup npy
@@ -75,7 +106,7 @@ npy shape sy.npy 2,3,4 '<f4' && npy shape sc.npy 2,9 '<i4' || fail shapes_of_a_r
 expect reducer_again 0 '' "${reducer[@]}" --out cluster=sd.npy
 cmp -s sc.npy sd.npy || fail reducer_again "the files differ"
 expect reducer_gradient 0 '' "${reducer[@]}" --out y=sy.npy --grad y=sy.npy --dparam score_weight=dw.npy
-expect cluster_has_no_gradient 2 "'cluster' has no gradient" "${reducer[@]}" --out y=sy.npy --grad cluster=sc.npy --din x=dy.npy
+expect cluster_has_no_gradient 2 "'cluster' has no gradient" "${reducer[@]}" --out y=sy.npy --grad cluster=none --din x=dy.npy
 expect too_few_tokens 1 'expected at most the tokens there are, 9, got 10' "$fovea" apply stm_dpc:tokens=10 "${reducer[@]:3}" --out y=y0.npy
 steer=("$fovea" apply cross_override:grid=1x2x4,native=2x2,heads=2 --in w=kept8.npy --in f=kept8.npy --in c=x.npy)
 npy random kept8.npy 1,8,4 || fail setup npy
@@ -83,7 +114,7 @@ for name in self_q self_k self_v self_o cross_q cross_k cross_v cross_o; do stee
 expect steer 0 'w \[1,8,4\], f \[1,8,4\]' "${steer[@]}" --out w=sw.npy --out f=sf.npy
 ! cmp -s sw.npy sf.npy || fail steer "windows do nothing"
 expect probe 0 'y \[1,4,2\]' "$fovea" apply logit_growth --in q=pq.npy --in k=pk.npy --out y=py.npy
-expect probe_has_no_gradient 2 'has no gradients' "$fovea" apply logit_growth --in q=pq.npy --in k=pk.npy --out y=py.npy --grad y=py.npy --din q=dy.npy
+expect probe_has_no_gradient 2 'has no gradients' "$fovea" apply logit_growth --in q=none --in k=none --out y=py.npy --grad y=none --din q=dy.npy
 
 # ---- operators: with a softmax between them they are a mechanism; a name of two kinds; a policy that decides on a plan ----
 for t in nq:2,4,12,5 nk:2,2,12,5 nv:2,2,12,6 rpb:4,5,3; do npy random "${t%%:*}.npy" "${t#*:}" || fail setup npy; done
@@ -154,17 +185,36 @@ expect missing_input 2 "input 'contents' .* is missing" "$fovea" apply hcam --in
 expect missing_matrix 2 "param 'summary_q_weight' .* is missing" "$fovea" apply hcam --in x=none --in keys=none --in contents=none --out y=y.npy
 expect unknown_input 2 "input 'key' is not known; did you mean 'keys'" "${call[@]}" --in key=none --out y=y.npy
 expect unknown_param 2 "param 'qbias' is not known; did you mean 'q_bias'" "${call[@]}" --param qbias=none --out y=y.npy
-expect unknown_weights 2 "param 'weights' is not known" "${call[@]}" --param weights=none.safetensors --out y=y.npy
+expect bundle_twice 2 "'weights' is given twice" "${call[@]}" --param weights=none --param weights=none --out y=y.npy
+expect bundle_of_what_has_no_params 2 "param 'weights' is not known; it has none" "$fovea" apply logit_growth --in q=pq.npy --in k=pk.npy --param weights=none.safetensors --out y=y.npy
+expect bundle_is_no_input 2 "input 'weights' is not known" "${call[@]}" --in weights=none --out y=y.npy
+expect input_before_bundle 2 "input 'contents' .* is missing" "$fovea" apply hcam --in x=none --in keys=none --param weights=none --out y=y.npy
+expect output_before_bundle 2 "output 'z' is not known" "${bundled[@]}" --param weights=none --out z=y.npy
+expect given_in_both 2 "'q_weight' is given twice: by itself and in all.safetensors" "${bundled[@]}" --param weights=all.safetensors --param q_weight=none --out y=y.npy
+expect missing_in_bundle 2 "param 'summary_q_weight' .* is missing" "${bundled[@]}" --param weights=most.safetensors --out y=y.npy
 expect unknown_output 2 "output 'z' is not known" "${call[@]}" --out z=y.npy
 expect bad_pair 2 'in: expected NAME=FILE' "${call[@]}" --in mask --out y=y.npy
 expect twice 2 'is given twice' "${call[@]}" --in x=none --out y=y.npy
+expect one_of_many 2 "param q_bias: expected a .npy file, got none.safetensors (weights=FILE is for many in one)" "${call[@]}" --param q_bias=none.safetensors --out y=y.npy
+expect many_of_one 2 "out y: expected a .npy file, got y.safetensors" "${call[@]}" --out y=y.safetensors
 expect grad_without 2 'din' "${call[@]}" --out y=y.npy --grad y=do.npy
 expect din_without_grad 2 'grad is missing' "${call[@]}" --out y=y.npy --din x=dx.npy
 expect grad_of_unknown 2 "output 'o' is not known" "${call[@]}" --out y=y.npy --grad o=do.npy --din x=dy.npy
-expect gradient_of_memory 2 "'keys' has no gradient" "${call[@]}" --out y=y.npy --grad y=do.npy --din keys=dy.npy
+expect gradient_of_memory 2 "'keys' has no gradient" "${call[@]}" --out y=y.npy --grad y=none --din keys=dy.npy
 expect gradient_of_what_is_not_given 2 'expected a tensor given with --param' "${call[@]}" --out y=y.npy --grad y=do.npy --dparam q_bias=dy.npy
 
 # ---- the work fails: 1 ----
+expect no_bundle 1 'none.safetensors: cannot be opened' "${bundled[@]}" --param weights=none.safetensors --out y=y.npy
+expect no_safetensors 1 'b.npy: is not a safetensors file' "${bundled[@]}" --param weights=b.npy --out y=y.npy
+npy pack near.safetensors q_wieght=unit.npy && npy pack far.safetensors 0=unit.npy && npy pack ints.safetensors out_bias=mask8.npy "${all[@]}"
+expect unknown_in_bundle 1 "near.safetensors: tensor 'q_wieght' is no param of hcam; did you mean 'q_weight'? ('fovea show hcam' lists them)" "${bundled[@]}" --param weights=near.safetensors --out y=y.npy
+expect unlike_any 1 "far.safetensors: tensor '0' is no param of hcam ('fovea show hcam' lists them)" "${bundled[@]}" --param weights=far.safetensors --out y=y.npy
+expect integers_in_bundle 1 "ints.safetensors: tensor 'out_bias': holds i64, expected f32" "${bundled[@]}" --param weights=ints.safetensors --out y=y.npy
+npy pack shapes.safetensors q_bias=w5.npy "${all[@]}"
+expect shape_in_bundle 1 "param 'q_bias': expected \[E\] = \[4\], got \[5,5\]" "${bundled[@]}" --param weights=shapes.safetensors --out y=y.npy
+head -c 300 all.safetensors > cut.safetensors
+expect bundle_cut 1 'cut.safetensors: the header would take .* the download may be incomplete' "${bundled[@]}" --param weights=cut.safetensors --out y=y.npy
+expect no_folder_for_gradients 1 'none/d.safetensors: cannot be created' "${call[@]}" --out y=y.npy --grad y=do.npy --dparam weights=none/d.safetensors
 expect no_file 1 'none.npy: cannot be opened' "${call[@]}" --in mask=none.npy --out y=y.npy
 expect mask_of_floats 1 'holds f32, expected integers' "${call[@]}" --in mask=x.npy --out y=y.npy
 expect shape 1 "param 'q_bias': expected \[E\] = \[4\], got \[5,5\]" "${call[@]}" --param q_bias=w5.npy --out y=y.npy
@@ -173,7 +223,7 @@ expect heads 1 '3 heads do not divide 4 channels' "$fovea" apply hcam:chunk=2,he
 expect grid 1 "expected \[B, N, C\] = \[2,9,6\], got \[2,8,6\]" "${tab[@]:0:2}" tab:heads=2,size=3x3 "${tab[@]:3}" --in x=tx.npy --out y=y.npy
 expect gradient_shape 1 "gradient of output 'y'" "${call[@]}" --out y=y.npy --grad y=x3.npy --din x=dy.npy
 expect no_folder 1 'cannot be created' "${call[@]}" --out y=none/y.npy
-absent no_half_files y.npy dy.npy none
+absent no_half_files y.npy y.safetensors dy.npy none
 
 # ---- list and show ----
 expect list_layers 0 '' "$fovea" list layers --json

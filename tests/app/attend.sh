@@ -51,6 +51,9 @@ same gradients_agree dk.npy dk.ref 1e-4
 npy random bias.npy 1,4,9,11
 expect gradient_of_param 0 '' $call -a dense -o o.npy --param bias=bias.npy --grad do.npy --dparam bias=dbias.npy
 npy shape dbias.npy 1,4,9,11 '<f4' || fail gradient_of_param_shape
+npy pack bias.safetensors bias=bias.npy && npy random mask.npy 1,1,9,9 && npy pack mask.safetensors mask=mask.npy || fail setup pack
+expect bundle 0 '' $call -a dense -o w.npy --param weights=bias.safetensors --grad do.npy --dparam weights=d.safetensors
+cmp -s w.npy o.npy && npy unpack d.safetensors bias d.npy && cmp -s d.npy dbias.npy || fail bundle "the files differ"
 
 # ---- what it says ----
 expect json 0 '' $call -a sinkwin:window=4,sink=1 -o o.npy --json
@@ -80,12 +83,17 @@ expect no_plan 2 'plan' $call -a hedgehog --plan p.npy -o x.npy
 expect unknown_param 2 "did you mean 'bias'" $call -a dense --param bia=bias.npy -o x.npy
 expect bad_param 2 'NAME=FILE' $call -a dense --param bias -o x.npy
 expect param_twice 2 'twice' $call -a dense --param bias=bias.npy --param bias=bias.npy -o x.npy
+expect no_gradient 2 "postmask: 'mask' has no gradient" "$fovea" attend -a postmask --q none --k none --v none -o x.npy --param mask=none --grad none --dparam mask=d.npy
+expect in_bundle_too 2 "'bias' is given twice: by itself and in bias.safetensors" $call -a dense --param bias=bias.npy --param weights=bias.safetensors -o x.npy
+expect nothing_has_gradients 2 'no tensor given with --param has a gradient' "$fovea" attend -a postmask --q none --k none --v none -o x.npy --param weights=mask.safetensors --grad do.npy --dparam weights=d.npy
+expect names_before_files 2 "did you mean 'bias'" "$fovea" attend -a dense --q none --k none --v none --param bia=none -o x.npy
 expect unknown_param_out 2 'writes no tensor' $call -a dense --param-out s=s.npy -o x.npy
 expect grad_without 2 'dq' $call -a dense --grad do.npy -o x.npy
 expect dq_without_grad 2 'grad is missing' $call -a dense --dq dq.npy -o x.npy
 expect decode_and_grad 2 'exclude' $call -a dense --decode --causal --grad do.npy --dq dq.npy -o x.npy
 
 # ---- the work fails: 1 ----
+expect unknown_in_bundle 1 "mask.safetensors: tensor 'mask' is no param of dense" $call -a dense --param weights=mask.safetensors -o x.npy
 expect no_file 1 'none.npy: cannot be opened' "$fovea" attend -a dense --q none.npy --k k.npy --v v.npy -o x.npy
 expect folder 1 'is a directory' "$fovea" attend -a dense --q . --k k.npy --v v.npy -o x.npy
 : > empty.npy
@@ -104,6 +112,7 @@ expect heads 1 'divide' "$fovea" attend -a dense --q q.npy --k k3.npy --v v3.npy
 expect keys 1 'keys of k' "$fovea" attend -a dense --q q.npy --k k10.npy --v v.npy -o x.npy
 expect gradient_shape 1 'do9.npy' sh -c "cp q.npy do9.npy; exec $call -a dense --grad do9.npy --dq x.npy -o x.npy"
 expect no_folder 1 'cannot be created' $call -a dense -o none/x.npy
+expect no_folder_for_lse 1 'none/l.npy: cannot be created' $call -a dense -o x.npy --lse none/l.npy
 absent no_half_files x.npy none s.npy p.npy
 expect device_file 0 '' $call -a dense -o /dev/null
 [ -c /dev/null ] || fail device_file_stays "/dev/null is no device any more"

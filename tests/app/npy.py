@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Small .npy files without numpy, for the tests of the command.
+"""Small .npy files without numpy, and .safetensors files of them, for the tests of the command.
 
     npy.py random FILE SHAPE [DTYPE] [SEED]     uniform numbers in -1..1; SHAPE like 1,2,8,16; DTYPE f4 f2 f8 i4 u1
     npy.py values FILE SHAPE NUMBERS [DTYPE]         these numbers, apart by blanks
@@ -7,8 +7,11 @@
     npy.py close A B TOLERANCE                  fails unless both have one shape and close numbers
     npy.py shape FILE SHAPE DESCR               fails unless the file has that shape and type
     npy.py attention Q K V O [causal]           writes plain softmax attention in double precision
+    npy.py pack FILE NAME=NPY...                a .safetensors file of these tensors
+    npy.py unpack FILE [NAME NPY]               its tensor of that name; without one, prints what names it has
 """
 import ast
+import json
 import math
 import random
 import struct
@@ -43,6 +46,30 @@ def read(path):
     body = data[10 + length:]
     assert len(body) == count * int(code[1]), f"{path}: {len(body)} bytes for {count} of {code}"
     return head["shape"], head["descr"], struct.unpack(f"<{count}{CODES[code]}", body)
+
+
+def pack(path, pairs):
+    entries, body = {}, b""
+    for name, source in (pair.split("=", 1) for pair in pairs):
+        shape, descr, values = read(source)
+        data = struct.pack(f"<{len(values)}{CODES[descr[1:]]}", *values)
+        code = descr[1].upper() + str(8 * int(descr[2]))
+        entries[name] = {"dtype": code, "shape": shape, "data_offsets": [len(body), len(body) + len(data)]}
+        body += data
+    text = json.dumps(entries).encode()
+    open(path, "wb").write(struct.pack("<Q", len(text)) + text + body)
+
+
+def unpack(path, name=None, to=None):
+    data = open(path, "rb").read()
+    length, = struct.unpack("<Q", data[:8])
+    entries = json.loads(data[8:8 + length])
+    if name is None:
+        return print(*sorted(entries))
+    code = {"F32": "f4", "I32": "i4"}[entries[name]["dtype"]]
+    begin, end = entries[name]["data_offsets"]
+    body = data[8 + length:][begin:end]
+    write(to, entries[name]["shape"], struct.unpack(f"<{len(body) // 4}{CODES[code]}", body), code)
 
 
 def attention(q_path, k_path, v_path, o_path, causal):
@@ -94,6 +121,10 @@ def main(verb, *rest):
             sys.exit(f"{rest[0]}: expected {rest[1]} {rest[2]}, got {shape} {descr}")
     elif verb == "attention":
         attention(*rest[:4], len(rest) > 4)
+    elif verb == "pack":
+        pack(rest[0], rest[1:])
+    elif verb == "unpack":
+        unpack(*rest)
 
 
 main(*sys.argv[1:])

@@ -668,6 +668,22 @@ def test_plain_model():
     ok("a model without a chat template")
 
 
+def test_dense_last():
+    def first(s, **more):  # the likeliest first token of an answer, and how likely it is
+        body = {**FRANCE, "max_tokens": 1, "logprobs": True, "top_logprobs": 1, **more}
+        top = s.good(CHAT, body)["choices"][0]["logprobs"]["content"][0]["top_logprobs"][0]
+        return top["token"], top["logprob"]
+
+    narrow = ("--precision", "f32", "--attention", "sinkwin:sink=1,window=8")
+    with Server(*narrow, "--dense-last", "512") as s:
+        all_read, dense = first(s), first(s, attention="dense")
+        check("dense_last", all_read[0] == dense[0] and abs(all_read[1] - dense[1]) < 1e-3, (all_read, dense))
+        s.refuses("dense_last_needs_keys", 400, CHAT, {**FRANCE, "attention": "hedgehog"}, "attention", "invalid_value")
+    with Server(*narrow) as s:
+        check("not_dense_last", abs(first(s)[1] - dense[1]) > 0.1, (first(s), dense))
+    ok("the end of a prompt reads everything")
+
+
 def test_start():
     def fails(name, status, words, *flags):
         got = subprocess.run([FOVEA, "serve", *flags], stderr=subprocess.PIPE, text=True, timeout=120)
@@ -675,6 +691,9 @@ def test_start():
 
     fails("bad_cache", 2, "nosuch", "-m", MODEL, "--port", "0", "--cache", "nosuch")
     fails("bad_attention", 2, "nosuch", "-m", MODEL, "--port", "0", "--attention", "nosuch")
+    fails("dense_last_of_states", 2, "a state in place of keys", "-m", MODEL, "--port", "0", "--attention", "hedgehog",
+          "--dense-last", "64")
+    fails("bad_dense_last", 2, "dense-last", "-m", MODEL, "--port", "0", "--dense-last", "-1")
     fails("no_model", 1, "cannot be opened", "-m", "none.gguf", "--port", "0")
     fails("bad_port", 2, "65535", "-m", MODEL, "--port", "70000")
     fails("bad_host", 1, "nowhere.invalid", "-m", MODEL, "--port", "0", "--host", "nowhere.invalid")
@@ -690,5 +709,5 @@ with Server("--ctx", "512", "--max-body", "65536", "--timeout", "1", "--allow-ho
                  test_http, test_connections, test_disconnect, test_many_connections):
         test(server)
 ok("a server that was idle ends at once")
-for test in (test_queue, test_memory, test_keys, test_plain_model, test_start):
+for test in (test_queue, test_memory, test_keys, test_plain_model, test_dense_last, test_start):
     test()

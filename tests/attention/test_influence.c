@@ -12,11 +12,12 @@ enum { B = 2, H = 4, HKV = 2, N = 150, D = 24, DV = 16 };
 struct problem {
     fv_ctx *ctx;
     fv_influence_args args;
+    double scale; /* what the arguments' comes to */
     int64_t blocks;
     double *out;
 };
 
-static void begin(struct problem *p, int64_t block, bool absolute, float softcap)
+static void begin(struct problem *p, int64_t block, bool absolute, fv_logits logits)
 {
     p->ctx = test_ctx("cpu", 2);
     p->ctx->precision = FV_PRECISION_F32;
@@ -27,10 +28,11 @@ static void begin(struct problem *p, int64_t block, bool absolute, float softcap
                                   .k = test_random(p->ctx, 1, FV_DIMS(B, HKV, N, D)),
                                   .v = test_random(p->ctx, 1, FV_DIMS(B, HKV, N, DV)),
                                   .d_o = test_random(p->ctx, 1, FV_DIMS(B, H, N, DV)),
-                                  .logits = {.scale = 0.3f, .softcap = softcap},
+                                  .logits = logits,
                                   .block = block,
                                   .absolute = absolute,
                                   .out = p->out};
+    p->scale = logits.zero_scale ? 0 : logits.scale == 0 ? 1 / sqrt(D) : (double)logits.scale;
     assert_ok(fv_influence(p->ctx, &p->args));
 }
 
@@ -60,7 +62,7 @@ static void weights(const struct problem *p, int64_t b, int64_t h, int64_t i, in
     double sum = 0;
 
     for (int64_t j = 0; j <= i; j++) {
-        double s = dot(&p->args.q, &p->args.k, b, h, i, j) * (double)p->args.logits.scale;
+        double s = dot(&p->args.q, &p->args.k, b, h, i, j) * p->scale;
         if (p->args.logits.softcap > 0) s = p->args.logits.softcap * tanh(s / p->args.logits.softcap);
         a[j] = j == gone ? 0 : exp(s);
         sum += a[j];
@@ -93,10 +95,12 @@ static double change(const struct problem *p, int64_t b, int64_t h, int64_t i, i
 
 static void each_weight_counts_what_its_loss_costs(void **state)
 {
+    static const fv_logits logits[] = {
+        {.scale = 0.3f}, {.scale = 0.3f, .softcap = 1.5f}, {.scale = 0}, {.zero_scale = true}};
     (void)state;
-    for (int capped = 0; capped < 2; capped++) {
+    for (size_t n = 0; n < sizeof logits / sizeof *logits; n++) {
         struct problem p;
-        begin(&p, 1, false, capped ? 1.5f : 0);
+        begin(&p, 1, false, logits[n]);
         for (int64_t h = 0; h < H; h++)
             for (int64_t i = 0; i < N; i += 1 + i % 17)
                 for (int64_t j = 0; j < N; j++) {
@@ -116,7 +120,7 @@ static void blocks_are_sums_of_pairs(void **state)
     struct problem p;
 
     (void)state;
-    begin(&p, 64, true, 0);
+    begin(&p, 64, true, (fv_logits){.scale = 0.3f});
     for (int64_t h = 0; h < H; h++)
         for (int64_t r = 0; r < p.blocks; r++)
             for (int64_t c = 0; c < p.blocks; c++) {
@@ -137,7 +141,7 @@ static void bad_shapes_are_refused(void **state)
     struct problem p;
 
     (void)state;
-    begin(&p, 64, true, 0);
+    begin(&p, 64, true, (fv_logits){.scale = 0.3f});
     fv_influence_args a = p.args;
     a.block = 0;
     assert_int_equal(fv_influence(p.ctx, &a), FV_E_ARGUMENT);

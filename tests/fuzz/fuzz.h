@@ -12,6 +12,7 @@
 int fuzz_gguf(const uint8_t *data, size_t size);
 int fuzz_npy(const uint8_t *data, size_t size);
 int fuzz_request(const uint8_t *data, size_t size);
+int fuzz_safetensors(const uint8_t *data, size_t size);
 int fuzz_spec(const uint8_t *data, size_t size);
 int fuzz_tokenizer(const uint8_t *data, size_t size);
 

@@ -64,6 +64,12 @@ static void test_request_seeds(void **state)
     run_seeds("request", fuzz_request);
 }
 
+static void test_safetensors_seeds(void **state)
+{
+    (void)state;
+    run_seeds("safetensors", fuzz_safetensors);
+}
+
 static void test_spec_seeds(void **state)
 {
     (void)state;
@@ -79,8 +85,9 @@ static void test_tokenizer_seeds(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_gguf_seeds), cmocka_unit_test(test_npy_seeds),       cmocka_unit_test(test_request_seeds),
-        cmocka_unit_test(test_spec_seeds), cmocka_unit_test(test_tokenizer_seeds),
+        cmocka_unit_test(test_gguf_seeds),    cmocka_unit_test(test_npy_seeds),
+        cmocka_unit_test(test_request_seeds), cmocka_unit_test(test_safetensors_seeds),
+        cmocka_unit_test(test_spec_seeds),    cmocka_unit_test(test_tokenizer_seeds),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

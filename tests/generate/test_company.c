@@ -21,22 +21,24 @@ static void draw_prompts(int32_t ids[REQUESTS][SCHEDULED_CONTEXT], int64_t *coun
 
 static const struct {
     const char *attention, *cache;
+    int64_t dense_last;
 } setups[] = {
-    {NULL, NULL},
-    {NULL, "full:k=q8_0,v=q8_0"},
-    {NULL, "sinkring:sink=2,window=20"},
-    {NULL, "sinkring:sink=2,window=20,prefill=dense"},
-    {NULL, "h2o:budget=24"},
-    {NULL, "snapkv:budget=24,window=4"},
-    {NULL, "shard:block=8,local=2"},
-    {NULL, "gemfilter:budget=24"},
-    {NULL, "alisa:r=0.3"},
-    {NULL, "alisa:r=0.3,resident=20,recompute=40"},
-    {NULL, "alisa:r=0.3,bits=8,resident=20"},
-    {NULL, "blocktopk:block=4,top=3,local=8"},
-    {NULL, "vattn:page=4096"},
-    {"moba:block=16,top=2", "full:k=q4_0"},
-    {"lightning2", NULL},
+    {NULL, NULL, 0},
+    {NULL, "full:k=q8_0,v=q8_0", 0},
+    {NULL, "sinkring:sink=2,window=20", 0},
+    {NULL, "sinkring:sink=2,window=20,prefill=dense", 0},
+    {NULL, "h2o:budget=24", 0},
+    {NULL, "snapkv:budget=24,window=4", 0},
+    {NULL, "shard:block=8,local=2", 0},
+    {NULL, "gemfilter:budget=24", 0},
+    {NULL, "alisa:r=0.3", 0},
+    {NULL, "alisa:r=0.3,resident=20,recompute=40", 0},
+    {NULL, "alisa:r=0.3,bits=8,resident=20", 0},
+    {NULL, "blocktopk:block=4,top=3,local=8", 0},
+    {NULL, "vattn:page=4096", 0},
+    {"moba:block=16,top=2", "full:k=q4_0", 0},
+    {"anchor:block=16,step=2,init=1,theta=-1", NULL, 24},
+    {"lightning2", NULL, 0},
 };
 enum { SETUPS = sizeof setups / sizeof *setups };
 
@@ -55,6 +57,7 @@ static void check_company(struct scheduled *f, int setup, bool sampled, fv_rando
         scheduled_start(f, &(fv_scheduler_options){.parallel = pass == 2 ? 2 : 5,
                                                    .attention = setups[setup].attention,
                                                    .cache = setups[setup].cache,
+                                                   .dense_last = setups[setup].dense_last,
                                                    .kv_memory = limits[pass == 3]});
         for (int r = 0; r < REQUESTS; r++) {
             fv_request_options options = scheduled_request(ids[r], counts[r], &out[r]);
