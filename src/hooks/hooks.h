@@ -23,7 +23,7 @@ typedef struct fv_look {
 
     int64_t head; /* the first query head of the call */
     const fv_attention *attention;
-    const fv_call *call; /* call->lse: only with a plan, and where no policy acts */
+    const fv_call *call; /* call->lse: with a plan, unless a policy reads in its own way */
     const fv_plan *plan;
     const fv_logits *extra; /* the layer's own soft-cap; with a plan the scale, too */
     const int32_t *text;    /* where what stands at 0, 1, ... here stands in the text; NULL: there */

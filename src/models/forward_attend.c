@@ -41,11 +41,12 @@ static const int32_t *text_positions(const fv_session *session)
 static fv_status tell_rows(fv_ctx *ctx, const struct reading *r, int64_t head, const fv_attend_args *args)
 {
     const fv_session *session = r->part->session;
+    const fv_policy_layer *policy = r->own->policy;
     const fv_call call = {.q = args->q,
                           .k = args->k,
                           .v = args->v,
                           .o = args->o,
-                          .lse = r->own->policy ? (fv_tensor){0} : args->lse,
+                          .lse = policy && policy->use->policy->read ? (fv_tensor){0} : args->lse,
                           .batch = 1,
                           .query_heads = args->q.dims[1],
                           .key_heads = args->k.dims[1],
@@ -166,7 +167,7 @@ static fv_status attend_rows(fv_ctx *ctx, struct reading *r)
     session->row_bytes += fv_rows_used(&own->rows) - before;
     if (session->row_bytes + session->state_bytes > session->peak_bytes)
         session->peak_bytes = session->row_bytes + session->state_bytes;
-    if (policy ? policy->traits & FV_POLICY_LSE : heard(r))
+    if ((policy && policy->traits & FV_POLICY_LSE) || (heard(r) && !(policy && policy->read)))
         FV_TRY(fv_tensor_new(ctx, &r->call.lse, FV_F32, 3, r->call.q.dims));
     FV_TRY(read_rows(ctx, r));
     before = fv_rows_used(&own->rows);
