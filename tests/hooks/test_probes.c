@@ -94,8 +94,6 @@ static void begin(struct fixture *f, tiny_model tiny)
 {
     static uint64_t stream = 400;
     fv_random random = fv_random_new(test_seed(), ++stream);
-    fv_listener listener = {.points = FV_POINT_ATTEND, .hear = record, .user = f};
-    fv_session *session;
 
     *f = (struct fixture){.tiny = tiny, .ctx = test_ctx("cpu", 2)};
     tiny_make(&f->tiny);
@@ -110,12 +108,6 @@ static void begin(struct fixture *f, tiny_model tiny)
     f->weight = calloc((size_t)(s->layers * s->query_heads * TOKENS * TOKENS), sizeof *f->weight);
     f->logit = calloc((size_t)(s->layers * s->query_heads * TOKENS * TOKENS), sizeof *f->logit);
     assert_true(f->q && f->k && f->weight && f->logit);
-    session = session_of(f, 0, NULL);
-    fv_listen(&session->listeners, &listener);
-    assert_ok(fv_session_prompt(session, f->ids, TOKENS, NULL, 0));
-    fv_session_free(session);
-    for (int64_t n = 0; n < s->layers * s->query_heads * TOKENS; n++)
-        make_row(f, n / (s->query_heads * TOKENS), n / TOKENS % s->query_heads, n % TOKENS);
 }
 
 static void end(struct fixture *f)
@@ -170,17 +162,22 @@ static void forget(struct asked *asked)
         fv_free(asked->options[n]);
 }
 
-/* Reads the text, in chunks of so many tokens at least. */
-static void listen(const struct fixture *f, const char *specs, int64_t chunk, float *logits, struct asked *asked)
+/* Reads the text, in chunks of so many tokens at least; its maps are those of what was read. */
+static void listen(struct fixture *f, const char *specs, int64_t chunk, float *logits, struct asked *asked)
 {
+    fv_listener recorder = {.points = FV_POINT_ATTEND, .hear = record, .user = f};
+    const fv_sizes *s = &f->model->sizes;
     fv_session *session;
 
     ask(f, specs, asked);
     session = session_of(f, chunk > 0 ? fv_max(chunk, fv_probing_chunk(asked->probing, asked->count)) : 0, NULL);
+    if (asked->count > 0) fv_listen(&session->listeners, &recorder);
     assert_ok(fv_probing_begin(asked->probing, asked->count, &session->listeners));
     assert_ok(fv_session_prompt(session, f->ids, TOKENS, logits, logits ? TOKENS : 0));
     assert_ok(fv_probing_end(asked->probing, asked->count));
     fv_session_free(session);
+    for (int64_t n = 0; n < s->layers * s->query_heads * TOKENS; n++)
+        make_row(f, n / (s->query_heads * TOKENS), n / TOKENS % s->query_heads, n % TOKENS);
 }
 
 /* ---- definitions --------------------------------------------------------------------------------------------------
