@@ -88,10 +88,33 @@ double fv_probing_value(const fv_probing *p, int field, int64_t layer, int64_t h
 
 /* ---- listening -------------------------------------------------------------------------------------------------- */
 
+/* The model's own log-sum-exp may be of products in bf16, those of statistics are in f32: rows are brought to sum to
+ * one (keys of each head all together). */
+static void settle(const fv_stats_args *stats)
+{
+    int64_t H = stats->q.dims[1], N = stats->q.dims[2], M = stats->k.dims[2];
+
+    for (int64_t h = 0; h < H; h++) {
+        float all = 0, *columns = fv_present(&stats->column_sum) ? fv_at(&stats->column_sum, 0, h, 0, 0) : NULL;
+        for (int64_t i = 0; i < N; i++) {
+            float sum = *(float *)fv_at(&stats->mass, 0, h, i, 0);
+            if (fv_present(&stats->distance)) *(float *)fv_at(&stats->distance, 0, h, i, 0) /= sum;
+            if (fv_present(&stats->entropy)) {
+                float *entropy = fv_at(&stats->entropy, 0, h, i, 0);
+                *entropy = *entropy / sum + logf(sum);
+            }
+            all += sum;
+        }
+        for (int64_t j = 0; columns && j < M; j++)
+            columns[j] *= (float)N / all;
+    }
+}
+
 /* Statistics of the rows picked, for all who are together; scratch memory. */
 static fv_status measure(fv_ctx *ctx, const fv_probing *first, const fv_picked *picked, fv_stats_args *stats)
 {
     const int64_t rows[] = {1, picked->heads, picked->rows}, keys[] = {1, picked->heads, picked->k.dims[2]};
+    uint8_t *all;
 
     *stats = (fv_stats_args){.q = picked->q,
                              .k = picked->k,
@@ -108,7 +131,13 @@ static fv_status measure(fv_ctx *ctx, const fv_probing *first, const fv_picked *
     if (first->statistics & FV_PROBE_COLUMNS) FV_TRY(fv_tensor_new(ctx, &stats->column_sum, FV_F32, 3, keys));
     for (const fv_probing *p = first; p; p = p->with)
         if (p->probe->ask) p->probe->ask(p, stats);
-    return fv_attend_stats(ctx, stats);
+    FV_TRY(FV_SCRATCH(ctx, all, keys[2]));
+    memset(all, 1, (size_t)keys[2]);
+    stats->key_set = all;
+    FV_TRY(fv_tensor_new(ctx, &stats->mass, FV_F32, 3, rows));
+    FV_TRY(fv_attend_stats(ctx, stats));
+    settle(stats);
+    return FV_OK;
 }
 
 static fv_status hear_all(fv_probing *first, const fv_look *look)

@@ -13,7 +13,7 @@ enum { INDICATORS = 8 };
 static const fv_probe_field fields[] = {
     FV_PROBE_FIELD("entropy", "Entropy", "nats", "of all rows of a map together, mean over heads"),
     FV_PROBE_FIELD("norm", "Concentration", "Frobenius norm", "of a map, mean over heads"),
-    FV_PROBE_FIELD("diversity", "Diversity", "",
+    FV_PROBE_FIELD("diversity", "Diversity", "weight",
                    "how far heads' weights lie apart: their standard deviation, mean over pairs"),
     FV_PROBE_FIELD("sink", "Sink", "", "weight of the first key, mean over rows and heads"),
     FV_PROBE_FIELD("local0", "Itself", "", "weight of a token on itself"),

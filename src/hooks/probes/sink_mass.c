@@ -1,6 +1,4 @@
 /* How much of attention lies on the first keys, and on the newest. */
-#include <string.h>
-
 #include "hooks/probe.h"
 
 struct sinks {
@@ -28,24 +26,29 @@ static const fv_probe_field fields[] = {
     {0},
 };
 
-/* Weights on the first `keys` of k under a plan that may show less than all, by the log-sum-exp of all. */
+/* Weights on the first `keys` of k under a plan that may show less than all, by the log-sum-exp of all: attention to
+ * values of one, in halves so that its products are those which that was made of. */
 static fv_status add(fv_probing *p, int field, int64_t layer, const fv_picked *picked, const fv_plan *plan,
                      int64_t keys)
 {
-    fv_stats_args args = {.q = picked->q,
-                          .k = fv_slice(&picked->k, 2, 0, keys),
-                          .lse = picked->lse,
-                          .plan = plan,
-                          .logits = picked->logits,
-                          .key_head = picked->key_head};
-    uint8_t *all;
+    fv_attend_args args = {.q = picked->q,
+                           .k = fv_slice(&picked->k, 2, 0, keys),
+                           .plan = plan,
+                           .logits = picked->logits,
+                           .key_head = picked->key_head,
+                           .lse_in = picked->lse};
+    fv_tensor mass;
+    uint16_t *one;
 
-    FV_TRY(FV_SCRATCH(p->ctx, all, keys));
-    memset(all, 1, (size_t)keys);
-    args.key_set = all;
-    FV_TRY(fv_tensor_zeros(p->ctx, &args.mass, FV_F32, FV_DIMS(1, picked->heads, picked->rows)));
-    if (keys > 0) FV_TRY(fv_attend_stats(p->ctx, &args));
-    fv_probing_add(p, field, layer, picked, &args.mass);
+    FV_TRY(FV_SCRATCH(p->ctx, one, keys));
+    for (int64_t j = 0; j < keys; j++)
+        one[j] = fv_f32_to_f16(1);
+    FV_TRY(fv_tensor_wrap(&args.v, one, FV_F16, FV_DIMS(1, 1, keys, 1)));
+    args.v = fv_broadcast(&args.v, FV_DIMS(1, picked->k.dims[1], keys, 1));
+    FV_TRY(fv_tensor_zeros(p->ctx, &args.o, FV_F32, FV_DIMS(1, picked->heads, picked->rows, 1)));
+    if (keys > 0) FV_TRY(fv_attend(p->ctx, &args));
+    mass = fv_reshaped(&args.o, FV_DIMS(1, picked->heads, picked->rows));
+    fv_probing_add(p, field, layer, picked, &mass);
     return FV_OK;
 }
 
@@ -72,7 +75,7 @@ static fv_status hear(fv_probing *p, int64_t layer, const fv_picked *picked, con
 const fv_probe fv_probe_sink_mass = {
     .name = "sink_mass",
     .title = "Attention on the first and on the newest keys",
-    .finds = "mean over rows of the sum of p over the text's first `sink` keys, and over the newest `recent`",
+    .finds = "mean over rows of the sum of p over the text's first keys (sink=), and over the newest (recent=)",
     .cost = "(sink + recent) / N of a pass over the pairs",
     .options = options,
     .options_size = sizeof(struct sinks),
