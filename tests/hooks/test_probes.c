@@ -13,6 +13,7 @@ enum { TOKENS = 150, MAPS = 60, PROBES = 16 };
 
 struct fixture {
     tiny_model tiny;
+    fv_precision precision;
     fv_ctx *ctx;
     fv_model *model;
     int32_t ids[TOKENS];
@@ -85,7 +86,7 @@ static fv_session *session_of(const struct fixture *f, int64_t chunk, const char
 
     assert_ok(fv_session_new(
         f->ctx, f->model,
-        &(fv_session_options){.context = TOKENS, .chunk = chunk, .attention = attention, .precision = FV_PRECISION_F32},
+        &(fv_session_options){.context = TOKENS, .chunk = chunk, .attention = attention, .precision = f->precision},
         &session));
     return session;
 }
@@ -95,7 +96,7 @@ static void begin(struct fixture *f, tiny_model tiny)
     static uint64_t stream = 400;
     fv_random random = fv_random_new(test_seed(), ++stream);
 
-    *f = (struct fixture){.tiny = tiny, .ctx = test_ctx("cpu", 2)};
+    *f = (struct fixture){.tiny = tiny, .precision = FV_PRECISION_F32, .ctx = test_ctx("cpu", 2)};
     tiny_make(&f->tiny);
     const char *path = tiny_save(&f->tiny);
     assert_ok(fv_model_open(path, &f->model));
@@ -357,6 +358,27 @@ static void probes_are_their_definitions_in_any_chunks(void **state)
     }
 }
 
+/* Where attention takes products in bf16, its log-sum-exp is not that of statistics, which do not. */
+static void rows_sum_to_one_in_any_precision(void **state)
+{
+    struct asked asked;
+    struct fixture f;
+
+    (void)state;
+    begin(&f, (tiny_model){.architecture = "gemma2"});
+    f.precision = FV_PRECISION_BF16;
+    check_all(&f, "entropy distance:bins=7", 64);
+    listen(&f, "top_keys", 64, NULL, &asked);
+    for (int64_t n = 0; n < asked.probing[0].layers * asked.probing[0].heads; n++) {
+        double all = 0;
+        for (int64_t j = 0; j < TOKENS; j++)
+            all += (double)asked.probing[0].columns[n * TOKENS + j];
+        close_to(&f, "top_keys", "columns", n / asked.probing[0].heads, n % asked.probing[0].heads, 1, all);
+    }
+    forget(&asked);
+    end(&f);
+}
+
 static void heads_of_a_kind_may_be_odd(void **state)
 {
     struct fixture f;
@@ -515,6 +537,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(probes_are_their_definitions_in_any_chunks),
+        cmocka_unit_test(rows_sum_to_one_in_any_precision),
         cmocka_unit_test(heads_of_a_kind_may_be_odd),
         cmocka_unit_test(several_at_once_find_what_each_finds_alone),
         cmocka_unit_test(a_part_is_that_part_of_the_whole),
