@@ -74,11 +74,13 @@ const char *listen_words(const fv_probe_field *field, double value)
     return text;
 }
 
-const char *listen_token(const app_prompt *prompt, int64_t position, size_t *length)
+const char *listen_token(const probe_task *task, const app_prompt *prompt, int64_t position, size_t *length)
 {
     size_t from = position > 0 ? (size_t)prompt->ends[position - 1] : 0;
+    const char *name;
 
     *length = (size_t)prompt->ends[position] - from;
+    if (*length == 0 && fv_model_piece(task->model, prompt->ids[position], &name, length) == FV_OK) return name;
     return prompt->text + from;
 }
 
@@ -112,7 +114,8 @@ static void put_fields(json_t *object, const fv_probing *p, int64_t layer, int64
         app_put(object, p->probe->fields[field].name, app_number(fv_probing_value(p, field, layer, head)));
 }
 
-static json_t *keys_of(const fv_probing *p, const app_prompt *prompt, int64_t layer, int64_t head)
+static json_t *keys_of(const probe_task *task, const fv_probing *p, const app_prompt *prompt, int64_t layer,
+                       int64_t head)
 {
     const fv_probe_key *key = p->key + (layer * p->heads + head) * p->top;
     json_t *keys = json_array();
@@ -120,7 +123,7 @@ static json_t *keys_of(const fv_probing *p, const app_prompt *prompt, int64_t la
     for (int64_t t = 0; t < p->top && key[t].position >= 0; t++) {
         json_t *one = json_object();
         size_t length;
-        const char *text = listen_token(prompt, key[t].position, &length);
+        const char *text = listen_token(task, prompt, key[t].position, &length);
         app_put(one, "position", json_integer(key[t].position));
         app_put(one, "share", app_number(key[t].share));
         app_put(one, "text", app_text(text, length));
@@ -129,7 +132,7 @@ static json_t *keys_of(const fv_probing *p, const app_prompt *prompt, int64_t la
     return keys;
 }
 
-static json_t *heads_of(const fv_probing *p, const app_prompt *prompt, int64_t layer)
+static json_t *heads_of(const probe_task *task, const fv_probing *p, const app_prompt *prompt, int64_t layer)
 {
     json_t *heads = json_array();
 
@@ -141,7 +144,7 @@ static json_t *heads_of(const fv_probing *p, const app_prompt *prompt, int64_t l
         }
         app_put(head, "head", json_integer(h));
         put_fields(head, p, layer, h);
-        if (p->key) app_put(head, "keys", keys_of(p, prompt, layer, h));
+        if (p->key) app_put(head, "keys", keys_of(task, p, prompt, layer, h));
         app_append(heads, head);
     }
     return heads;
@@ -158,7 +161,7 @@ json_t *listen_object(const probe_task *task, const fv_probing *p, const app_pro
         app_put(layer, "layer", json_integer(l));
         app_put(layer, "window", json_integer(task->model->layers[l].window));
         put_fields(layer, p, l, -1);
-        if (!(p->probe->wants & FV_PROBE_BY_LAYER)) app_put(layer, "heads", heads_of(p, prompt, l));
+        if (!(p->probe->wants & FV_PROBE_BY_LAYER)) app_put(layer, "heads", heads_of(task, p, prompt, l));
         app_append(layers, layer);
     }
     app_put(root, "probe", json_string(p->probe->name));
@@ -242,7 +245,7 @@ static void quote(const char *bytes, size_t length, char *words, size_t room)
     words[used] = 0;
 }
 
-static fv_status print_keys(const fv_probing *p, const app_prompt *prompt)
+static fv_status print_keys(const probe_task *task, const fv_probing *p, const app_prompt *prompt)
 {
     enum { MOST = 12 };
     static const bool left[4] = {false, true, false, false};
@@ -257,7 +260,7 @@ static fv_status print_keys(const fv_probing *p, const app_prompt *prompt)
     for (int64_t n = 0; n < count; n++) {
         char words[64];
         size_t length;
-        const char *text = listen_token(prompt, keys[n].position, &length);
+        const char *text = listen_token(task, prompt, keys[n].position, &length);
         quote(text, length, words, sizeof words);
         app_table_cell(&table, "%lld", (long long)keys[n].position);
         app_table_cell(&table, "'%s'", words);
@@ -268,10 +271,10 @@ static fv_status print_keys(const fv_probing *p, const app_prompt *prompt)
     return app_table_print(&table, stdout);
 }
 
-fv_status listen_print(const fv_probing *p, const app_prompt *prompt)
+fv_status listen_print(const probe_task *task, const fv_probing *p, const app_prompt *prompt)
 {
     FV_TRY(print_table(p));
-    if (p->key) FV_TRY(print_keys(p, prompt));
+    if (p->key) FV_TRY(print_keys(task, p, prompt));
     printf("\n%lld tokens. ", (long long)p->tokens);
     for (int field = 0; p->probe->fields[field].name; field++) {
         const fv_probe_field *own = &p->probe->fields[field];

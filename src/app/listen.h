@@ -9,16 +9,16 @@
 fv_status listen_read(const probe_task *task, fv_probing *probing, int count, const app_prompt *prompt);
 
 json_t *listen_object(const probe_task *task, const fv_probing *probing, const app_prompt *prompt);
-fv_status listen_print(const fv_probing *probing, const app_prompt *prompt);
+fv_status listen_print(const probe_task *task, const fv_probing *probing, const app_prompt *prompt);
 /* Its option `out`; nothing where it is empty. */
 fv_status listen_write(const fv_probing *probing);
 /* A section of the report (listen_page.c). */
-void listen_page(fv_text *out, const fv_probing *probing, const app_prompt *prompt);
+void listen_page(fv_text *out, const probe_task *task, const fv_probing *probing, const app_prompt *prompt);
 
 /* A number of a field as people read it, in a ring of buffers. */
 const char *listen_words(const fv_probe_field *field, double value);
-/* The bytes of a token in the text. */
-const char *listen_token(const app_prompt *prompt, int64_t position, size_t *length);
+/* The bytes of a token in the text; of one that is not in it, as that which begins it, its name. */
+const char *listen_token(const probe_task *task, const app_prompt *prompt, int64_t position, size_t *length);
 
 /* A key that many heads read. */
 typedef struct listen_key {

@@ -177,28 +177,28 @@ static void draw_received(fv_text *out, const fv_probing *p)
     draw_lines(out, p, count, x, y, true, in_share);
 }
 
-/* Where a token stands in the text, with some of what is around it. */
-static void write_place(fv_text *out, const app_prompt *prompt, int64_t position)
+/* A token, with some of the text around where it stands. */
+static void write_place(fv_text *out, const probe_task *task, const app_prompt *prompt, int64_t position)
 {
     enum { AROUND = 24 };
-    size_t length, from, to;
-    const char *token = listen_token(prompt, position, &length);
-    size_t at = (size_t)(token - prompt->text);
+    size_t length, from, to, at = position > 0 ? (size_t)prompt->ends[position - 1] : 0;
+    size_t end = (size_t)prompt->ends[position];
+    const char *token = listen_token(task, prompt, position, &length);
 
     from = at > AROUND ? at - AROUND : 0;
     while (from < at && (prompt->text[from] & 0xc0) == 0x80)
         from++;
-    to = fv_min((int64_t)(at + length + AROUND), (int64_t)prompt->length);
+    to = (size_t)fv_min((int64_t)(end + AROUND), (int64_t)prompt->length);
     while (to < prompt->length && (prompt->text[to] & 0xc0) == 0x80)
         to++;
     page_escape(out, prompt->text + from, at - from);
     fv_text_printf(out, "<mark>");
     page_escape(out, token, length);
     fv_text_printf(out, "</mark>");
-    page_escape(out, token + length, to - at - length);
+    page_escape(out, prompt->text + end, to - end);
 }
 
-static void write_keys(fv_text *out, const fv_probing *p, const app_prompt *prompt)
+static void write_keys(fv_text *out, const probe_task *task, const fv_probing *p, const app_prompt *prompt)
 {
     enum { MOST = 12 };
     listen_key keys[MOST];
@@ -211,7 +211,7 @@ static void write_keys(fv_text *out, const fv_probing *p, const app_prompt *prom
     for (int64_t n = 0; n < count; n++) {
         fv_text_printf(out, "<tr><td>%lld</td><td>%s</td><td>%lld</td><td class=\"text\">", (long long)keys[n].position,
                        in_share(keys[n].share), (long long)keys[n].heads);
-        write_place(out, prompt, keys[n].position);
+        write_place(out, task, prompt, keys[n].position);
         fv_text_printf(out, "</td></tr>\n");
     }
     fv_text_printf(out, "</tbody></table></div>\n");
@@ -282,7 +282,7 @@ static void write_spec(fv_text *out, const fv_probing *p)
     fv_text_printf(out, "</code>");
 }
 
-void listen_page(fv_text *out, const fv_probing *p, const app_prompt *prompt)
+void listen_page(fv_text *out, const probe_task *task, const fv_probing *p, const app_prompt *prompt)
 {
     bool by_layer = (p->probe->wants & FV_PROBE_BY_LAYER) != 0;
 
@@ -294,5 +294,5 @@ void listen_page(fv_text *out, const fv_probing *p, const app_prompt *prompt)
     for (int field = 0; p->probe->fields[field].name; field++)
         (by_layer ? draw_layers : write_field)(out, p, field);
     if (by_layer) fv_text_printf(out, "</div>\n");
-    if (p->key) write_keys(out, p, prompt);
+    if (p->key) write_keys(out, task, p, prompt);
 }

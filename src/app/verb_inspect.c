@@ -100,8 +100,8 @@ static fv_status tell(const struct job *job, const struct asked *asked, const pr
 {
     if (!asked->probing) return asked->probe.run(task, asked->options, object);
     FV_TRY(listen_write(asked->probing));
-    if (task->page) listen_page(task->page, asked->probing, &job->prompt);
-    if (!object) return listen_print(asked->probing, &job->prompt);
+    if (task->page) listen_page(task->page, task, asked->probing, &job->prompt);
+    if (!object) return listen_print(task, asked->probing, &job->prompt);
     *object = listen_object(task, asked->probing, &job->prompt);
     return FV_OK;
 }

@@ -55,6 +55,9 @@ grep -q 'LEAST (HEAD)' out && grep -q "most attention over all heads" out || fai
 expect windows 0 '' "$fovea" inspect -m "$gemma" -f text --probe distance --probe attn_indicators:tokens="$prefix" --json
 holds windows_are_kept 'all((l["window"] == 512) == ((l["layer"] + 1) % 6 != 0) and (l["window"] == 0 or max(h["distance"] for h in l["heads"]) < 512) for l in j["probes"][0]["layers"])'
 
+expect begin 0 '' "$fovea" inspect -m "$gemma" -f text --probe top_keys:tokens="$prefix",layers=5 --json
+holds token_of_no_text 'all("<bos>" in [k["text"] for k in h["keys"] if k["position"] == 0] for h in j["layers"][0]["heads"])'
+
 # ---- files ----
 expect files 0 '' $look --probe entropy:bins=8,out=e.npy --probe sink_mass:bins=4,heads=1,out=s.npy --probe top_keys:out=k.npy --probe attn_indicators:tokens="$prefix",out=m.npy --json
 python3 - > why 2>&1 << 'PYTHON' || fail file_shapes "$(cat why)"
