@@ -280,7 +280,7 @@ fv_status listen_print(const probe_task *task, const fv_probing *p, const app_pr
         const fv_probe_field *own = &p->probe->fields[field];
         printf("%s%s%s%s: %s.", field ? " " : "", own->title, *own->unit ? ", " : "", own->unit, own->help);
     }
-    printf("%s\n", p->probe->wants & FV_PROBE_BY_LAYER ? "" : " Of layers: over all heads.");
+    printf("%s\n", p->probe->wants & FV_PROBE_BY_LAYER ? "" : " Of a layer: over all heads.");
     return FV_OK;
 }
 
