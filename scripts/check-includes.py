@@ -7,7 +7,7 @@ import pathlib
 import re
 import sys
 
-FLOORS = ["base", "ops", "attention", "cache", "hooks", "layers", "models", "generate", "train", "dist", "app"]
+FLOORS = ["base", "ops", "attention", "cache", "layers", "hooks", "models", "generate", "train", "dist", "app"]
 # The lowest floor that may include a public header.
 PUBLIC = {"base.h": "base", "ops.h": "ops", "attention.h": "attention", "layer.h": "layers", "model.h": "models", "fovea.h": "app"}
 INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"')

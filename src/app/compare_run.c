@@ -25,6 +25,7 @@ struct job {
     compare_run *current;
     bool looking; /* at the attention calls of this step, */
     bool drawing; /* or at those of one layer */
+    fv_listener listener;
 };
 
 /* The document's tokens, and how many of them are scored. */
@@ -115,7 +116,7 @@ static int64_t layer_to_draw(const fv_session *session)
 }
 
 /* A chunk of the document in that layer: its pairs are chosen once more. */
-static fv_status draw(struct job *job, const fv_session_look *look)
+static fv_status draw(struct job *job, const fv_look *look)
 {
     compare_run *run = job->current;
     fv_ctx *ctx = job->app->ctx;
@@ -132,7 +133,7 @@ static fv_status draw(struct job *job, const fv_session_look *look)
     return status;
 }
 
-static fv_status watch(void *user, const fv_session_look *look)
+static fv_status hear(void *user, const fv_look *look)
 {
     struct job *job = user;
 
@@ -201,8 +202,8 @@ static fv_status begin_looking(struct job *job, compare_run *run)
     const fv_model_info *info = &job->result->info;
 
     FV_TRY(app_reads_new(&run->reads, info->layers, info->query_heads, job->result->document_tokens));
-    job->session->watch = watch;
-    job->session->watch_user = job;
+    job->listener = (fv_listener){.points = FV_POINT_ATTEND, .hear = hear, .user = job};
+    fv_listen(&job->session->listeners, &job->listener);
     run->drawn = layer_to_draw(job->session);
     if (run->drawn < 0) return FV_OK;
     run->picture =

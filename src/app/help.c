@@ -198,8 +198,10 @@ static void policy_names(fv_text *text)
 
 static void probe_names(fv_text *text)
 {
-    for (int i = 0; app_probes[i]; i++)
-        fv_text_printf(text, "%s%s", i ? " " : "", app_probes[i]->name);
+    app_probe probe;
+
+    for (int i = 0; app_probe_at(i, &probe); i++)
+        fv_text_printf(text, "%s%s", i ? " " : "", probe.what->name);
 }
 
 static void layer_names(fv_text *text)
@@ -211,12 +213,14 @@ static void layer_names(fv_text *text)
 /* What `show` knows, once each. */
 static void all_names(fv_text *text)
 {
+    app_probe probe;
+
     mechanism_names(text);
     for (int i = 0; fv_policies[i]; i++)
         if (!fv_mechanism_find(fv_policies[i]->name)) fv_text_printf(text, " %s", fv_policies[i]->name);
-    for (int i = 0; app_probes[i]; i++)
-        if (!fv_mechanism_find(app_probes[i]->name) && !fv_policy_find(app_probes[i]->name))
-            fv_text_printf(text, " %s", app_probes[i]->name);
+    for (int i = 0; app_probe_at(i, &probe); i++)
+        if (!fv_mechanism_find(probe.what->name) && !fv_policy_find(probe.what->name))
+            fv_text_printf(text, " %s", probe.what->name);
     for (int i = 0; fv_layer_types[i]; i++)
         if (!fv_mechanism_find(fv_layer_types[i]->name) && !fv_policy_find(fv_layer_types[i]->name))
             fv_text_printf(text, " %s", fv_layer_types[i]->name);

@@ -30,21 +30,21 @@ struct adding {
     int64_t blocks; /* of all texts: those of this one may be fewer */
 };
 
-static fv_status look_at(void *user, const fv_gradient_look *look)
+static fv_status look_at(void *user, const fv_look *look)
 {
     struct adding *a = user;
-    int64_t heads = look->q.dims[1], own = fv_ceil_div(look->q.dims[2], a->task->block), cells = own * own;
+    int64_t heads = look->call->query_heads, own = fv_ceil_div(look->call->queries, a->task->block), cells = own * own;
     double *out = a->task->by_head + look->layer * heads * a->blocks * a->blocks, *sum;
     fv_mark mark = fv_scratch_mark(a->app->ctx);
 
-    if (look->window > 0) return FV_OK;
+    if (look->plan->window.window > 0) return FV_OK;
     FV_TRY(FV_SCRATCH(a->app->ctx, sum, heads * cells));
     memset(sum, 0, (size_t)(heads * cells) * sizeof *sum);
-    FV_TRY(fv_influence(a->app->ctx, &(fv_influence_args){.q = look->q,
-                                                          .k = look->k,
-                                                          .v = look->v,
+    FV_TRY(fv_influence(a->app->ctx, &(fv_influence_args){.q = look->call->q,
+                                                          .k = look->call->k,
+                                                          .v = look->call->v,
                                                           .d_o = look->d_o,
-                                                          .logits = look->logits,
+                                                          .logits = *look->extra,
                                                           .block = a->task->block,
                                                           .absolute = a->task->absolute,
                                                           .out = sum}));
@@ -60,9 +60,13 @@ fv_status influence_add(struct app *app, influence_task *task, attention_influen
                         int64_t count, int64_t answer)
 {
     struct adding adding = {app, task, result->blocks};
+    fv_listener listener = {.points = FV_POINT_BACKWARD, .hear = look_at, .user = &adding};
     double loss;
 
-    FV_TRY(fv_gradient(task->session, ids, count, answer, look_at, &adding, &loss));
+    task->session->listeners = &listener;
+    fv_status status = fv_gradient(task->session, ids, count, answer, &loss);
+    task->session->listeners = NULL;
+    FV_TRY(status);
     result->loss += loss;
     task->texts++;
     return FV_OK;

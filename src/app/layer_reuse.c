@@ -24,7 +24,7 @@ struct probe {
     double *ratio; /* [layers, heads * steps] */
     double *sum;   /* [layers, layers, heads] of overlaps */
     int64_t step;
-    bool looking;
+    fv_listener listener;
 };
 
 /* ---- a step ----------------------------------------------------------------------------------------------------- */
@@ -76,7 +76,7 @@ static void choose(const struct probe *p, int64_t chunks, int64_t keys, bool *ch
     }
 }
 
-static fv_status look_at(void *user, const fv_session_look *look)
+static fv_status look_at(void *user, const fv_look *look)
 {
     struct probe *p = user;
     fv_mark mark = fv_scratch_mark(p->app->ctx);
@@ -84,7 +84,7 @@ static fv_status look_at(void *user, const fv_session_look *look)
     app_weights weights;
     fv_status status;
 
-    if (!p->looking || p->session->layers[l].window > 0) return FV_OK;
+    if (p->session->layers[l].window > 0) return FV_OK;
     status = app_weights_of(p->app->ctx, look, &weights);
     for (int64_t g = 0; status == FV_OK && g < look->call->key_heads; g++) {
         int64_t head = look->head / group + g, chunks = fv_ceil_div(weights.keys, p->task->chunk);
@@ -264,11 +264,10 @@ static fv_status measure(struct probe *p)
     FV_TRY(FV_ZALLOC(p->sum, r->layers * r->layers * p->heads));
     FV_TRY(fv_session_new(p->app->ctx, task->model,
                           &(fv_session_options){.context = task->count, .precision = task->precision}, &p->session));
-    p->session->watch = look_at;
-    p->session->watch_user = p;
+    p->listener = (fv_listener){.points = FV_POINT_ATTEND, .select.phases = FV_IN_STEP, .hear = look_at, .user = p};
+    fv_listen(&p->session->listeners, &p->listener);
     FV_TRY(fv_session_prompt(p->session, task->ids, read, NULL, 0));
     app_progress_end();
-    p->looking = true;
     for (; p->step < task->steps; p->step++) {
         FV_TRY(fv_session_feed(p->session, task->ids + read + p->step, 1, NULL, 0));
         add_overlaps(p);

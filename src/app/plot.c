@@ -6,12 +6,23 @@
 
 plot_axes plot_axes_of(double from_x, double to_x)
 {
-    return (plot_axes){from_x, to_x, INFINITY, 0, false};
+    return (plot_axes){from_x, to_x, INFINITY, 0, false, false};
 }
 
 plot_axes plot_shares_of(double from_x, double to_x)
 {
-    return (plot_axes){from_x, to_x, 0, 1, true};
+    return (plot_axes){from_x, to_x, 0, 1, false, true};
+}
+
+plot_axes plot_even_of(double to_x, double to_y)
+{
+    static const double steps[] = {1, 2, 4, 6, 8, 10};
+    double power = to_y > 0 ? pow(10, floor(log10(to_y))) : 1;
+    int step = 0;
+
+    while (step < 5 && steps[step] * power < to_y)
+        step++;
+    return (plot_axes){0, to_x, 0, steps[step] * power, true, true};
 }
 
 void plot_cover(plot_axes *a, double y)
@@ -24,14 +35,15 @@ double plot_x(const plot_axes *a, double x)
 {
     double width = log(a->to_x) - log(a->from_x);
 
+    if (a->even_x) return PLOT_LEFT + x / a->to_x * (PLOT_RIGHT - PLOT_LEFT);
     return width > 0 ? PLOT_LEFT + (log(x) - log(a->from_x)) / width * (PLOT_RIGHT - PLOT_LEFT)
                      : (PLOT_LEFT + PLOT_RIGHT) / 2.0;
 }
 
 double plot_y(const plot_axes *a, double y)
 {
-    double height = a->share ? 1 : log10(a->to_y) - log10(a->from_y),
-           above = a->share ? y : log10(y) - log10(a->from_y);
+    double height = a->even_y ? a->to_y : log10(a->to_y) - log10(a->from_y),
+           above = a->even_y ? y : log10(y) - log10(a->from_y);
 
     return PLOT_BOTTOM - above / height * (PLOT_BOTTOM - PLOT_TOP);
 }
@@ -57,9 +69,9 @@ static void mesh_line(fv_text *out, const plot_axes *a, double y, const char *wo
 
 void plot_mesh(fv_text *out, const plot_axes *a, const char *(*words)(double y))
 {
-    for (int quarter = 0; a->share && quarter <= 4; quarter++)
-        mesh_line(out, a, 0.25 * quarter, words(0.25 * quarter));
-    for (double power = round(log10(a->from_y)); !a->share && power <= log10(a->to_y) + 0.5; power++)
+    for (int quarter = 0; a->even_y && quarter <= 4; quarter++)
+        mesh_line(out, a, 0.25 * quarter * a->to_y, words(0.25 * quarter * a->to_y));
+    for (double power = round(log10(a->from_y)); !a->even_y && power <= log10(a->to_y) + 0.5; power++)
         mesh_line(out, a, pow(10, power), words(pow(10, power)));
 }
 
@@ -75,7 +87,7 @@ void plot_line(fv_text *out, const plot_axes *a, int64_t count, const double *x,
     for (int64_t i = 0; i < count; i++)
         fv_text_printf(out, "%.1f,%.1f ", plot_x(a, x[i]), plot_y(a, y[i]));
     fv_text_printf(out, "\"/>");
-    for (int64_t i = 0; i < count; i++)
+    for (int64_t i = 0; i < count && count <= PLOT_DOTS; i++)
         fv_text_printf(out, "<circle class=\"s%d\" r=\"3\" cx=\"%.1f\" cy=\"%.1f\"/>", colour, plot_x(a, x[i]),
                        plot_y(a, y[i]));
 }

@@ -1,9 +1,11 @@
 /* fovea inspect hylra: which layers choose alike, and a plan of who chooses for whom. */
 #include <math.h>
 
+#include "app/heat.h"
 #include "app/layer_reuse.h"
 #include "app/probes.h"
 #include "app/verbs.h"
+#include "base/memory.h"
 
 struct hylra {
     int64_t tokens, steps, chunk, keep, sink, recent, changes;
@@ -108,6 +110,41 @@ static fv_status print(const layer_reuse *r)
     return FV_OK;
 }
 
+static const char *two_digits(double value)
+{
+    static _Thread_local char ring[4][24];
+    static _Thread_local unsigned next;
+    char *text = ring[next++ % 4];
+
+    snprintf(text, sizeof ring[0], "%.2f", value);
+    return text;
+}
+
+static void write_page(fv_text *out, const layer_reuse *r)
+{
+    double *value = NULL;
+
+    if (out->status == FV_OK) out->status = FV_ALLOC(value, r->layers * r->layers);
+    if (out->status != FV_OK) return;
+    for (int64_t n = 0; n < r->layers * r->layers; n++)
+        value[n] = n / r->layers < n % r->layers ? r->overlap[n] : NAN;
+    fv_text_printf(out,
+                   "<h2>Which layers choose alike</h2><p><code>hylra</code>: at most %lld layers choose or read "
+                   "everything; the least overlap of a plan is %.3f.</p><div class=\"grid\">\n",
+                   (long long)r->sources, r->least);
+    heat_draw(out, &(heat_map){.title = "Overlap",
+                               .help = "how much of a layer's best chunks the best ones of a layer below hold",
+                               .row = "layer below",
+                               .column = "layer",
+                               .axes = "who reads across, whose choice down",
+                               .rows = r->layers,
+                               .columns = r->layers,
+                               .value = value,
+                               .words = two_digits});
+    fv_text_printf(out, "</div>\n");
+    fv_free(value);
+}
+
 /* ---- the probe --------------------------------------------------------------------------------------------------- */
 
 static fv_status measure(const probe_task *task, const struct hylra *o, layer_reuse_task *reuse, layer_reuse *result)
@@ -149,13 +186,14 @@ static fv_status run(const probe_task *task, const void *values, json_t **object
         alone(o) ? layer_reuse_from(o->overlap, &o->rollback, &reuse, &result) : measure(task, o, &reuse, &result);
 
     if (status == FV_OK && o->out[0]) status = layer_reuse_write(&result, &reuse, o->out);
+    if (status == FV_OK && task->page) write_page(task->page, &result);
     if (status == FV_OK && object) *object = object_of(&result);
     if (status == FV_OK && !object) status = print(&result);
     layer_reuse_free(&result);
     return status;
 }
 
-const app_probe probe_hylra = {
+static const fv_probe what = {
     .name = "hylra",
     .title = "Which layers choose alike (HyLRA)",
     .paper = "arXiv 2602.00777",
@@ -167,9 +205,9 @@ const app_probe probe_hylra = {
     .options = options,
     .options_size = sizeof(struct hylra),
     .check = check,
-    .alone = alone,
-    .run = run,
 };
+
+const app_probe probe_hylra = {.what = &what, .alone = alone, .run = run};
 
 /* ---- the verb ---------------------------------------------------------------------------------------------------- */
 

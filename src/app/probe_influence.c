@@ -1,4 +1,7 @@
 /* fovea inspect attn_influence: how much a loss depends on each block of each head's attention. */
+#include <math.h>
+
+#include "app/heat.h"
 #include "app/influence.h"
 #include "app/probes.h"
 #include "app/verbs.h"
@@ -53,25 +56,34 @@ static struct totals totals_of(const attention_influence *r, int64_t head)
     return t;
 }
 
-static json_t *object_of(const attention_influence *r)
+static json_t *object_of(const attention_influence *r, int64_t tokens)
 {
     json_t *root = json_object(), *layers = json_array();
 
     for (int64_t l = 0; l < r->layers; l++) {
         json_t *layer = json_object(), *total = json_array(), *first = json_array(), *diagonal = json_array();
+        json_t *heads = json_array();
         for (int64_t g = 0; g < r->heads; g++) {
             struct totals t = totals_of(r, l * r->heads + g);
             app_append(total, app_number(t.total));
             app_append(first, app_number(t.first));
             app_append(diagonal, app_number(t.diagonal));
+            json_t *head = json_object();
+            app_put(head, "head", json_integer(g));
+            app_put(head, "total", app_number(t.total));
+            app_put(head, "first_block", app_number(t.first));
+            app_put(head, "diagonal", app_number(t.diagonal));
+            app_append(heads, head);
         }
         app_put(layer, "layer", json_integer(l));
         app_put(layer, "total", total);
         app_put(layer, "first_block", first);
         app_put(layer, "diagonal", diagonal);
+        app_put(layer, "heads", heads);
         app_append(layers, layer);
     }
     app_put(root, "probe", json_string("attn_influence"));
+    app_put(root, "tokens", json_integer(tokens));
     app_put(root, "loss", app_number(r->loss));
     app_put(root, "layers", layers);
     return root;
@@ -99,6 +111,71 @@ static fv_status print(const attention_influence *r)
     printf("\nLoss %.4g. INFLUENCE: how much it would change, to first order, summed over every pair taken alone.\n",
            r->loss);
     return FV_OK;
+}
+
+/* Numbers of key-value heads; none where a layer has a window of its own. */
+static void draw(fv_text *out, const attention_influence *r, const char *title, const char *help, double *value,
+                 const char *(*words)(double))
+{
+    for (int64_t n = 0; n < r->layers * r->heads; n++)
+        if (!(totals_of(r, n).total > 0)) value[n] = NAN;
+    heat_draw(out, &(heat_map){.title = title,
+                               .help = help,
+                               .row = "layer",
+                               .column = "key-value head",
+                               .axes = "layers down, key-value heads across",
+                               .rows = r->layers,
+                               .columns = r->heads,
+                               .value = value,
+                               .words = words});
+}
+
+static const char *power(double value)
+{
+    static _Thread_local char ring[4][24];
+    static _Thread_local unsigned next;
+    char *text = ring[next++ % 4];
+
+    snprintf(text, sizeof ring[0], "%.3g", pow(10, value));
+    return text;
+}
+
+static const char *percent(double value)
+{
+    static _Thread_local char ring[4][24];
+    static _Thread_local unsigned next;
+    char *text = ring[next++ % 4];
+
+    snprintf(text, sizeof ring[0], "%.0f %%", 100 * value);
+    return text;
+}
+
+static void write_page(fv_text *out, const attention_influence *r, const struct influence *o)
+{
+    int64_t count = r->layers * r->heads;
+    double *total = NULL, *first, *diagonal;
+
+    if (out->status == FV_OK) out->status = FV_ALLOC(total, 3 * count);
+    if (out->status != FV_OK) return;
+    first = total + count;
+    diagonal = first + count;
+    for (int64_t n = 0; n < count; n++) {
+        struct totals t = totals_of(r, n);
+        total[n] = log10(fmax(t.total, 1e-30));
+        first[n] = t.first;
+        diagonal[n] = t.diagonal;
+    }
+    fv_text_printf(
+        out,
+        "<h2>Attention influence</h2><p><code>attn_influence</code> over the first %lld tokens: how much the "
+        "loss of the last %lld, %.3g, would change, to first order, if a query and a key did not see each "
+        "other; summed over all pairs, each taken alone.</p><div class=\"grid\">\n",
+        (long long)o->tokens, (long long)o->answer, r->loss);
+    draw(out, r, "Influence", "of all pairs of a head; colours go by powers of ten", total, power);
+    draw(out, r, "In the first block", "share of that which the text's first keys have", first, percent);
+    draw(out, r, "In the own block", "share of that which keys near the query have", diagonal, percent);
+    fv_text_printf(out, "</div>\n");
+    fv_free(total);
 }
 
 static fv_status write_file(const attention_influence *r, const char *path)
@@ -148,13 +225,14 @@ static fv_status run(const probe_task *task, const void *values, json_t **object
     status = measure(task, o, &prompt, &result);
     app_prompt_free(&prompt);
     if (status == FV_OK && o->out[0]) status = write_file(&result, o->out);
-    if (status == FV_OK && object) *object = object_of(&result);
+    if (status == FV_OK && task->page) write_page(task->page, &result, o);
+    if (status == FV_OK && object) *object = object_of(&result, o->tokens);
     if (status == FV_OK && !object) status = print(&result);
     influence_free(&result);
     return status;
 }
 
-const app_probe probe_influence = {
+static const fv_probe what = {
     .name = "attn_influence",
     .title = "Attention influence (MoA)",
     .paper = "arXiv 2406.14909",
@@ -166,8 +244,9 @@ const app_probe probe_influence = {
     .options = options,
     .options_size = sizeof(struct influence),
     .check = check,
-    .run = run,
 };
+
+const app_probe probe_influence = {.what = &what, .run = run};
 
 /* ---- the verb ---------------------------------------------------------------------------------------------------- */
 

@@ -3,7 +3,7 @@
 #define APP_PROBES_H
 
 #include "app/prompt.h"
-#include "base/options.h"
+#include "hooks/probe.h"
 
 typedef struct probe_task {
     struct app *app;
@@ -11,30 +11,25 @@ typedef struct probe_task {
     const fv_model_info *info;
     const char *file; /* the text */
     fv_precision precision;
+    fv_text *page; /* a report, to which a section is added; NULL: none is wanted */
 } probe_task;
 
+/* Those that listen to a reading of the text (hooks/probe.h), which all of a command share, have nothing but `what`. */
 typedef struct app_probe {
-    const char *name, *title, *paper;
-    int sheet;
-    const char *finds, *cost; /* plain text */
-    const fv_option *options;
-    size_t options_size;
-
-    /* Refuses options that contradict one another, and files that cannot be written; before any work. */
-    fv_status (*check)(const void *options);
+    const fv_probe *what;
     /* Whether these options need neither a model nor a text; NULL: they always do. */
     bool (*alone)(const void *options);
     /* Finds it: as an object, or as words on standard output where `object` is NULL. */
     fv_status (*run)(const probe_task *task, const void *options, json_t **object);
 } app_probe;
 
-/* Every probe, NULL-ended (verb_inspect.c). */
-extern const app_probe *const app_probes[];
+/* Every probe in turn; false behind the last (verb_inspect.c). */
+bool app_probe_at(int index, app_probe *probe);
 
 /* Verbs of one probe each: their values begin with these, their options are the probe's. */
 typedef struct probe_values {
     cli_common common;
-    const char *model, *file;
+    const char *model, *file, *report;
     int precision;
 } probe_values;
 

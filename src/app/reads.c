@@ -27,7 +27,7 @@ void app_reads_free(app_reads *reads)
 }
 
 /* Weights, summed in bins of the keys' positions. */
-static fv_status look_all(fv_ctx *ctx, app_reads *reads, const fv_session_look *look)
+static fv_status look_all(fv_ctx *ctx, app_reads *reads, const fv_look *look)
 {
     app_weights weights;
 
@@ -43,7 +43,7 @@ static fv_status look_all(fv_ctx *ctx, app_reads *reads, const fv_session_look *
     return FV_OK;
 }
 
-fv_status app_reads_look(app_reads *reads, fv_ctx *ctx, const fv_session_look *at)
+fv_status app_reads_look(app_reads *reads, fv_ctx *ctx, const fv_look *at)
 {
     unsigned traits = fv_attention_mechanism(at->attention)->traits;
     double start = app_seconds();

@@ -18,7 +18,7 @@ typedef struct app_reads {
 fv_status app_reads_new(app_reads *reads, int64_t layers, int64_t heads, int64_t keys);
 void app_reads_free(app_reads *reads);
 
-/* Looks at one attention call of a decode step (what a session's watcher is given). */
-fv_status app_reads_look(app_reads *reads, fv_ctx *ctx, const fv_session_look *look);
+/* Looks at one attention call of a decode step (what a listener is told at FV_POINT_ATTEND). */
+fv_status app_reads_look(app_reads *reads, fv_ctx *ctx, const fv_look *look);
 
 #endif

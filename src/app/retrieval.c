@@ -28,6 +28,7 @@ struct reader {
     double *step, *top;        /* [layers, heads]: mass on the fact, and where the largest weight lies */
     double *error;             /* [layers] */
     bool looking;
+    fv_listener listener;
 };
 
 /* ---- looking at a step ------------------------------------------------------------------------------------------ */
@@ -69,7 +70,7 @@ static void outputs_item(void *user, int64_t head, int thread)
 }
 
 /* Rows of the prompt that the policy kept, and all behind the prompt. */
-static fv_status mark_kept(struct reader *r, const fv_session_look *look, bool *kept)
+static fv_status mark_kept(struct reader *r, const fv_look *look, bool *kept)
 {
     int64_t keys = look->call->keys;
 
@@ -96,7 +97,7 @@ static double norm_of(const float *a, const float *b, int64_t count)
 }
 
 /* |W_o (o_few - o_full)| / (|W_o o_full| + 1e-5) of this layer. */
-static fv_status add_error(struct reader *r, const fv_session_look *look, const app_weights *weights)
+static fv_status add_error(struct reader *r, const fv_look *look, const app_weights *weights)
 {
     fv_ctx *ctx = r->app->ctx;
     const fv_weight *output = &r->model->layers[look->layer].o;
@@ -124,7 +125,7 @@ static fv_status add_error(struct reader *r, const fv_session_look *look, const 
     return FV_OK;
 }
 
-static fv_status look_at(void *user, const fv_session_look *look)
+static fv_status look_at(void *user, const fv_look *look)
 {
     struct reader *r = user;
     fv_mark mark = fv_scratch_mark(r->app->ctx);
@@ -411,8 +412,8 @@ static fv_status measure(struct reader *r)
                           &(fv_session_options){.context = fv_min(longest + MOST_ANSWER, task->info->context),
                                                 .precision = task->precision},
                           &r->session));
-    r->session->watch = look_at;
-    r->session->watch_user = r;
+    r->listener = (fv_listener){.points = FV_POINT_ATTEND, .hear = look_at, .user = r};
+    fv_listen(&r->session->listeners, &r->listener);
     FV_TRY(find_heads(r));
     return r->task->errors ? find_errors_by_file(r) : FV_OK;
 }

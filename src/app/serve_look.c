@@ -54,9 +54,10 @@ static fv_status read_conversation(const serve_call *call, struct conversation *
 struct watching {
     app_reads reads;
     fv_ctx *ctx;
+    fv_listener listener;
 };
 
-static fv_status watch(void *user, const fv_session_look *look)
+static fv_status hear(void *user, const fv_look *look)
 {
     struct watching *watching = user;
 
@@ -79,8 +80,8 @@ static fv_status read_again(serve_call *call, const struct conversation *c, stru
 
     FV_TRY(fv_session_new(watching->ctx, call->server->model, &options, &session));
     FV_TRY_DONE(fv_session_prompt(session, c->ids, c->count, NULL, 0));
-    session->watch = watch;
-    session->watch_user = watching;
+    watching->listener = (fv_listener){.points = FV_POINT_ATTEND, .hear = hear, .user = watching};
+    fv_listen(&session->listeners, &watching->listener);
     for (int64_t i = 0; i < c->answers; i++)
         FV_TRY_DONE(fv_session_feed(session, &c->answer[i], 1, NULL, 0));
 done:

@@ -23,6 +23,7 @@ struct job {
     fv_session *session;
     int32_t *ids;
     bool looked;
+    fv_listener listener;
 };
 
 /* ---- what can be drawn ------------------------------------------------------------------------------------------ */
@@ -77,7 +78,7 @@ static fv_status draw_noise(struct job *job)
 
 /* The layer's own call gives q and k; what the mechanism would read of them is one picture, what attention gives them
  * the other. */
-static fv_status look_at(void *user, const fv_session_look *look)
+static fv_status look_at(void *user, const fv_look *look)
 {
     struct job *job = user;
     fv_ctx *ctx = job->app->ctx;
@@ -144,8 +145,8 @@ static fv_status draw_text(struct job *job)
     FV_TRY(app_picture_new(&job->picture, true));
     FV_TRY(fv_session_new(ctx, job->model, &(fv_session_options){.context = job->size, .chunk = job->size},
                           &job->session));
-    job->session->watch = look_at;
-    job->session->watch_user = job;
+    job->listener = (fv_listener){.points = FV_POINT_ATTEND, .hear = look_at, .user = job};
+    fv_listen(&job->session->listeners, &job->listener);
     FV_TRY(fv_session_prompt(job->session, job->ids, job->size, NULL, 0));
     app_progress_end();
     if (job->looked) return FV_OK;

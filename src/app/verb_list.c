@@ -105,7 +105,7 @@ static struct thing thing_of_policy(const fv_policy *p)
 
 static const struct trait no_traits[] = {{0}};
 
-static struct thing thing_of_probe(const app_probe *p)
+static struct thing thing_of_probe(const fv_probe *p)
 {
     return (struct thing){.kind = PROBE,
                           .name = p->name,
@@ -150,12 +150,14 @@ static struct thing thing_of_model(const fv_architecture *a)
 /* In the order of the list; false behind the last. */
 static bool thing_at(int index, struct thing *thing)
 {
+    app_probe probe;
+
     for (int i = 0; fv_mechanisms[i]; i++)
         if (index-- == 0) return *thing = thing_of_mechanism(fv_mechanisms[i]), true;
     for (int i = 0; fv_policies[i]; i++)
         if (index-- == 0) return *thing = thing_of_policy(fv_policies[i]), true;
-    for (int i = 0; app_probes[i]; i++)
-        if (index-- == 0) return *thing = thing_of_probe(app_probes[i]), true;
+    for (int i = 0; app_probe_at(i, &probe); i++)
+        if (index-- == 0) return *thing = thing_of_probe(probe.what), true;
     for (int i = 0; fv_layer_types[i]; i++)
         if (index-- == 0) return *thing = thing_of_layer(fv_layer_types[i]), true;
     for (int i = 0; fv_architecture_at(i); i++)

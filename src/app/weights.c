@@ -6,7 +6,7 @@
 #include "ops/blocks.h"
 
 struct work {
-    const fv_session_look *look;
+    const fv_look *look;
     const fv_pairs *pairs;
     app_weights *out;
     float *row; /* [heads, head_dim] */
@@ -59,13 +59,13 @@ static void head_item(void *user, int64_t head, int thread)
         weight[j] = (float)((double)weight[j] / sum);
 }
 
-fv_status app_weights_of(fv_ctx *ctx, const fv_session_look *look, app_weights *weights)
+fv_status app_weights_of(fv_ctx *ctx, const fv_look *look, app_weights *weights)
 {
     const fv_call *call = look->call;
     struct work work = {.look = look, .out = weights};
     fv_pairs pairs = {0};
 
-    *weights = (app_weights){.heads = call->query_heads, .keys = call->keys, .text = look->position};
+    *weights = (app_weights){.heads = call->query_heads, .keys = call->keys, .text = look->text};
     if (look->plan) {
         pairs.plan = *look->plan;
         weights->position = look->plan->key_position;

@@ -13,7 +13,7 @@ typedef struct app_weights {
 } app_weights;
 
 /* Of a call of one query.  FV_E_USAGE where the mechanism has no pairs.  Scratch memory. */
-fv_status app_weights_of(fv_ctx *ctx, const fv_session_look *look, app_weights *weights);
+fv_status app_weights_of(fv_ctx *ctx, const fv_look *look, app_weights *weights);
 
 static inline int64_t app_weights_position(const app_weights *weights, int64_t key)
 {

@@ -112,6 +112,22 @@ static fv_status run_layer(struct fv_pass *p, int64_t l, const fv_tensor *next)
     return add_part(p, &p->hidden, &layer->down, &layer->down_bias, &layer->post_mlp_norm, next);
 }
 
+/* Tells those who listen what goes into layer l, or comes out of the one below. */
+static fv_status tell_hidden(const struct fv_pass *p, int64_t l)
+{
+    for (int64_t i = 0; i < p->count; i++) {
+        const fv_forward_part *part = &p->parts[i];
+        if (!fv_heard(part->session->listeners, FV_POINT_HIDDEN)) continue;
+        FV_TRY(fv_tell(p->ctx, part->session->listeners,
+                       &(fv_look){.point = FV_POINT_HIDDEN,
+                                  .layer = l,
+                                  .position = part->session->length,
+                                  .prompt = part->prompt,
+                                  .hidden = fv_slice(&p->x, 0, p->first[i], part->count)}));
+    }
+    return FV_OK;
+}
+
 /* Buffers for the tokens of all parts; x is its own where it is not given. */
 static fv_status make_buffers(struct fv_pass *p)
 {
@@ -189,10 +205,11 @@ fv_status fv_forward(fv_ctx *ctx, const fv_forward_part *parts, int64_t count, f
     FV_TRY(rms_norm(&pass, &pass.x, &layers[0].attention_norm, &pass.h));
     for (int64_t l = 0; l < model->sizes.layers; l++) {
         if (!recurrent || l == 0) FV_TRY(fv_ctx_check(ctx)); /* states cannot be taken back */
+        FV_TRY(tell_hidden(&pass, l));
         FV_TRY(run_layer(&pass, l, l + 1 < model->sizes.layers ? &layers[l + 1].attention_norm : &none));
     }
     *x = pass.x;
-    return FV_OK;
+    return tell_hidden(&pass, model->sizes.layers);
 }
 
 /* ---- layer by layer ---------------------------------------------------------------------------------------------- */
@@ -221,8 +238,10 @@ static fv_status run_layer_alone(fv_session *session, struct fv_pass *buffers, c
         fv_tensor *own[] = {&p.h, &p.q, &p.k, &p.v, &p.o, &p.hidden};
         for (size_t b = 0; b < sizeof own / sizeof *own; b++)
             *own[b] = fv_slice(own[b], 0, 0, count);
-        status = rms_norm(&p, &p.x, &layer->attention_norm, &p.h);
+        status = tell_hidden(&p, l);
+        if (status == FV_OK) status = rms_norm(&p, &p.x, &layer->attention_norm, &p.h);
         if (status == FV_OK) status = run_layer(&p, l, next);
+        if (status == FV_OK && l + 1 == session->model->sizes.layers) status = tell_hidden(&p, l + 1);
         fv_scratch_release(session->ctx, mark);
         session->length += count;
         fv_ctx_report(session->ctx, "tokens",

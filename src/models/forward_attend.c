@@ -16,20 +16,6 @@ double fv_dense_pairs(const fv_sizes *sizes, int64_t position, int64_t tokens, i
     return sum * (double)sizes->query_heads;
 }
 
-/* Tells the session's watcher, whose time is no part of attention's. */
-static fv_status tell(fv_ctx *ctx, const fv_session *session, const fv_session_look *look)
-{
-    fv_phase before = fv_phase_enter(ctx, FV_PHASE_NONE);
-    double spent[FV_PHASES];
-    fv_status status;
-
-    memcpy(spent, ctx->spent, sizeof spent);
-    status = session->watch(session->watch_user, look);
-    memcpy(ctx->spent, spent, sizeof spent);
-    fv_phase_enter(ctx, before);
-    return status;
-}
-
 /* ---- attention over the rows of a stream ------------------------------------------------------------------------- */
 
 /* One layer of one stream, for the tokens of a part. */
@@ -51,14 +37,16 @@ static const int32_t *text_positions(const fv_session *session)
     return session->left_out > 0 ? session->history.position : NULL;
 }
 
-static fv_status look_at(fv_ctx *ctx, const struct reading *r, int64_t head, const fv_attend_args *args)
+/* Tells those who listen what `args` were, and what came of them. */
+static fv_status tell_rows(fv_ctx *ctx, const struct reading *r, int64_t head, const fv_attend_args *args)
 {
     const fv_session *session = r->part->session;
-    const fv_plan *plan = args->plan;
+    const fv_policy_layer *policy = r->own->policy;
     const fv_call call = {.q = args->q,
                           .k = args->k,
                           .v = args->v,
                           .o = args->o,
+                          .lse = policy && policy->use->policy->read ? (fv_tensor){0} : args->lse,
                           .batch = 1,
                           .query_heads = args->q.dims[1],
                           .key_heads = args->k.dims[1],
@@ -66,22 +54,31 @@ static fv_status look_at(fv_ctx *ctx, const struct reading *r, int64_t head, con
                           .keys = args->k.dims[2],
                           .head_dim = args->q.dims[3],
                           .value_dim = args->v.dims[3],
-                          .offset = plan->offset,
+                          .offset = args->plan->offset,
                           .causal = true,
                           .scale = args->logits.scale,
                           .softcap = args->logits.softcap};
 
-    return tell(ctx, session,
-                &(fv_session_look){.layer = r->layer,
-                                   .head = head,
-                                   .attention = r->own->attention,
-                                   .call = &call,
-                                   .plan = plan,
-                                   .extra = &args->logits,
-                                   .position = text_positions(session)});
+    return fv_tell(ctx, session->listeners,
+                   &(fv_look){.point = FV_POINT_ATTEND,
+                              .layer = r->layer,
+                              .position = call.offset,
+                              .prompt = r->part->prompt,
+                              .head = head,
+                              .attention = r->own->attention,
+                              .call = &call,
+                              .plan = args->plan,
+                              .extra = &args->logits,
+                              .text = text_positions(session)});
 }
 
-/* Keys that are stored as they were before they were rotated, for those who look. */
+/* Whether anybody listens to attention. */
+static bool heard(const struct reading *r)
+{
+    return fv_heard(r->part->session->listeners, FV_POINT_ATTEND);
+}
+
+/* Keys that are stored as they were before they were rotated, for those who listen. */
 static fv_status turn_forth(fv_ctx *ctx, const struct reading *r, fv_tensor *k)
 {
     fv_rope_args turn = *r->call.rope;
@@ -117,14 +114,11 @@ static fv_status read_heads(fv_ctx *ctx, void *user, int64_t index)
         FV_TRY(acts->plan(ctx, policy, &r->call, r->heads == 1 && s->key_heads > 1 ? g : -1, &plan));
     FV_TRY(fv_plan_pairs(ctx, &plan, 1, count, r->call.queries, held, &pairs));
     r->pairs[index] = (double)pairs;
-    if (!cold || !plan.lists.row_start || r->part->session->watch)
-        FV_TRY(fv_rows_view_all(ctx, rows, g, r->heads, &args.k, &args.v));
-    if (r->part->session->watch) {
-        fv_attend_args seen = args;
-        if (acts && acts->traits & FV_POLICY_PLAIN_KEYS) FV_TRY(turn_forth(ctx, r, &seen.k));
-        FV_TRY(look_at(ctx, r, h, &seen));
-    }
-    return acts && acts->read ? acts->read(ctx, policy, &r->call, &args) : fv_attend(ctx, &args);
+    if (!cold || !plan.lists.row_start || heard(r)) FV_TRY(fv_rows_view_all(ctx, rows, g, r->heads, &args.k, &args.v));
+    FV_TRY(acts && acts->read ? acts->read(ctx, policy, &r->call, &args) : fv_attend(ctx, &args));
+    if (!heard(r)) return FV_OK;
+    if (acts && acts->traits & FV_POLICY_PLAIN_KEYS) FV_TRY(turn_forth(ctx, r, &args.k));
+    return tell_rows(ctx, r, h, &args);
 }
 
 /* Heads that hold different rows are read one by one: side by side where each is little work. */
@@ -139,7 +133,7 @@ static fv_status read_rows(fv_ctx *ctx, struct reading *r)
     r->heads = !apart && fv_rows_alike(&r->own->rows) ? heads : 1;
     calls = heads / r->heads;
     FV_TRY(FV_SCRATCH(ctx, r->pairs, calls));
-    if (calls > 1 && fv_ctx_threads(ctx) > 1 && r->part->count < FV_MANY_TOKENS && !r->part->session->watch) {
+    if (calls > 1 && fv_ctx_threads(ctx) > 1 && r->part->count < FV_MANY_TOKENS && !heard(r)) {
         FV_TRY(fv_run_apart(ctx, calls, read_heads, r));
     } else {
         for (int64_t c = 0; c < calls && status == FV_OK; c++) {
@@ -173,7 +167,8 @@ static fv_status attend_rows(fv_ctx *ctx, struct reading *r)
     session->row_bytes += fv_rows_used(&own->rows) - before;
     if (session->row_bytes + session->state_bytes > session->peak_bytes)
         session->peak_bytes = session->row_bytes + session->state_bytes;
-    if (policy && policy->traits & FV_POLICY_LSE) FV_TRY(fv_tensor_new(ctx, &r->call.lse, FV_F32, 3, r->call.q.dims));
+    if ((policy && policy->traits & FV_POLICY_LSE) || (heard(r) && !(policy && policy->read)))
+        FV_TRY(fv_tensor_new(ctx, &r->call.lse, FV_F32, 3, r->call.q.dims));
     FV_TRY(read_rows(ctx, r));
     before = fv_rows_used(&own->rows);
     if (policy && policy->after) FV_TRY(policy->after(ctx, own->policy, &r->call));
@@ -197,14 +192,17 @@ static fv_status run_call(fv_ctx *ctx, struct reading *r, const fv_call *call, c
 {
     fv_session *session = r->part->session;
 
-    if (session->watch)
-        FV_TRY(tell(ctx, session,
-                    &(fv_session_look){.layer = r->layer,
-                                       .attention = r->own->attention,
-                                       .call = call,
-                                       .extra = &extra->logits,
-                                       .position = text_positions(session)}));
-    return fv_attention_chunk(ctx, r->own->attention, call, &r->own->state, extra->logits.softcap > 0 ? extra : NULL);
+    FV_TRY(fv_attention_chunk(ctx, r->own->attention, call, &r->own->state, extra->logits.softcap > 0 ? extra : NULL));
+    if (!heard(r)) return FV_OK;
+    return fv_tell(ctx, session->listeners,
+                   &(fv_look){.point = FV_POINT_ATTEND,
+                              .layer = r->layer,
+                              .position = call->offset,
+                              .prompt = r->part->prompt,
+                              .attention = r->own->attention,
+                              .call = call,
+                              .extra = &extra->logits,
+                              .text = text_positions(session)});
 }
 
 static fv_status attend_by_mechanism(fv_ctx *ctx, struct reading *r)

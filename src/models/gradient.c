@@ -89,12 +89,43 @@ static fv_status begin_backward(struct walk *w, double *loss)
     return copy(w->ctx, &d_x, &into);
 }
 
-/* Computes a layer again, and walks back through it; a tape records. */
-static fv_status layer_backward(struct walk *w, int64_t l, fv_gradient_fn *look, void *user)
+/* Tells those who listen. */
+static fv_status tell(const struct walk *w, int64_t l, const fv_open_layer *open)
 {
-    const fv_model *model = w->session->model;
+    const fv_sizes *s = &w->session->model->sizes;
+    const fv_plan plan = {.causal = true, .window.window = w->session->model->layers[l].window};
+    const fv_logits logits = {.scale = (float)s->scale, .softcap = (float)s->attention_cap};
+    const fv_call call = {.q = open->q,
+                          .k = open->k,
+                          .v = open->v,
+                          .o = open->o,
+                          .batch = 1,
+                          .query_heads = s->query_heads,
+                          .key_heads = s->key_heads,
+                          .queries = w->count,
+                          .keys = w->count,
+                          .head_dim = s->key_dim,
+                          .value_dim = s->value_dim,
+                          .causal = true,
+                          .scale = logits.scale,
+                          .softcap = logits.softcap};
+    fv_look look = {.point = FV_POINT_BACKWARD,
+                    .layer = l,
+                    .prompt = true,
+                    .attention = w->session->layers[l].attention,
+                    .call = &call,
+                    .plan = &plan,
+                    .extra = &logits};
+
+    fv_tape_gradient(w->ctx, &open->o, &look.d_o);
+    w->ctx->recording = false;
+    return fv_tell(w->ctx, w->session->listeners, &look);
+}
+
+/* Computes a layer again, and walks back through it; a tape records. */
+static fv_status layer_backward(struct walk *w, int64_t l)
+{
     fv_tensor x = rows_of(w, l), d_x;
-    fv_gradient_look seen = {.layer = l, .window = model->layers[l].window};
     fv_open_layer open;
 
     FV_TRY(fv_tape_watch(w->ctx, &x));
@@ -103,15 +134,10 @@ static fv_status layer_backward(struct walk *w, int64_t l, fv_gradient_fn *look,
     FV_TRY(fv_tape_backward(w->ctx));
     fv_tape_gradient(w->ctx, &x, &d_x);
     FV_TRY(copy(w->ctx, &d_x, &w->d));
-    if (!look) return FV_OK;
-    seen.q = open.q, seen.k = open.k, seen.v = open.v, seen.o = open.o;
-    fv_tape_gradient(w->ctx, &open.o, &seen.d_o);
-    seen.logits = (fv_logits){.scale = (float)model->sizes.scale, .softcap = (float)model->sizes.attention_cap};
-    w->ctx->recording = false;
-    return look(user, &seen);
+    return fv_heard(w->session->listeners, FV_POINT_BACKWARD) ? tell(w, l, &open) : FV_OK;
 }
 
-static fv_status backward(struct walk *w, fv_gradient_fn *look, void *user, double *loss)
+static fv_status backward(struct walk *w, double *loss)
 {
     int64_t layers = w->session->model->sizes.layers;
     fv_status status;
@@ -122,25 +148,24 @@ static fv_status backward(struct walk *w, fv_gradient_fn *look, void *user, doub
     for (int64_t l = layers - 1; l >= 0 && status == FV_OK; l--) {
         status = fv_ctx_check(w->ctx);
         if (status == FV_OK) status = fv_tape_begin(w->ctx);
-        if (status == FV_OK) status = layer_backward(w, l, look, user);
+        if (status == FV_OK) status = layer_backward(w, l);
         fv_tape_end(w->ctx);
         report(w, 2 * layers - l);
     }
     return status;
 }
 
-static fv_status there_and_back(struct walk *w, fv_gradient_fn *look, void *user, double *loss)
+static fv_status there_and_back(struct walk *w, double *loss)
 {
     const fv_sizes *s = &w->session->model->sizes;
 
     FV_TRY(fv_tensor_new(w->ctx, &w->x, FV_F32, FV_DIMS(s->layers + 1, w->count, s->width)));
     FV_TRY(fv_tensor_zeros(w->ctx, &w->d, FV_F32, FV_DIMS(w->count, s->width)));
     FV_TRY(forward(w));
-    return backward(w, look, user, loss);
+    return backward(w, loss);
 }
 
-fv_status fv_gradient(fv_session *session, const int32_t *ids, int64_t count, int64_t answer, fv_gradient_fn *look,
-                      void *user, double *loss)
+fv_status fv_gradient(fv_session *session, const int32_t *ids, int64_t count, int64_t answer, double *loss)
 {
     struct walk w = {.session = session, .ctx = session->ctx, .ids = ids, .count = count, .answer = answer};
     fv_precision before = session->ctx->precision;
@@ -153,7 +178,7 @@ fv_status fv_gradient(fv_session *session, const int32_t *ids, int64_t count, in
                        (long long)answer);
     FV_TRY(fv_session_check_ids(session, ids, count));
     session->ctx->precision = session->precision;
-    status = there_and_back(&w, look, user, loss ? loss : &own);
+    status = there_and_back(&w, loss ? loss : &own);
     session->ctx->precision = before;
     fv_scratch_release(session->ctx, mark);
     return status;

@@ -4,6 +4,7 @@
 
 #include "attention/mechanism.h"
 #include "cache/policy.h"
+#include "hooks/hooks.h"
 #include "models/history.h"
 #include "models/model.h"
 
@@ -19,18 +20,6 @@ typedef struct fv_session_layer {
     size_t state_bytes;
     double spent[FV_PHASES]; /* seconds of attention so far; streams side by side (fv_run_apart) do not count them */
 } fv_session_layer;
-
-/* An attention call of a session as it runs: queries of `call` over its keys.  With `plan` it is dense attention over
- * the rows held, the plan says who sees whom and where keys stand; without, the pairs are the mechanism's. */
-typedef struct fv_session_look {
-    int64_t layer, head; /* head: the first query head of the call */
-    const fv_attention *attention;
-    const fv_call *call;
-    const fv_plan *plan;
-    const fv_logits *extra;  /* the layer's own soft-cap */
-    const int32_t *position; /* in the text, of what stands at 0, 1, ... here; NULL: the same */
-} fv_session_look;
-typedef fv_status fv_watch_fn(void *user, const fv_session_look *look);
 
 enum { FV_FAILURE_TEXT = 256 };
 
@@ -59,8 +48,7 @@ struct fv_session {
     fv_policy_layer *policies;   /* [layers of all uses together] */
     void *policy_state;
     fv_session_layer *layers;
-    fv_watch_fn *watch; /* NULL: nobody looks */
-    void *watch_user;
+    fv_listener *listeners; /* of its run (hooks/hooks.h); NULL: nobody listens */
 };
 
 /* Rows of the text's tokens: all, but for those that were inserted. */

@@ -55,26 +55,27 @@ static double twin_loss(const tiny_model *m, const int32_t *ids, const struct pl
 }
 
 /* d loss / d logit = A (d_o . (v - o)). */
-static double slope_of(const fv_gradient_look *look, const struct place *at)
+static double slope_of(const fv_look *look, const struct place *at)
 {
-    int64_t g = at->head / (look->q.dims[1] / look->k.dims[1]);
+    const fv_call *call = look->call;
+    int64_t g = at->head / (call->query_heads / call->key_heads);
     double own = 0, sum = 0, slope = 0;
 
     for (int64_t j = 0; j <= at->i; j++) {
         double s = 0, weight;
-        for (int64_t d = 0; d < look->q.dims[3]; d++)
-            s += (double)*(float *)fv_at(&look->q, 0, at->head, at->i, d) * *(float *)fv_at(&look->k, 0, g, j, d);
-        weight = exp(s * (double)look->logits.scale);
+        for (int64_t d = 0; d < call->head_dim; d++)
+            s += (double)*(float *)fv_at(&call->q, 0, at->head, at->i, d) * *(float *)fv_at(&call->k, 0, g, j, d);
+        weight = exp(s * (double)call->scale);
         sum += weight;
         if (j == at->j) own = weight;
     }
-    for (int64_t d = 0; d < look->v.dims[3]; d++)
+    for (int64_t d = 0; d < call->value_dim; d++)
         slope += (double)*(float *)fv_at(&look->d_o, 0, at->head, at->i, d) *
-                 (*(float *)fv_at(&look->v, 0, g, at->j, d) - *(float *)fv_at(&look->o, 0, at->head, at->i, d));
+                 (*(float *)fv_at(&call->v, 0, g, at->j, d) - *(float *)fv_at(&call->o, 0, at->head, at->i, d));
     return slope * own / sum;
 }
 
-static fv_status look_at(void *user, const fv_gradient_look *look)
+static fv_status look_at(void *user, const fv_look *look)
 {
     struct place *places = user;
 
@@ -96,6 +97,7 @@ static void check(tiny_model tiny)
     fv_model *model;
     fv_session *session;
     double loss, largest = 0, slope[PLACES];
+    fv_listener listener = {.points = FV_POINT_BACKWARD, .hear = look_at, .user = places};
 
     tiny_make(&tiny);
     const char *path = tiny_save(&tiny);
@@ -113,7 +115,8 @@ static void check(tiny_model tiny)
         p->i = fv_random_below(&random, TOKENS - 1);
         p->j = fv_random_below(&random, p->i + 1);
     }
-    assert_ok(fv_gradient(session, ids, TOKENS, ANSWER, look_at, places, &loss));
+    fv_listen(&session->listeners, &listener);
+    assert_ok(fv_gradient(session, ids, TOKENS, ANSWER, &loss));
     double expected = twin_loss(&tiny, ids, &places[0], 0);
     if (!(fabs(loss - expected) < 1e-4))
         fail_msg("%s: loss: expected %.9g, got %.9g", tiny.architecture, expected, loss);
@@ -159,10 +162,10 @@ static void answers_of_no_length_are_refused(void **state)
     assert_ok(fv_model_open(path, &model));
     unlink(path);
     assert_ok(fv_session_new(ctx, model, &(fv_session_options){0}, &session));
-    assert_int_equal(fv_gradient(session, ids, TOKENS, 0, NULL, NULL, NULL), FV_E_SHAPE);
-    assert_int_equal(fv_gradient(session, ids, TOKENS, TOKENS, NULL, NULL, NULL), FV_E_SHAPE);
+    assert_int_equal(fv_gradient(session, ids, TOKENS, 0, NULL), FV_E_SHAPE);
+    assert_int_equal(fv_gradient(session, ids, TOKENS, TOKENS, NULL), FV_E_SHAPE);
     ids[3] = -1;
-    assert_int_equal(fv_gradient(session, ids, TOKENS, 1, NULL, NULL, NULL), FV_E_ARGUMENT);
+    assert_int_equal(fv_gradient(session, ids, TOKENS, 1, NULL), FV_E_ARGUMENT);
     fv_session_free(session);
     fv_model_close(model);
     fv_ctx_free(ctx);
