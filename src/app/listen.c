@@ -5,6 +5,7 @@
 
 #include "base/memory.h"
 #include "base/npy.h"
+#include "layers/layer.h"
 #include "models/session.h"
 
 /* ---- reading ---------------------------------------------------------------------------------------------------- */
@@ -114,6 +115,27 @@ static void put_fields(json_t *object, const fv_probing *p, int64_t layer, int64
         app_put(object, p->probe->fields[field].name, app_number(fv_probing_value(p, field, layer, head)));
 }
 
+static json_t *numbers_of(const fv_probing *p, int64_t layer, int64_t head)
+{
+    json_t *numbers = json_array();
+
+    for (int field = 0; p->probe->fields[field].name; field++)
+        app_append(numbers, app_number(fv_probing_value(p, field, layer, head)));
+    return numbers;
+}
+
+/* What the layer of a probe's name gives as `y`: its numbers, of each head if they are of heads. */
+static json_t *output_of(const fv_probing *p, int64_t layer)
+{
+    json_t *heads;
+
+    if (p->probe->wants & FV_PROBE_BY_LAYER) return numbers_of(p, layer, -1);
+    heads = json_array();
+    for (int64_t h = 0; h < p->heads; h++)
+        if (fv_selects(&fv_probing_common(p)->heads, h)) app_append(heads, numbers_of(p, layer, h));
+    return heads;
+}
+
 static json_t *keys_of(const probe_task *task, const fv_probing *p, const app_prompt *prompt, int64_t layer,
                        int64_t head)
 {
@@ -161,6 +183,7 @@ json_t *listen_object(const probe_task *task, const fv_probing *p, const app_pro
         app_put(layer, "layer", json_integer(l));
         app_put(layer, "window", json_integer(task->model->layers[l].window));
         put_fields(layer, p, l, -1);
+        if (fv_layer_type_find(p->probe->name)) app_put(layer, "y", output_of(p, l));
         if (!(p->probe->wants & FV_PROBE_BY_LAYER)) app_put(layer, "heads", heads_of(task, p, prompt, l));
         app_append(layers, layer);
     }
