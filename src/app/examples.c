@@ -26,14 +26,32 @@ fv_status example_mechanism(const char *spec, const fv_mechanism **mechanism)
     return fv_mechanism_named(name, mechanism);
 }
 
-/* Whether a SPEC gives an option. */
-static bool gives(const char *spec, const char *name)
+/* What a SPEC gives for an option; NULL: nothing. */
+static const char *value_of(const char *spec, const char *name)
 {
     size_t length = strlen(name);
 
     for (const char *at = strchr(spec, ':'); at; at = strchr(at + 1, ','))
-        if (strncmp(at + 1, name, length) == 0 && at[1 + length] == '=') return true;
-    return false;
+        if (strncmp(at + 1, name, length) == 0 && at[1 + length] == '=') return at + 2 + length;
+    return NULL;
+}
+
+static bool gives(const char *spec, const char *name)
+{
+    return value_of(spec, name) != NULL;
+}
+
+int64_t example_cells(const char *spec)
+{
+    const char *at = value_of(spec, "grid");
+    int64_t cells = at ? 1 : 0;
+    char *end = NULL;
+
+    for (; at; at = *end == 'x' ? end + 1 : NULL) {
+        long long side = strtoll(at, &end, 10);
+        if (side < 1 || !fv_mul_i64(cells, side, &cells)) return 0; /* the mechanism says why */
+    }
+    return cells;
 }
 
 void example_add(fv_text *spec, const char *name, const char *value)
