@@ -379,6 +379,8 @@ static fv_status run(struct app *app, const void *data)
                       .dense_most = values->dense_seconds};
     fv_status status;
 
+    if (values->simulate && values->report)
+        return fv_fail(FV_E_USAGE, "--report: --simulate measures nothing that a page could show");
     if (values->simulate) return bench_simulate(app, &values->q_tile, &values->kv_tile);
     if (values->q_tile.count + values->kv_tile.count > 0)
         return fv_fail(FV_E_USAGE, "--q-tile and --kv-tile need --simulate: what is measured has tiles of its own");

@@ -111,3 +111,5 @@ expect tile_axes 2 'q-tile: expected 1 or 2 numbers' "$fovea" bench gna:grid=8x8
 expect tile_zero 2 "'kv-tile'" "$fovea" bench gna --simulate --kv-tile 0
 expect tile_alone 2 'need --simulate' "$fovea" bench gna --q-tile 8
 expect bad_window 2 'window' "$fovea" bench gna:grid=8x8,window=9x9 --simulate
+expect no_report 2 'measures nothing' "$fovea" bench gna --simulate --report gna.html
+absent no_page gna.html
