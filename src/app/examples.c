@@ -134,8 +134,8 @@ static void write_spec(const fv_mechanism *mechanism, const char *given, int64_t
     example_add(spec, "clusters", number);
 }
 
-/* Whether a call would be accepted. */
-static fv_status try_call(const char *spec, const int64_t dims[4], bool causal)
+/* Whether a call would be accepted; *causal: it is, asked for or by its options. */
+static fv_status try_call(const char *spec, const int64_t dims[4], bool *causal)
 {
     static float nothing;
     fv_tensor any = {.data = &nothing, .dtype = FV_F32, .rank = 4};
@@ -145,8 +145,9 @@ static fv_status try_call(const char *spec, const int64_t dims[4], bool causal)
     memcpy(any.dims, dims, 4 * sizeof *dims);
     FV_TRY(fv_attention_new(spec, &attention));
     fv_status status =
-        fv_call_make(attention, &(fv_attention_args){.q = any, .k = any, .v = any, .o = any, .causal = causal}, &call);
+        fv_call_make(attention, &(fv_attention_args){.q = any, .k = any, .v = any, .o = any, .causal = *causal}, &call);
     fv_attention_free(attention);
+    if (status == FV_OK) *causal = call.causal;
     return status;
 }
 
@@ -162,12 +163,12 @@ fv_status example_spec(const char *given, int64_t heads, int64_t tokens, int64_t
         write_spec(mechanism, given, tokens, axes[n], spec);
         FV_TRY(fv_text_status(spec));
         *causal = !(mechanism->traits & FV_NEVER_CAUSAL) && !gives(fv_text_get(spec), "grid");
-        if (*causal && try_call(fv_text_get(spec), dims, true) == FV_OK) return FV_OK;
+        if (*causal && try_call(fv_text_get(spec), dims, causal) == FV_OK) return FV_OK;
         *causal = false;
-        if (try_call(fv_text_get(spec), dims, false) == FV_OK) return FV_OK;
+        if (try_call(fv_text_get(spec), dims, causal) == FV_OK) return FV_OK;
     }
     write_spec(mechanism, given, tokens, 0, spec); /* for the sentence */
-    return try_call(fv_text_get(spec), dims, false);
+    return try_call(fv_text_get(spec), dims, causal);
 }
 
 /* ---- tensors ---------------------------------------------------------------------------------------------------- */

@@ -102,6 +102,8 @@ holds whole_windows '(lambda r: [abs(r[n]["tile_bound"] - r[n]["flop_bound"]) < 
     [r for r in j if r["what"].startswith("gna")]) == [False, True, False, True, True]'
 expect own_length 0 '' "$fovea" bench gna:grid=8x16,window=3x3 --json --seconds 0
 holds own_length_of '[r["tokens"] for r in j if "tokens" in r] == [128, 128]'
+expect causal 0 '' "$fovea" bench gna:grid=128,window=16,causal=1 --json --seconds 0
+holds beside_causal_dense 'all("causal" in r["shape"] for r in j if "tokens" in r) and j[-1]["flop_bound"] < 128 / 16'
 expect words 0 '' "$fovea" bench gna:grid=16x16,window=8x8,stride=8 --seconds 0
 grep -qE 'times as fast at the last, at most 4.00 by its pairs and 4.00 by its tiles' out || fail words "$(cat out)"
 
