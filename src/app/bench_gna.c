@@ -201,7 +201,7 @@ static fv_status print_json(const struct rows *rows)
         int rank = row->grid.rank;
         json_t *object = json_object();
         app_put(object, "what", json_string(row->what));
-        if (row->name) app_put(object, "shape", json_string(row->name));
+        app_put(object, "shape", json_string(row->name ? row->name : axes_text(row->grid.dims, rank)));
         app_put(object, "grid", json_string(axes_text(row->grid.dims, rank)));
         app_put(object, "window", json_string(axes_text(row->grid.window, rank)));
         app_put(object, "stride", json_string(axes_text(row->grid.stride, rank)));
@@ -228,7 +228,7 @@ static fv_status print_table(const struct rows *rows)
     for (int64_t n = 0; n < rows->count; n++) {
         const struct row *row = &rows->row[n];
         int rank = row->grid.rank;
-        app_table_cell(&table, "%s", row->name ? row->name : "-");
+        app_table_cell(&table, "%s", row->name ? row->name : row->what);
         app_table_cell(&table, "%s", axes_text(row->grid.dims, rank));
         app_table_cell(&table, "%s", axes_text(row->grid.window, rank));
         app_table_cell(&table, "%s", axes_text(row->grid.stride, rank));

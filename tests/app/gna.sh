@@ -16,7 +16,7 @@ expect table 0 '' "$fovea" bench --simulate
 grep -qE '^HunyuanVideo +30x48x80 +18x24x24 +16x8x8 +2x8x8 +2x8x8 +11.11 +11.11$' out || fail table "$(cat out)"
 expect usual_tiles 0 '' "$fovea" bench gna:grid=256x256,window=80x80 na:grid=64,window=9 --simulate --json
 holds usual_tiles_of '[(r["q_tile"], r["kv_tile"]) for r in j] == [("16x8", "16x8"), ("128", "128")]'
-holds no_shape 'not any("shape" in r for r in j) and "%.3g" % j[0]["bound"] == "7.51"'
+holds own_shape '[r["shape"] for r in j] == ["256x256", "64"] and "%.3g" % j[0]["bound"] == "7.51"'
 
 # against the definition, pair by pair and tile by tile
 python3 - "$fovea" << 'PYTHON' || fail definition "see above"
