@@ -22,6 +22,7 @@ typedef struct bench_row {
     bool dense_reckoned; /* or what it would take, from a shorter one by the square of the length */
     double beats_from;   /* tokens from which it is faster than dense; NAN: not in this range */
     double slope;        /* of the last row: time grows as this power of the length; otherwise NAN */
+    double tile_bound;   /* of windows on a grid: times as fast as dense at most, by the tiles that are computed; 0 */
 } bench_row;
 
 struct bench {
@@ -65,6 +66,14 @@ fv_status bench_model(struct bench *b);
 /* One mechanism over lengths, beside dense: heads of one shape. */
 enum { BENCH_HEADS = 8, BENCH_DIM = 64 };
 fv_status bench_sweep(struct bench *b, const char *spec);
+/* Windows on a grid, some of whose strides make whole tiles: what they reach of what their tiles allow.  The bound, 0
+ * of mechanisms whose pairs are no such windows. */
+fv_status bench_gna(struct bench *b);
+fv_status bench_tile_bound(fv_ctx *ctx, const fv_attention *attention, const fv_attention_args *args, double *bound);
+/* Measures nothing: what such windows could save with tiles of any shape, of published grids and those among the
+ * operands.  Tiles without items are those of the paper's kernels. */
+fv_status bench_simulate(struct app *app, const fv_tuple *q_tile, const fv_tuple *kv_tile);
+
 /* "beats dense from about 1230 tokens", for people; "" for rows of other kinds. */
 void bench_crossing(const struct bench *b, const bench_row *last, fv_text *words);
 

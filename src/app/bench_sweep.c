@@ -68,6 +68,7 @@ static fv_status measure(struct bench *b, const char *what, const char *spec, in
     call.row = &row;
     status = bench_measure(b, &row, b->f32 ? FV_PRECISION_F32 : FV_PRECISION_BF16, run_call, &call);
     if (status == FV_OK) share_out(ctx, &call, &b->rows[b->count - 1]);
+    if (status == FV_OK) status = bench_tile_bound(ctx, call.attention, &call.args, &b->rows[b->count - 1].tile_bound);
 done:
     fv_attention_free(call.attention);
     fv_scratch_release(ctx, mark);
@@ -220,7 +221,8 @@ static int ascending(const void *a, const void *b)
 fv_status bench_sweep(struct bench *b, const char *given)
 {
     static const int64_t initial[] = {512, 1024, 2048, 4096, 8192};
-    cli_ints sizes = bench_sizes(b, 5, initial);
+    int64_t own = example_cells(given); /* a grid that is given has its own length */
+    cli_ints sizes = own > 0 ? bench_sizes(b, 1, &own) : bench_sizes(b, 5, initial);
     bool dense = strcmp(given, "dense") == 0;
     struct length lengths[64] = {0};
     int count = (int)fv_min(sizes.count, 64);

@@ -26,14 +26,32 @@ fv_status example_mechanism(const char *spec, const fv_mechanism **mechanism)
     return fv_mechanism_named(name, mechanism);
 }
 
-/* Whether a SPEC gives an option. */
-static bool gives(const char *spec, const char *name)
+/* What a SPEC gives for an option; NULL: nothing. */
+static const char *value_of(const char *spec, const char *name)
 {
     size_t length = strlen(name);
 
     for (const char *at = strchr(spec, ':'); at; at = strchr(at + 1, ','))
-        if (strncmp(at + 1, name, length) == 0 && at[1 + length] == '=') return true;
-    return false;
+        if (strncmp(at + 1, name, length) == 0 && at[1 + length] == '=') return at + 2 + length;
+    return NULL;
+}
+
+static bool gives(const char *spec, const char *name)
+{
+    return value_of(spec, name) != NULL;
+}
+
+int64_t example_cells(const char *spec)
+{
+    const char *at = value_of(spec, "grid");
+    int64_t cells = at ? 1 : 0;
+    char *end = NULL;
+
+    for (; at; at = *end == 'x' ? end + 1 : NULL) {
+        long long side = strtoll(at, &end, 10);
+        if (side < 1 || !fv_mul_i64(cells, side, &cells)) return 0; /* the mechanism says why */
+    }
+    return cells;
 }
 
 void example_add(fv_text *spec, const char *name, const char *value)
@@ -116,8 +134,8 @@ static void write_spec(const fv_mechanism *mechanism, const char *given, int64_t
     example_add(spec, "clusters", number);
 }
 
-/* Whether a call would be accepted. */
-static fv_status try_call(const char *spec, const int64_t dims[4], bool causal)
+/* Whether a call would be accepted; *causal: it is, asked for or by its options. */
+static fv_status try_call(const char *spec, const int64_t dims[4], bool *causal)
 {
     static float nothing;
     fv_tensor any = {.data = &nothing, .dtype = FV_F32, .rank = 4};
@@ -127,8 +145,9 @@ static fv_status try_call(const char *spec, const int64_t dims[4], bool causal)
     memcpy(any.dims, dims, 4 * sizeof *dims);
     FV_TRY(fv_attention_new(spec, &attention));
     fv_status status =
-        fv_call_make(attention, &(fv_attention_args){.q = any, .k = any, .v = any, .o = any, .causal = causal}, &call);
+        fv_call_make(attention, &(fv_attention_args){.q = any, .k = any, .v = any, .o = any, .causal = *causal}, &call);
     fv_attention_free(attention);
+    if (status == FV_OK) *causal = call.causal;
     return status;
 }
 
@@ -144,12 +163,12 @@ fv_status example_spec(const char *given, int64_t heads, int64_t tokens, int64_t
         write_spec(mechanism, given, tokens, axes[n], spec);
         FV_TRY(fv_text_status(spec));
         *causal = !(mechanism->traits & FV_NEVER_CAUSAL) && !gives(fv_text_get(spec), "grid");
-        if (*causal && try_call(fv_text_get(spec), dims, true) == FV_OK) return FV_OK;
+        if (*causal && try_call(fv_text_get(spec), dims, causal) == FV_OK) return FV_OK;
         *causal = false;
-        if (try_call(fv_text_get(spec), dims, false) == FV_OK) return FV_OK;
+        if (try_call(fv_text_get(spec), dims, causal) == FV_OK) return FV_OK;
     }
     write_spec(mechanism, given, tokens, 0, spec); /* for the sentence */
-    return try_call(fv_text_get(spec), dims, false);
+    return try_call(fv_text_get(spec), dims, causal);
 }
 
 /* ---- tensors ---------------------------------------------------------------------------------------------------- */

@@ -12,6 +12,9 @@ const fv_option *example_option(const fv_mechanism *mechanism, const char *name)
 /* Adds an option to a SPEC unless it is given there. */
 void example_add(fv_text *spec, const char *name, const char *value);
 
+/* Cells of the grid that a SPEC gives; 0: it gives none. */
+int64_t example_cells(const char *spec);
+
 /* Completes a SPEC for a call of so many heads and tokens with what it needs and does not give: a grid as square as can
  * be and a window on it, groups that divide its sides, or frames, and the square root of the tokens as clusters.
  * *causal: the call is, wherever that can be and nothing lies on a grid.  What cannot be completed fails with the

@@ -14,12 +14,18 @@ struct values {
     cli_ints sizes;
     int precision;
     double seconds, dense_seconds;
+    bool simulate;
+    fv_tuple q_tile, kv_tile;
 };
 
 enum { BOTH, ONLY_F32, ONLY_BF16 };
 static const char *const precisions[] = {"both", "f32", "bf16", NULL};
 
 #define AT(field) offsetof(struct values, field)
+static const fv_option tiles[] = {
+    {.name = "q-tile", .type = FV_OPTION_TUPLE, .offset = AT(q_tile), .min = 1, .max = INT32_MAX},
+    {.name = "kv-tile", .type = FV_OPTION_TUPLE, .offset = AT(kv_tile), .min = 1, .max = INT32_MAX},
+};
 static const cli_flag flags[] = {
     {.name = "sizes",
      .kind = CLI_INTS,
@@ -63,6 +69,17 @@ static const cli_flag flags[] = {
      .offset = AT(report),
      .argument = "FILE.html",
      .help = "also write a page with plots that needs nothing else"},
+    {.name = "simulate",
+     .kind = CLI_SWITCH,
+     .offset = AT(simulate),
+     .help = "measure nothing: how many times as fast windows on a grid can be by the tiles they touch",
+     .group = "Of gna"},
+    {.name = "q-tile",
+     .kind = CLI_OPTION,
+     .argument = "NxN",
+     .option = &tiles[0],
+     .help = "tiles of queries for --simulate, per axis or one number (otherwise 128 tokens: 128, 16x8 or 2x8x8)"},
+    {.name = "kv-tile", .kind = CLI_OPTION, .argument = "NxN", .option = &tiles[1], .help = "tiles of keys"},
     CLI_END,
 };
 
@@ -177,6 +194,7 @@ static fv_status bench_word(struct bench *b, const char *word)
 {
     for (int i = 0; i < KINDS; i++)
         if (strcmp(kinds[i].name, word) == 0) return kinds[i].run(b);
+    if (strcmp(word, "gna") == 0 && b->sizes.count == 0) return bench_gna(b);
     return strcmp(word, "all") == 0 ? all_mechanisms(b) : bench_sweep(b, word);
 }
 
@@ -201,7 +219,8 @@ static fv_status check_words(const cli_common *common, const struct values *valu
         if (i < KINDS && kinds[i].run == bench_model && !values->model)
             return cli_missing("-m MODEL", "'bench model' needs it");
         if (i < KINDS || strcmp(word, "all") == 0 || bench_is_kinetics(word)) continue;
-        fv_status status = check_spec(word, values->sizes.count ? values->sizes.items[0] : 512);
+        int64_t own = example_cells(word);
+        fv_status status = check_spec(word, values->sizes.count ? values->sizes.items[0] : own ? own : 512);
         if (status == FV_E_USAGE)
             return fv_fail_in(status,
                               "'%s' is neither attend, decode, scan, gemm, model, all or kinetics_cost nor a mechanism",
@@ -235,6 +254,11 @@ static fv_status bench_rows(struct bench *b)
 
 /* ---- output ---------------------------------------------------------------------------------------------------- */
 
+static double of_tile_bound(const bench_row *row)
+{
+    return row->dense_seconds / row->seconds / row->tile_bound;
+}
+
 static fv_status print_json(const struct bench *b)
 {
     json_t *rows = json_array();
@@ -263,6 +287,11 @@ static fv_status print_json(const struct bench *b)
             app_put(object, "dense_seconds", app_number(row->dense_seconds));
             app_put(object, "dense_extrapolated", json_boolean(row->dense_reckoned));
             app_put(object, "beats_dense_from", app_number(row->beats_from)); /* null: never in this range */
+        }
+        if (row->tile_bound > 0 && row->dense_seconds > 0) {
+            app_put(object, "flop_bound", app_number(1 / row->density));
+            app_put(object, "tile_bound", app_number(row->tile_bound));
+            app_put(object, "of_tile_bound", app_number(of_tile_bound(row)));
         }
         app_append(rows, object);
     }
@@ -295,6 +324,10 @@ static void mechanism_words(const struct bench *b, const bench_row *row, fv_text
     fv_text_printf(words, "%s ", row->what);
     bench_crossing(b, row, words);
     if (!isnan(row->slope)) fv_text_printf(words, "; its time grows as length^%.2f", row->slope);
+    if (row->tile_bound > 0)
+        fv_text_printf(words,
+                       "; %.2f times as fast at the last, at most %.2f by its pairs and %.2f by its tiles: %.0f %%",
+                       row->dense_seconds / row->seconds, 1 / row->density, row->tile_bound, 100 * of_tile_bound(row));
     fv_text_printf(words, "\n");
 }
 
@@ -346,6 +379,11 @@ static fv_status run(struct app *app, const void *data)
                       .dense_most = values->dense_seconds};
     fv_status status;
 
+    if (values->simulate && values->report)
+        return fv_fail(FV_E_USAGE, "--report: --simulate measures nothing that a page could show");
+    if (values->simulate) return bench_simulate(app, &values->q_tile, &values->kv_tile);
+    if (values->q_tile.count + values->kv_tile.count > 0)
+        return fv_fail(FV_E_USAGE, "--q-tile and --kv-tile need --simulate: what is measured has tiles of its own");
     FV_TRY(check_words(app->common, values));
     status = bench_kinetics(&b);
     if (status == FV_OK) status = app_begin(app, FV_PRECISION_AUTO);
@@ -371,10 +409,14 @@ const cli_verb verb_bench = {
         "A time is the median of at least five runs (three if they take longer than two seconds) over at least "
         "--seconds, after one to warm up. OF PEAK is the least time the peaks allow over the time; BOUND is the peak "
         "that sets it, memory only where the data exceed the caches.\n"
+        "gna without --sizes: windows on two grids with several strides, beside the bound that the tiles of this "
+        "machine's kernels set. --simulate measures nothing: that bound for tiles of any shape, of the published "
+        "grids (gna) or of any other (gna:grid=..,window=..,stride=..), as in arXiv 2504.16922.\n"
         "kinetics_cost:params=P,layers=L,heads=H,kv_heads=G,dim=D,in=N,out=N,... measures nothing: it reckons what a "
         "test-time run costs in 1e12 flops when bytes of keys and values count, each as 'intensity' flops (arXiv "
         "2506.05333); in the report, over lengths and budgets for six models, and what the same cost buys.",
     .example = "  fovea bench attend decode --sizes 1024,4096\n  fovea bench moba:block=128 --sizes 4096 --json\n"
+               "  fovea bench gna:grid=30x48x80,window=18x24x24,stride=16x8x8 --simulate --q-tile 2x8x8\n"
                "  fovea bench model -m model.gguf --sizes 512\n  fovea bench all --report bench.html\n"
                "  fovea bench kinetics_cost:out=16384,budget=1024 --json\n",
     .flags = flags,

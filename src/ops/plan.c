@@ -441,3 +441,47 @@ done:
     fv_scratch_release(ctx, mark);
     return status;
 }
+
+/* Keys of a tile that some row sees. */
+static int64_t seen_keys(const fv_plan_view *view, const fv_plan_tile *tile)
+{
+    fv_plan_runs runs;
+    fv_plan_run run;
+    int64_t keys = 0;
+
+    fv_plan_runs_begin(&runs, view, tile);
+    while (fv_plan_runs_next(&runs, &run)) {
+        if (run.whole) keys += run.count;
+        for (int64_t from = 0; !run.whole && from < run.count; from += 64) {
+            uint64_t bits[FV_TILE], seen = 0;
+            fv_plan_bits(&runs, &run, run.key + from, (int)fv_min(64, run.count - from), bits);
+            for (int r = 0; r < tile->rows; r++)
+                seen |= bits[r];
+            keys += __builtin_popcountll(seen);
+        }
+    }
+    return keys;
+}
+
+fv_status fv_plan_tiles(fv_ctx *ctx, const fv_plan *plan, int64_t queries, int64_t keys, int64_t *tiles)
+{
+    fv_mark mark = fv_scratch_mark(ctx);
+    fv_plan_view view;
+    fv_status status = fv_plan_check(plan, 1, 1, queries, keys, INT64_MAX);
+
+    *tiles = 0;
+    if (status == FV_OK) status = fv_plan_open(ctx, plan, 1, 1, 1, FV_TILE, queries, keys, &view);
+    for (int64_t item = 0; status == FV_OK && item < view.items; item++) {
+        fv_plan_strip strip;
+        fv_plan_tile tile;
+        fv_plan_tile_at(&view, item, &tile);
+        if (view.strips > 0) {
+            fv_plan_strip_of(&view, &tile, &strip);
+            *tiles += strip.end - strip.block;
+        } else {
+            *tiles += fv_ceil_div(seen_keys(&view, &tile), FV_TILE);
+        }
+    }
+    fv_scratch_release(ctx, mark);
+    return status;
+}

@@ -118,6 +118,10 @@ void fv_plan_axis(const fv_grid *grid, int a, int64_t residue, int64_t i, int64_
 /* The keys of a block of a strip; how many (fewer than FV_TILE only at the strip's end).  They ascend. */
 int fv_plan_strip_keys(const fv_plan_view *view, int64_t block, int64_t key[FV_TILE]);
 
+/* Tiles of FV_TILE rows and FV_TILE keys that a kernel computes for one head: keys that no row of a tile sees are left
+ * out, and the others taken together, or, on a grid, in the blocks of its strips.  Scratch memory is given back. */
+fv_status fv_plan_tiles(fv_ctx *ctx, const fv_plan *plan, int64_t queries, int64_t keys, int64_t *tiles);
+
 /* What the rows of a tile see of their strip: nothing but blocks [block, end), and there the bits of fv_plan_bits. */
 typedef struct fv_plan_strip {
     int64_t block, end, first; /* first: of the strip */

@@ -11,9 +11,9 @@
 #include "ops/plan.h"
 
 enum {
-    TOGETHER = 14,   /* rows that a kernel takes at a time and that leave out keys on their own */
+    TOGETHER = 14, /* rows that a kernel takes at a time and that leave out keys on their own, whole lines of a patch */
     VISIT_ROWS = 3,  /* what is done for a key of a tile, and for a key of a strip, is as much work */
-    STRIP_ROWS = 10, /* as so many rows of queries that meet it */
+    STRIP_ROWS = 20, /* as so many rows of queries that meet it */
     MOST_COPIES = 12 /* of a key in strips */
 };
 
@@ -123,8 +123,9 @@ static void cut_axis(struct cuts *cuts, int64_t side)
     }
 }
 
-/* The sides with the least work: rows that meet keys (only those of TOGETHER rows count), and what is done once for a
- * key of each tile and each strip. */
+/* The sides with the least work: rows that meet keys, and what is done once for a key of each tile and each strip.
+ * Rows that are taken together see a stretch of their strip, which holds all that the patch reaches on the axes behind
+ * the first: what windows leave out of a line is too short to be passed over. */
 static void choose_sides(const fv_plan_view *view, int64_t side[3])
 {
     const fv_grid *grid = &view->plan->grid;
@@ -143,13 +144,8 @@ static void choose_sides(const fv_plan_view *view, int64_t side[3])
     for (int64_t x = 1; x <= most[0]; x++)
         for (int64_t y = 1; y <= most[1] && x * y <= view->tile_rows; y++)
             for (int64_t z = 1; z <= most[2] && x * y * z <= view->tile_rows; z++) {
-                int64_t sides[3] = {x, y, z}, room = TOGETHER;
-                double cost = 1;
-                for (int a = grid->rank - 1; a >= 0; a--) {
-                    int64_t together = fv_clamp(room, 1, sides[a]);
-                    cost *= meetings[a][together];
-                    room /= together;
-                }
+                int64_t sides[3] = {x, y, z}, lines = fv_clamp(TOGETHER / (y * z), 1, x);
+                double cost = meetings[0][lines] * meetings[1][y] * meetings[2][z];
                 cost += VISIT_ROWS * keys[0][x] * keys[1][y] * keys[2][z];
                 cost += STRIP_ROWS * (double)grid->dims[0] * keys[1][y] * keys[2][z];
                 if (cost >= least) continue;

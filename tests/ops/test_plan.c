@@ -321,6 +321,43 @@ static void long_plans_are_counted_from_their_intervals(void **state)
     fv_ctx_free(ctx);
 }
 
+/* Of rows that follow each other; on a grid, where strips make tiles, of one whose windows are whole tiles. */
+static void tiles_are_made_of_the_keys_that_somebody_sees(void **state)
+{
+    fv_random random = fv_random_new(test_seed(), 79);
+    fv_ctx *ctx = test_ctx("ref", 1);
+    fv_plan blocks = {.grid = {.rank = 2, .dims = {16, 24}, .window = {8, 8}, .stride = {8, 8}, .dilation = {1, 1}}};
+    int64_t tiles;
+    (void)state;
+
+    for (int round = 0; round < 100; round++) {
+        int64_t N = 1 + fv_random_below(&random, 300), M = 1 + fv_random_below(&random, 300), expected = 0;
+        fv_mark mark = fv_scratch_mark(ctx);
+        unsigned kinds = test_plan_kinds(&random) &
+                         (PLAN_CAUSAL | PLAN_WINDOW | PLAN_SEGMENTS | PLAN_INTERVALS | PLAN_LIFETIMES | PLAN_OFFSET);
+        fv_plan plan;
+        test_plan_random(ctx, &random, kinds, 1, 1, 1, N, M, &plan);
+        for (int64_t first = 0; first < N; first += FV_TILE) {
+            int64_t keys = 0;
+            for (int64_t j = 0; j < M; j++) {
+                int64_t i = first;
+                while (i < fv_min(first + FV_TILE, N) && !fv_plan_sees(&plan, 1, 0, 0, i, j))
+                    i++;
+                keys += i < fv_min(first + FV_TILE, N);
+            }
+            expected += fv_ceil_div(keys, FV_TILE);
+        }
+        assert_ok(fv_plan_tiles(ctx, &plan, N, M, &tiles));
+        assert_int_equal(tiles, expected);
+        fv_scratch_release(ctx, mark);
+    }
+    assert_ok(fv_plan_tiles(ctx, NULL, 130, 65, &tiles));
+    assert_int_equal(tiles, 6);
+    assert_ok(fv_plan_tiles(ctx, &blocks, 384, 384, &tiles));
+    assert_int_equal(tiles, 6);
+    fv_ctx_free(ctx);
+}
+
 static void bad_plans_are_refused_in_words(void **state)
 {
     int64_t row_start[] = {0, 2}, bad_start[] = {0, -1}, query_start[] = {0, 3};
@@ -389,6 +426,7 @@ int main(void)
         cmocka_unit_test(words_of_bit_tiles_are_those_of_pairs),
         cmocka_unit_test(grids_have_the_windows_of_the_paper),
         cmocka_unit_test(long_plans_are_counted_from_their_intervals),
+        cmocka_unit_test(tiles_are_made_of_the_keys_that_somebody_sees),
         cmocka_unit_test(bad_plans_are_refused_in_words),
     };
 

@@ -56,23 +56,15 @@ static fv_status share(fv_ctx *ctx, float factor, const fv_tensor *part, const f
 }
 
 /* o = alpha o_all + (1 - alpha) exp(lse_masked - lse_all) o_masked. */
-static fv_status forward(fv_ctx *ctx, const fv_call *call)
+static fv_status by_factors(fv_ctx *ctx, const fv_call *call)
 {
     const struct postmask *o = call->options;
-    fv_plan causal = {.causal = true};
     fv_attend_args all = {.q = call->q, .k = call->k, .v = call->v, .lse = call->lse, .logits = fv_call_logits(call)};
     fv_attend_args masked = all;
     fv_merge_args merge = {.parts = 2, .o = call->o};
     float *alpha;
 
-    if (o->alpha == 1) {
-        all.o = call->o;
-        return fv_attend(ctx, &all);
-    }
-    if (fv_present(&call->param[MASK]))
-        FV_TRY(log_mask(ctx, call, &masked.logits.bias));
-    else
-        masked.plan = &causal;
+    FV_TRY(log_mask(ctx, call, &masked.logits.bias));
     FV_TRY(FV_SCRATCH(ctx, alpha, 1));
     *alpha = (float)o->alpha;
     for (int p = 0; p < 2; p++) {
@@ -86,6 +78,70 @@ static fv_status forward(fv_ctx *ctx, const fv_call *call)
         (fv_tensor){.data = alpha, .dtype = FV_F32, .rank = 3, .dims = {call->batch, call->query_heads, call->queries}};
     FV_TRY(share(ctx, (float)(1 - o->alpha), &masked.lse, &all.lse, &merge.weight[1]));
     return fv_merge(ctx, &merge);
+}
+
+/* factor / (1 + exp(other - part)): what one of two parts of the keys has of all weights, scaled. */
+static fv_status share_of_two(fv_ctx *ctx, float factor, const fv_tensor *part, const fv_tensor *other, fv_tensor *out)
+{
+    fv_tensor difference, ratio;
+
+    FV_TRY(fv_tensor_new(ctx, &difference, FV_F32, 3, part->dims));
+    FV_TRY(fv_tensor_new(ctx, &ratio, FV_F32, 3, part->dims));
+    FV_TRY(fv_tensor_new(ctx, out, FV_F32, 3, part->dims));
+    FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_SUB, .x = *part, .y = *other, .out = difference}));
+    FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_SIGMOID, .x = difference, .out = ratio}));
+    return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = ratio, .out = *out, .alpha = factor});
+}
+
+/* lse = ln(exp(seen) + exp(behind)) = seen + ln(1 + exp(behind - seen)) */
+static fv_status add_up(fv_ctx *ctx, const fv_tensor *seen, const fv_tensor *behind, const fv_tensor *lse)
+{
+    fv_tensor difference, more;
+
+    FV_TRY(fv_tensor_new(ctx, &difference, FV_F32, 3, lse->dims));
+    FV_TRY(fv_tensor_new(ctx, &more, FV_F32, 3, lse->dims));
+    FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_SUB, .x = *behind, .y = *seen, .out = difference}));
+    FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_SOFTPLUS, .x = difference, .out = more}));
+    return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_ADD, .x = *seen, .y = more, .out = *lse});
+}
+
+/* Every query reads the keys up to its own, and those behind it, whose weights count alpha: nothing of their values
+ * where that is 0. */
+static fv_status by_halves(fv_ctx *ctx, const fv_call *call)
+{
+    float alpha = (float)((const struct postmask *)call->options)->alpha;
+    fv_plan plans[2] = {{.causal = true}, {0}};
+    fv_attend_args part[2];
+    fv_merge_args merge = {.parts = alpha > 0 ? 2 : 1, .o = call->o};
+    int32_t *from, *to;
+
+    FV_TRY(FV_SCRATCH(ctx, from, call->queries));
+    FV_TRY(FV_SCRATCH(ctx, to, call->queries));
+    for (int64_t i = 0; i < call->queries; i++)
+        from[i] = (int32_t)(i + 1), to[i] = (int32_t)call->keys;
+    plans[1].key_from = from;
+    plans[1].key_to = to;
+    for (int p = 0; p < 2; p++) {
+        part[p] = fv_call_attend(call, &plans[p]);
+        if (p == merge.parts) part[p].v = fv_slice(&call->v, 3, 0, fv_min(call->value_dim, 1));
+        FV_TRY(fv_tensor_new(ctx, &part[p].o, FV_F32,
+                             FV_DIMS(call->batch, call->query_heads, call->queries, part[p].v.dims[3])));
+        FV_TRY(fv_tensor_new(ctx, &part[p].lse, FV_F32, 3, call->o.dims));
+        FV_TRY(fv_attend(ctx, &part[p]));
+        merge.o_part[p] = part[p].o;
+    }
+    FV_TRY(share_of_two(ctx, 1, &part[0].lse, &part[1].lse, &merge.weight[0]));
+    if (alpha > 0) FV_TRY(share_of_two(ctx, alpha, &part[1].lse, &part[0].lse, &merge.weight[1]));
+    if (fv_present(&call->lse)) FV_TRY(add_up(ctx, &part[0].lse, &part[1].lse, &call->lse));
+    return fv_merge(ctx, &merge);
+}
+
+static fv_status forward(fv_ctx *ctx, const fv_call *call)
+{
+    fv_attend_args all = fv_call_attend(call, NULL);
+
+    if (((const struct postmask *)call->options)->alpha == 1) return fv_attend(ctx, &all);
+    return fv_present(&call->param[MASK]) ? by_factors(ctx, call) : by_halves(ctx, call);
 }
 
 static fv_status map(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs)
@@ -102,7 +158,7 @@ const fv_mechanism fv_mechanism_postmask = {
     .family = FV_STATIC_SPARSE,
     .traits = FV_NEVER_CAUSAL | FV_SELF_ONLY | FV_LINEAR_IN_V | FV_DIFFERENTIABLE,
     .formula = "o_i = sum_j softmax_j(scale q_i.k_j) (alpha + (1 - alpha) C_ij) v_j; C_ij = 1 for j <= i, else 0",
-    .cost = "dense, and a half of it again for the masked part where alpha < 1",
+    .cost = "as dense; twice that with a mask of its own",
     .options = options,
     .options_size = sizeof(struct postmask),
     .params = params,
