@@ -33,8 +33,12 @@ assert sum(k["position"] == 0 for h in heads(top) for k in h["keys"]) > 100  # t
 for p, name, whole in ((entropy, "entropy", lambda x: sum(x) / 9), (growth, "max_logit", max)):
     for l in p["layers"]:
         assert abs(l[name] - whole([h[name] for h in l["heads"]])) < 1e-6 * (1 + l[name])
+names = ["entropy", "norm", "diversity", "sink", "local0", "local1", "local2", "local3"]
+for l in growth["layers"]:
+    assert l["y"] == [[h["max_logit"], h["entropy"]] for h in l["heads"]]
+assert "y" not in entropy["layers"][0]  # there is no layer of that name
 for l in maps["layers"]:
-    assert set(l) == {"layer", "window", "entropy", "norm", "diversity", "sink", "local0", "local1", "local2", "local3"}
+    assert set(l) == {"layer", "window", "y", *names} and l["y"] == [l[name] for name in names]
     assert 0 < l["sink"] < 1 and 0 < l["norm"] <= math.sqrt(maps["tokens"]) and l["window"] == 0
 PYTHON
 echo ok numbers
