@@ -100,31 +100,35 @@ static void add_frames(const fv_mechanism *mechanism, int64_t tokens, fv_text *s
     if (refs && !refs->initial) example_add(spec, "refs", "1");
 }
 
-/* The largest number up to `most` that divides the last two sides of a grid of three. */
-static int64_t common_divisor(const char *grid, int64_t most)
+/* An option whose number must divide the last two sides of a grid: the largest one up to its default. */
+static void add_divisor(const fv_mechanism *mechanism, const char *name, const char *grid, fv_text *spec)
 {
-    const char *rows = strchr(grid, 'x') + 1;
-    int64_t height = strtoll(rows, NULL, 10), width = strtoll(strchr(rows, 'x') + 1, NULL, 10);
+    const fv_option *option = example_option(mechanism, name);
+    const char *width = strrchr(grid, 'x'), *height = width;
+    int64_t most;
+    char text[32];
 
-    while (height % most != 0 || width % most != 0)
+    if (!option || !width) return;
+    while (height > grid && height[-1] != 'x')
+        height--;
+    most = strtoll(option->initial, NULL, 10);
+    while (strtoll(height, NULL, 10) % most != 0 || strtoll(width + 1, NULL, 10) % most != 0)
         most--;
-    return most;
+    snprintf(text, sizeof text, "%lld", (long long)most);
+    example_add(spec, name, text);
 }
 
 /* axes 0: without a grid. */
 static void write_spec(const fv_mechanism *mechanism, const char *given, int64_t tokens, int axes, fv_text *spec)
 {
     const fv_option *clusters = example_option(mechanism, "clusters"), *window = example_option(mechanism, "window");
-    const fv_option *groups = example_option(mechanism, "groups");
     char text[64], number[32];
 
     fv_text_free(spec);
     fv_text_printf(spec, "%s", given);
-    if (axes == 3 && groups && !gives(given, "grid")) { /* of its rows and columns */
-        snprintf(number, sizeof number, "%lld",
-                 (long long)common_divisor(sides(tokens, axes, false, text), strtoll(groups->initial, NULL, 10)));
-        example_add(spec, "groups", number);
-    }
+    if (axes == 3 && !gives(given, "grid")) add_divisor(mechanism, "groups", sides(tokens, axes, false, text), spec);
+    if (axes == 2 && !gives(given, "grid") && example_option(mechanism, "halo"))
+        add_divisor(mechanism, "block", sides(tokens, axes, false, text), spec);
     if (axes > 0) example_add(spec, "grid", sides(tokens, axes, false, text));
     add_frames(mechanism, tokens, spec);
     if (axes == 3 && example_option(mechanism, "special")) example_add(spec, "special", "0"); /* tokens off the grid */
