@@ -22,6 +22,16 @@ fv_status fv_run_parts(fv_ctx *ctx, const fv_call *call, int64_t block, int64_t 
     return FV_OK;
 }
 
+fv_status fv_run_stretches(fv_ctx *ctx, const fv_call *call, int64_t queries, fv_stretch_fn *run, void *user)
+{
+    for (int64_t end = call->queries, count; end > 0; end -= count) {
+        count = end % queries ? end % queries : queries;
+        fv_call part = fv_call_rows(call, end - count, count);
+        FV_TRY_SCRATCH(ctx, run(ctx, &part, user));
+    }
+    return FV_OK;
+}
+
 /* ---- pool ------------------------------------------------------------------------------------------------------- */
 
 fv_status fv_block_means(fv_ctx *ctx, const fv_tensor *x, int64_t block, int64_t from, const fv_tensor *out)

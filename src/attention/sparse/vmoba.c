@@ -128,13 +128,10 @@ static fv_status arrange(fv_ctx *ctx, const fv_call *call, fv_call *laid, fv_ord
     const struct vmoba *o = call->options;
     int64_t tile[3];
 
-    *laid = *call;
     *order = (fv_order){0};
-    if (partition_of(o) != PARTITION_1D) {
-        tile_of(o, tile);
-        FV_TRY(fv_order_tiles(ctx, &o->grid, tile, call->queries, order));
-        FV_TRY(fv_order_call(ctx, order, call, laid));
-    }
+    tile_of(o, tile);
+    if (partition_of(o) != PARTITION_1D) FV_TRY(fv_order_tiles(ctx, &o->grid, tile, call->queries, order));
+    FV_TRY(fv_order_call(ctx, order, call, laid));
     FV_TRY_CHOOSING(ctx, choose(ctx, laid, choice));
     return FV_OK;
 }
@@ -168,7 +165,7 @@ static fv_status forward(fv_ctx *ctx, const fv_call *call)
     if (call->causal) return fv_mechanism_moba.forward(ctx, &same);
     FV_TRY(arrange(ctx, call, &laid, &order, &choice));
     FV_TRY(fv_choice_attend(ctx, &laid, &choice, true));
-    return fv_present(&order.place) ? fv_order_call_back(ctx, &order, &laid, call) : FV_OK;
+    return fv_order_call_back(ctx, &order, &laid, call);
 }
 
 static fv_status map(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs)
