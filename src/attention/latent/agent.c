@@ -9,7 +9,8 @@ struct agent {
 enum { AGENTS, BIAS1, BIAS2, DWC_WEIGHT, DWC_BIAS };
 
 static const fv_option options[] = {
-    FV_TUPLE(struct agent, grid, "0x0", 0, INT32_MAX, "rows x columns of the queries, where pooled or convolved"),
+    FV_SIDES(struct agent, grid, "rows x columns", "0x0", 0, INT32_MAX,
+             "rows x columns of the queries, where pooled or convolved"),
     FV_INT(struct agent, agents, 49, 1, 1 << 20, "a perfect square: queries are pooled to so many agents"),
     FV_OPTIONS_END,
 };
@@ -44,8 +45,6 @@ static fv_status check(const void *values)
 
     if (side(o->agents) * side(o->agents) != o->agents)
         return fv_fail(FV_E_USAGE, "agent: option 'agents': expected a perfect square, got %lld", (long long)o->agents);
-    if (o->grid.count != 2)
-        return fv_fail(FV_E_USAGE, "agent: option 'grid': expected rows x columns, got %d items", o->grid.count);
     return FV_OK;
 }
 
@@ -62,10 +61,7 @@ static fv_status accept(fv_call *call)
 
     if (!given && (local || !fv_present(&call->param[AGENTS])))
         return fv_fail(FV_E_USAGE, "agent: option 'grid' must be given to %s", local ? "convolve" : "pool agents");
-    if (given && grid[0] * grid[1] != call->queries)
-        return fv_fail(FV_E_SHAPE, "agent: option 'grid': %lldx%lld has %lld cells, but there are %lld queries",
-                       (long long)grid[0], (long long)grid[1], (long long)(grid[0] * grid[1]),
-                       (long long)call->queries);
+    if (given) FV_TRY(fv_check_cells(call, &o->grid, call->queries));
     if (local && call->queries != call->keys)
         return fv_fail(FV_E_SHAPE, "agent: the convolution needs as many keys as queries, got %lld and %lld",
                        (long long)call->keys, (long long)call->queries);

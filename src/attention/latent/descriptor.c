@@ -19,7 +19,8 @@ enum { Q_NORM_WEIGHT, Q_NORM_BIAS, K_NORM_WEIGHT, K_NORM_BIAS };
 static const char *const compressions[] = {"bilinear", "mean", "nearest", NULL};
 
 static const fv_option options[] = {
-    FV_TUPLE(struct descriptor, grid, NULL, 1, INT32_MAX, "frames x rows x columns of patches"),
+    FV_SIDES(struct descriptor, grid, "frames x rows x columns", NULL, 1, INT32_MAX,
+             "frames x rows x columns of patches"),
     FV_INT(struct descriptor, special, 5, 0, INT32_MAX, "tokens of a frame before its patches"),
     FV_INT(struct descriptor, ratio, 4, 1, INT32_MAX, "how many times fewer descriptors than patches, on each side"),
     FV_ENUM(struct descriptor, compress, "bilinear", compressions, "how descriptors are made of patches"),
@@ -88,9 +89,6 @@ static fv_status check(const void *values)
     const fv_list *keyframes = &o->keyframes;
     int64_t patches;
 
-    if (o->grid.count != 3)
-        return fv_fail(FV_E_USAGE, "descriptor: option 'grid': expected frames x rows x columns, got %d items",
-                       o->grid.count);
     if (o->ratio > fv_min(grid[1], grid[2]))
         return fv_fail(FV_E_USAGE, "descriptor: option 'ratio': expected at most the %lld patches of a side, got %lld",
                        (long long)fv_min(grid[1], grid[2]), (long long)o->ratio);

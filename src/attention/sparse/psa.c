@@ -100,7 +100,6 @@ static fv_status accept_levels(const fv_tensor *t)
 static fv_status accept(fv_call *call)
 {
     const struct psa *o = call->options;
-    int64_t cells = 1, tokens = fv_max(call->queries - o->text, 0);
 
     FV_TRY(accept_levels(&call->param[PSA_GIVEN]));
     if (o->order == ORDER_NONE) return FV_OK;
@@ -108,11 +107,7 @@ static fv_status accept(fv_call *call)
     if (call->queries != call->keys)
         return fv_fail(FV_E_SHAPE, "psa: order=%s: expected as many queries as keys, got %lld and %lld",
                        orders[o->order], (long long)call->queries, (long long)call->keys);
-    for (int a = 0; a < o->grid.count; a++)
-        if (!fv_mul_i64(cells, o->grid.items[a], &cells)) cells = INT64_MAX;
-    if (o->order == ORDER_KMEANS || cells == tokens) return FV_OK;
-    return fv_fail(FV_E_SHAPE, "psa: option 'grid': it has %lld cells, but there are %lld tokens before the text",
-                   (long long)cells, (long long)tokens);
+    return o->order == ORDER_KMEANS ? FV_OK : fv_check_cells(call, &o->grid, fv_max(call->queries - o->text, 0));
 }
 
 /* ---- the pyramid ------------------------------------------------------------------------------------------------- */

@@ -85,18 +85,12 @@ static fv_status check(const void *values)
 static fv_status accept(fv_call *call)
 {
     const struct vmoba *o = call->options;
-    const int64_t *grid = o->grid.items;
-    int64_t tokens;
 
     if (call->causal && !can_be_causal(o))
         return fv_fail(FV_E_USAGE, "vmoba: is causal only with partition=1d,select=topk,scope=query_head");
     if (partition_of(o) == PARTITION_1D) return FV_OK;
-    if (!fv_mul_i64(grid[0], grid[1], &tokens) || !fv_mul_i64(tokens, grid[2], &tokens) || tokens != call->queries ||
-        tokens != call->keys)
-        return fv_fail(FV_E_SHAPE, "vmoba: option 'grid': %lldx%lldx%lld does not hold %lld queries and %lld keys",
-                       (long long)grid[0], (long long)grid[1], (long long)grid[2], (long long)call->queries,
-                       (long long)call->keys);
-    return FV_OK;
+    FV_TRY(fv_check_cells(call, &o->grid, call->queries));
+    return fv_check_cells(call, &o->grid, call->keys);
 }
 
 /* ---- choice ----------------------------------------------------------------------------------------------------- */
