@@ -46,14 +46,6 @@ static int64_t kept(const fv_call *call, int kind, int64_t keys, int64_t *width)
 
 /* ---- pooling ---------------------------------------------------------------------------------------------------- */
 
-static fv_status equal_weights(fv_ctx *ctx, int64_t heads, int64_t group, fv_tensor *weights)
-{
-    FV_TRY(fv_tensor_new(ctx, weights, FV_F32, FV_DIMS(1, 1, 1, heads, group)));
-    for (int64_t n = 0; n < heads * group; n++)
-        ((float *)weights->data)[n] = 1 / (float)group;
-    return FV_OK;
-}
-
 /* Weights [B|1,Hkv|1,C|1,pooled heads,group] of the tokens of groups from .. from+C-1, whose keys are k
  * [B,Hkv,C,group,D]. */
 static fv_status weigh(fv_ctx *ctx, const fv_call *call, const fv_tensor *k, int64_t from, fv_tensor *weights)
@@ -64,7 +56,10 @@ static fv_status weigh(fv_ctx *ctx, const fv_call *call, const fv_tensor *k, int
     const int64_t *s = call->q.strides;
     fv_tensor q, logits, means;
 
-    if (o->pool == POOL_MEAN || call->scale == 0) return equal_weights(ctx, pooled_heads(call), g, weights);
+    if (o->pool == POOL_MEAN || call->scale == 0) {
+        FV_TRY(fv_tensor_new(ctx, weights, FV_F32, FV_DIMS(1, 1, 1, pooled_heads(call), g)));
+        return fv_fill(ctx, weights, 1 / (float)g);
+    }
     if (first < 0)
         return fv_fail(FV_E_UNSUPPORTED,
                        "corecontext: pools tokens by a query of theirs, but it came before this chunk");
