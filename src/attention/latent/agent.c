@@ -84,14 +84,6 @@ static fv_status find_agents(fv_ctx *ctx, const fv_call *call, fv_tensor *agents
                                              .out_width = out});
 }
 
-/* A bias [H,n,m] for every batch. */
-static fv_tensor for_batches(const fv_tensor *bias)
-{
-    if (!fv_present(bias)) return *bias;
-    return fv_view(bias, FV_DIMS(1, bias->dims[0], bias->dims[1], bias->dims[2]),
-                   (const int64_t[]){0, bias->strides[0], bias->strides[1], bias->strides[2]}, 0);
-}
-
 static fv_status forward(fv_ctx *ctx, const fv_call *call)
 {
     const struct agent *o = call->options;
@@ -104,11 +96,11 @@ static fv_status forward(fv_ctx *ctx, const fv_call *call)
     FV_TRY(fv_tensor_new(ctx, &read, FV_F32, FV_DIMS(call->batch, call->query_heads, agents.dims[2], call->value_dim)));
     gather.q = agents;
     gather.o = read;
-    gather.logits.bias = for_batches(&param[BIAS1]);
+    gather.logits.bias = fv_expanded(&param[BIAS1], 0);
     FV_TRY(fv_attend(ctx, &gather));
     spread.k = agents;
     spread.v = read;
-    spread.logits.bias = for_batches(&param[BIAS2]);
+    spread.logits.bias = fv_expanded(&param[BIAS2], 0);
     if (!is_local(call)) return fv_attend(ctx, &spread);
     FV_TRY(fv_tensor_new(ctx, &spread.o, FV_F32, 4, call->o.dims));
     FV_TRY(fv_attend(ctx, &spread));

@@ -201,12 +201,9 @@ static fv_status make_rows(fv_ctx *ctx, const fv_call *call, const struct shape 
         at += s->patches;
     }
     FV_TRY(find_sources(ctx, o, s, &x, &sources));
-    sources = fv_view(&sources, FV_DIMS(B, Hkv, s->sources, s->tokens, C),
-                      (const int64_t[]){sources.strides[0], sources.strides[1], s->tokens * sources.strides[2],
-                                        sources.strides[2], sources.strides[3]},
-                      0);
-    place = fv_view(out, FV_DIMS(B, Hkv, s->sources, s->kept, C),
-                    (const int64_t[]){out->strides[0], out->strides[1], s->kept * C, C, 1}, at * C);
+    sources = fv_parted(&sources, 2, s->tokens);
+    place = fv_slice(out, 2, at, s->sources * s->kept);
+    place = fv_parted(&place, 2, s->kept);
     return compress(ctx, o, s, &sources, &place);
 }
 

@@ -86,26 +86,20 @@ static fv_status groups_of(fv_ctx *ctx, const fv_call *call, const fv_tensor *x,
     fv_tensor stored = fv_slice(x, 2, from * g, C * g), rows;
 
     FV_TRY(fv_as_f32(ctx, &stored, &rows));
-    *groups = fv_view(
-        &rows, FV_DIMS(call->batch, call->key_heads, C, g, x->dims[3]),
-        (const int64_t[]){rows.strides[0], rows.strides[1], rows.strides[2] * g, rows.strides[2], rows.strides[3]}, 0);
+    *groups = fv_parted(&rows, 2, g);
     return FV_OK;
 }
 
 static fv_status pool_rows(fv_ctx *ctx, const fv_call *call, int64_t from, const fv_tensor *out)
 {
-    int64_t B = call->batch, Hkv = call->key_heads, P = pooled_heads(call), C = out->dims[2];
     int64_t D = call->head_dim, Dv = call->value_dim;
-    const int64_t *s = out->strides, strides[] = {s[0], s[1], s[2], D + Dv, 1};
-    fv_tensor k, v, weights;
+    fv_tensor pooled = fv_parted(out, 3, D + Dv), k, v, weights;
 
-    FV_TRY(groups_of(ctx, call, &call->k, from, C, &k));
-    FV_TRY(groups_of(ctx, call, &call->v, from, C, &v));
+    FV_TRY(groups_of(ctx, call, &call->k, from, out->dims[2], &k));
+    FV_TRY(groups_of(ctx, call, &call->v, from, out->dims[2], &v));
     FV_TRY(weigh(ctx, call, &k, from, &weights));
-    FV_TRY(
-        fv_gemm(ctx, &(fv_gemm_args){.a = weights, .b = k, .c = fv_view(out, FV_DIMS(B, Hkv, C, P, D), strides, 0)}));
-    return fv_gemm(ctx,
-                   &(fv_gemm_args){.a = weights, .b = v, .c = fv_view(out, FV_DIMS(B, Hkv, C, P, Dv), strides, D)});
+    FV_TRY(fv_gemm(ctx, &(fv_gemm_args){.a = weights, .b = k, .c = fv_slice(&pooled, 4, 0, D)}));
+    return fv_gemm(ctx, &(fv_gemm_args){.a = weights, .b = v, .c = fv_slice(&pooled, 4, D, Dv)});
 }
 
 static fv_status make_rows(fv_ctx *ctx, const fv_call *call, int64_t from, const fv_tensor *out)
@@ -138,11 +132,9 @@ static fv_status cut(fv_ctx *ctx, const fv_call *call, fv_plan *pooled, fv_plan 
 /* Every `step`-th head of x [B,H,N,..] from `first` on. */
 static fv_tensor some_heads(const fv_tensor *x, int64_t first, int64_t step)
 {
-    fv_tensor heads = *x;
+    fv_tensor groups = fv_parted(x, 1, step);
 
-    heads.dims[1] /= step;
-    heads.strides[1] *= step;
-    return fv_view(&heads, heads.rank, heads.dims, heads.strides, first * x->strides[1]);
+    return fv_picked(&groups, 2, first);
 }
 
 /* Attention to pooled rows [B,Hkv,read,width]; the query heads that have rows of their own, one of each group at a

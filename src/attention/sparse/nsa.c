@@ -340,7 +340,7 @@ static fv_status gate(fv_ctx *ctx, const fv_call *call, const fv_tensor *branche
     }
     for (int b = 0; b < 3; b++) {
         merge.o_part[b] = branches[b];
-        merge.weight[b] = fv_view(&gates, 3, gates.dims, gates.strides, b * gates.strides[3]);
+        merge.weight[b] = fv_picked(&gates, 3, b);
     }
     return fv_merge(ctx, &merge);
 }

@@ -167,10 +167,8 @@ static fv_status take_rows(fv_ctx *ctx, const fv_tensor *x, int64_t group, const
 {
     int64_t B = x->dims[0], Hx = x->dims[1] / group, count = index->dims[0], each = index->dims[1], D = x->dims[3];
     fv_tensor heads = fv_grouped(x, Hx), rows;
-    const int64_t *s = heads.strides;
 
-    heads =
-        fv_view(&heads, FV_DIMS(B, Hx, group, 1, x->dims[2], D), (const int64_t[]){s[0], s[1], s[2], 0, s[3], s[4]}, 0);
+    heads = fv_expanded(&heads, 3);
     FV_TRY(fv_tensor_new(ctx, &rows, type, FV_DIMS(B, Hx, count, group, each, D)));
     *out = fv_reshaped(&rows, FV_DIMS(B, Hx, count * group, each * D));
     rows = fv_permuted(&rows, (const int[]){0, 1, 3, 2, 4, 5});
@@ -330,7 +328,9 @@ static fv_status copy_given(fv_ctx *ctx, struct stretch *s)
 /* A plane of [B,Hkv,..]. */
 static fv_tensor plane(const struct stretch *s, const fv_tensor *t)
 {
-    return fv_view(t, 2, t->dims + 2, t->strides + 2, s->b * t->strides[0] + s->h * t->strides[1]);
+    fv_tensor batch = fv_picked(t, 0, s->b);
+
+    return fv_picked(&batch, 0, s->h);
 }
 
 /* q and k of the whole call, absent where importance was given. */
