@@ -127,9 +127,7 @@ static fv_status sum_keys(fv_ctx *ctx, int64_t heads, const fv_tensor *k, const 
     FV_TRY(fv_repeat_heads(ctx, v, heads, &wide_v));
     FV_TRY(fv_gemm(ctx, &(fv_gemm_args){.a = fv_transposed(&wide_k), .b = wide_v, .c = *s, .beta = add ? 1 : 0}));
     if (!fv_present(z)) return FV_OK;
-    row = fv_view(z, FV_DIMS(z->dims[0], z->dims[1], 1, z->dims[2]),
-                  (const int64_t[]){z->strides[0], z->strides[1], 0, z->strides[2]}, 0);
-    before = row;
+    before = row = fv_expanded(z, 2);
     if (add) FV_TRY(fv_tensor_new(ctx, &row, FV_F32, 4, before.dims));
     FV_TRY(fv_pool_rows(ctx, &(fv_pool_args){.kind = FV_POOL_SUM, .x = wide_k, .out = row, .block = k->dims[2]}));
     if (!add) return FV_OK;
@@ -204,8 +202,7 @@ static fv_status read_sums(fv_ctx *ctx, const fv_scan_args *scan)
     if (!scan->normalise) return fv_gemm(ctx, &(fv_gemm_args){.a = scan->q, .b = scan->state_in, .c = scan->o});
     FV_TRY(fv_tensor_new(ctx, &sum, FV_F32, 4, dims));
     FV_TRY(fv_tensor_new(ctx, &divisor, FV_F32, 4, column_dims));
-    column = fv_view(z, FV_DIMS(z->dims[0], z->dims[1], z->dims[2], 1),
-                     (const int64_t[]){z->strides[0], z->strides[1], z->strides[2], 1}, 0);
+    column = fv_expanded(z, 3);
     FV_TRY(fv_gemm(ctx, &(fv_gemm_args){.a = scan->q, .b = scan->state_in, .c = sum}));
     FV_TRY(fv_gemm(ctx, &(fv_gemm_args){.a = scan->q, .b = column, .c = divisor}));
     if (scan->epsilon > 0 || scan->floor > 0) { /* not both: epsilon is added, floor replaces */

@@ -272,6 +272,24 @@ fv_logits fv_call_logits(const fv_call *call)
         .scale = call->scale, .zero_scale = call->scale == 0, .softcap = call->softcap, .gain = call->gain};
 }
 
+int64_t fv_cells_of(const fv_tuple *grid)
+{
+    int64_t cells = 1;
+
+    for (int a = 0; a < grid->count; a++)
+        if (!fv_mul_i64(cells, grid->items[a], &cells)) return INT64_MAX;
+    return cells;
+}
+
+fv_status fv_check_cells(const fv_call *call, const fv_tuple *grid, int64_t tokens)
+{
+    int64_t cells = fv_cells_of(grid);
+
+    if (cells == tokens) return FV_OK;
+    return fv_fail(FV_E_SHAPE, "%s: option 'grid': it has %lld cells, but there are %lld tokens for it",
+                   call->mechanism->name, (long long)cells, (long long)tokens);
+}
+
 fv_attend_args fv_call_attend(const fv_call *call, const fv_plan *plan)
 {
     return (fv_attend_args){.q = call->q,

@@ -164,6 +164,10 @@ fv_call fv_call_rows(const fv_call *call, int64_t from, int64_t count);
 /* One query head of one batch; k and v may have a head for each key-value head or each query head.  No lse. */
 fv_call fv_call_head(const fv_call *call, int64_t b, int64_t h);
 
+/* Cells of a grid; INT64_MAX: too many.  FV_E_SHAPE unless there are as many as tokens. */
+int64_t fv_cells_of(const fv_tuple *grid);
+fv_status fv_check_cells(const fv_call *call, const fv_tuple *grid, int64_t tokens);
+
 /* The logits of a call: its scale, soft-cap and gain. */
 fv_logits fv_call_logits(const fv_call *call);
 

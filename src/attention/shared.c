@@ -62,11 +62,7 @@ fv_status fv_as_f32(fv_ctx *ctx, const fv_tensor *x, fv_tensor *out)
 
 fv_tensor fv_grouped(const fv_tensor *x, int64_t groups)
 {
-    int64_t group = x->dims[1] / groups;
-
-    return fv_view(x, FV_DIMS(x->dims[0], groups, group, x->dims[2], x->dims[3]),
-                   (const int64_t[]){x->strides[0], x->strides[1] * group, x->strides[1], x->strides[2], x->strides[3]},
-                   0);
+    return fv_parted(x, 1, x->dims[1] / groups);
 }
 
 /* The images of a batch and head of x [B,Hx,N,C] as [count,C,height,width]. */

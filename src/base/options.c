@@ -115,6 +115,16 @@ static fv_status set_enum(const fv_option *option, const char *owner, const char
     return bad(option, owner, list, value);
 }
 
+static fv_status set_tuple(const fv_option *option, const char *owner, const char *value, fv_tuple *tuple)
+{
+    int sides = 1;
+
+    FV_TRY(set_items(option, owner, value, 'x', FV_TUPLE_MAX, tuple->items, &tuple->count));
+    for (const char *at = option->sides; at && *at; at++)
+        sides += *at == 'x';
+    return option->sides && tuple->count != sides ? bad(option, owner, option->sides, value) : FV_OK;
+}
+
 fv_status fv_option_set(const fv_option *option, const char *owner, const char *value, void *values)
 {
     void *field = (char *)values + option->offset;
@@ -143,10 +153,7 @@ fv_status fv_option_set(const fv_option *option, const char *owner, const char *
         *(bool *)field = value[0] == '1';
         return FV_OK;
     case FV_OPTION_ENUM: return set_enum(option, owner, value, field);
-    case FV_OPTION_TUPLE: {
-        fv_tuple *tuple = field;
-        return set_items(option, owner, value, 'x', FV_TUPLE_MAX, tuple->items, &tuple->count);
-    }
+    case FV_OPTION_TUPLE: return set_tuple(option, owner, value, field);
     case FV_OPTION_LIST: {
         fv_list *list = field;
         for (int i = 0; option->choices && option->choices[i]; i++)

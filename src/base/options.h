@@ -43,6 +43,7 @@ typedef struct fv_option {
     const char *initial;        /* the default, as it would be typed; NULL: must be given */
     double min, max;            /* of a number, and of each item of a tuple or list */
     const char *const *choices; /* of an enum; words in place of a list, or NULL */
+    const char *sides;          /* of a tuple: "rows x columns", which all have to be there; NULL: any number */
     const char *help;
 } fv_option;
 
@@ -62,6 +63,11 @@ typedef struct fv_option {
 #define FV_ENUM(s, f, initial, choices, help) FV_OPTION_(s, f, FV_OPTION_ENUM, initial, 0, 0, choices, help)
 /* initial is a string, or NULL where the option must be given. */
 #define FV_TUPLE(s, f, initial, min, max, help) FV_OPTION_(s, f, FV_OPTION_TUPLE, initial, min, max, NULL, help)
+#define FV_SIDES(s, f, sides_, initial_, min_, max_, help_)                                                            \
+    {                                                                                                                  \
+        .name = #f, .type = FV_OPTION_TUPLE, .offset = offsetof(s, f), .initial = initial_, .min = (double)(min_),     \
+        .max = (double)(max_), .sides = sides_, .help = help_                                                          \
+    }
 /* A list, or one of a NULL-ended array of words in its place: the single item -1 for the first, -2 for the next. */
 #define FV_LIST_OR(s, f, initial, words, min, max, help)                                                               \
     FV_OPTION_(s, f, FV_OPTION_LIST, initial, min, max, words, help)

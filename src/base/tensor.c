@@ -249,6 +249,29 @@ fv_tensor fv_expanded(const fv_tensor *t, int dim)
     return view;
 }
 
+fv_tensor fv_picked(const fv_tensor *t, int dim, int64_t at)
+{
+    fv_tensor view = fv_slice(t, dim, at, 1);
+
+    view.rank--;
+    for (int d = dim; d < view.rank; d++) {
+        view.dims[d] = t->dims[d + 1];
+        view.strides[d] = t->strides[d + 1];
+    }
+    return view;
+}
+
+fv_tensor fv_parted(const fv_tensor *t, int dim, int64_t size)
+{
+    fv_tensor view = fv_expanded(t, dim);
+
+    assert(t->dims[dim] % size == 0);
+    view.dims[dim] = t->dims[dim] / size;
+    view.strides[dim] = t->strides[dim] * size;
+    view.dims[dim + 1] = size;
+    return view;
+}
+
 /* ---- elements -------------------------------------------------------------------------------------------------- */
 
 float fv_f16_to_f32(uint16_t half)

@@ -15,8 +15,10 @@ struct steer {
 };
 
 static const fv_option options[] = {
-    FV_TUPLE(struct steer, grid, NULL, 1, INT32_MAX, "frames x rows x columns of the tokens"),
-    FV_TUPLE(struct steer, native, NULL, 1, INT32_MAX, "rows x columns that the model was trained on"),
+    FV_SIDES(struct steer, grid, "frames x rows x columns", NULL, 1, INT32_MAX,
+             "frames x rows x columns of the tokens"),
+    FV_SIDES(struct steer, native, "rows x columns", NULL, 1, INT32_MAX,
+             "rows x columns that the model was trained on"),
     FV_INT_REQUIRED(struct steer, heads, 1, INT32_MAX, "of both attentions; they divide C"),
     FV_BOOL(struct steer, override, 1, "w takes what f reads of the text; 0: it reads itself"),
     FV_BOOL(struct steer, inward, 1, "windows move inwards at borders; 0: they end there"),
@@ -65,12 +67,6 @@ static fv_status check(const void *values)
     const struct steer *o = values;
     int64_t tokens;
 
-    if (o->grid.count != 3)
-        return fv_fail(FV_E_USAGE, "cross_override: option 'grid': expected frames x rows x columns, got %d items",
-                       o->grid.count);
-    if (o->native.count != 2)
-        return fv_fail(FV_E_USAGE, "cross_override: option 'native': expected rows x columns, got %d items",
-                       o->native.count);
     if (!fv_mul_i64(o->grid.items[0], o->grid.items[1], &tokens) || !fv_mul_i64(tokens, o->grid.items[2], &tokens))
         return fv_fail(FV_E_USAGE, "cross_override: option 'grid': more than 2^63 tokens");
     if (o->temp_fix && o->native.items[0] * o->native.items[1] == 1)

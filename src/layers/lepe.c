@@ -7,7 +7,7 @@ struct lepe {
 };
 
 static const fv_option options[] = {
-    FV_TUPLE(struct lepe, grid, NULL, 1, INT32_MAX, "rows x columns of the tokens"),
+    FV_SIDES(struct lepe, grid, "rows x columns", NULL, 1, INT32_MAX, "rows x columns of the tokens"),
     FV_TUPLE(struct lepe, window, "0", 0, INT32_MAX,
              "rows x columns of a window, 0: the side; zeros around the grid make the last ones whole"),
     FV_OPTIONS_END,
@@ -41,8 +41,6 @@ static fv_status check(const void *values)
 {
     const struct lepe *o = values;
 
-    if (o->grid.count != 2)
-        return fv_fail(FV_E_USAGE, "lepe: option 'grid': expected rows x columns, got %d items", o->grid.count);
     if (o->window.count > 2)
         return fv_fail(FV_E_USAGE, "lepe: option 'window': expected 1 or 2 items, got %d", o->window.count);
     for (int a = 0; a < 2; a++)

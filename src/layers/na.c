@@ -55,7 +55,7 @@ static fv_status check_av(const void *options)
 static int64_t size(const fv_layer_call *call, const char *name)
 {
     const fv_neighbours *n = call->options;
-    int64_t slots = 1, cells = fv_neighbours_cells(n);
+    int64_t slots = 1, cells = fv_cells_of(&n->grid);
 
     if (strcmp(name, "N") == 0) return cells;
     if (strcmp(name, "W") != 0) return fv_neighbours_size(n, name);

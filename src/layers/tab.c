@@ -12,7 +12,7 @@ struct tab {
 static const fv_option options[] = {
     FV_INT(struct tab, heads, 4, 1, INT32_MAX, "of both attentions; they divide C and Cq"),
     FV_INT(struct tab, group, 128, 1, INT32_MAX, "tokens that follow each other in sorted order"),
-    FV_TUPLE(struct tab, size, NULL, 1, INT32_MAX, "height and width of the image that the tokens are"),
+    FV_SIDES(struct tab, size, "HxW", NULL, 1, INT32_MAX, "height and width of the image that the tokens are"),
     FV_OPTIONS_END,
 };
 
@@ -73,7 +73,6 @@ static fv_status check(const void *values)
     const struct tab *o = values;
     int64_t tokens;
 
-    if (o->size.count != 2) return fv_fail(FV_E_USAGE, "tab: size: expected HxW, got %d numbers", o->size.count);
     if (!fv_mul_i64(o->size.items[0], o->size.items[1], &tokens))
         return fv_fail(FV_E_USAGE, "tab: size: an image of more than 2^63 tokens");
     return FV_OK;

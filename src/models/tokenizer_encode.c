@@ -7,6 +7,7 @@
 
 #include "base/text.h"
 #include "fovea/model.h"
+#include "ops/ranks.h"
 
 enum { TEXT_MAX = INT32_MAX / 2 };
 
@@ -78,16 +79,6 @@ static struct candidate heap_pop(struct encoder *e)
     return best;
 }
 
-/* Higher scores come first: an order-preserving map of floats to integers, upside down. */
-static uint32_t score_priority(float score)
-{
-    uint32_t bits;
-
-    score += 0.0f; /* -0 is 0 */
-    memcpy(&bits, &score, sizeof bits);
-    return ~(bits >> 31 ? ~bits : bits | 0x80000000u);
-}
-
 /* Offers the pair (left, right) if it can join. */
 static fv_status offer(struct encoder *e, int32_t left, int32_t right)
 {
@@ -106,7 +97,7 @@ static fv_status offer(struct encoder *e, int32_t left, int32_t right)
     } else {
         c.id = fv_tokenizer_find(t, e->stretch + l->start, c.length);
         if (c.id < 0) return FV_OK;
-        priority = score_priority(t->score[c.id]);
+        priority = ~fv_rank_key(t->score[c.id]); /* higher scores come first */
     }
     c.key = (uint64_t)priority << 32 | (uint32_t)left;
     return heap_push(e, c);

@@ -3,6 +3,17 @@
 #define FV_RANKS_H
 
 #include <stdint.h>
+#include <string.h>
+
+/* Orders as numbers do; -0 is 0. */
+static inline uint32_t fv_rank_key(float score)
+{
+    uint32_t bits;
+
+    score += 0.0f;
+    memcpy(&bits, &score, sizeof bits);
+    return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
 
 /* Orders by key, equal keys by falling index. */
 static inline uint64_t fv_rank(uint32_t key, int64_t index)

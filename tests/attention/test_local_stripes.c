@@ -145,7 +145,7 @@ static void csw_refusals(void **unused)
 
     (void)unused;
     assert_fails(fv_attention_new("csw", &attention), FV_E_USAGE, "'grid' must be given");
-    assert_fails(fv_attention_new("csw:grid=12", &attention), FV_E_USAGE, "rows x columns, got 1");
+    assert_fails(fv_attention_new("csw:grid=12", &attention), FV_E_USAGE, "rows x columns, got '12'");
     assert_fails(fv_attention_new("csw:grid=3x4,stripe=0", &attention), FV_E_USAGE, "stripe");
     assert_fails(fv_attention_new("csw:grid=3x4,pad=same", &attention), FV_E_USAGE, "zero or mask");
     twin_set(f, "grid", 2, 3, 4);
@@ -153,7 +153,7 @@ static void csw_refusals(void **unused)
     twin_drop(f);
     f = twin_make(1, 2, 1, 12, 12, 2, 2);
     twin_set(f, "grid", 2, 3, 5);
-    beside_refuses(f, "csw:grid=3x5", FV_E_SHAPE, "3x5 has 15 cells");
+    beside_refuses(f, "csw:grid=3x5", FV_E_SHAPE, "it has 15 cells");
     twin_set(f, "grid", 2, 3, 4);
     f->call.causal = true;
     beside_refuses(f, "csw:grid=3x4", FV_E_USAGE, "cannot be causal");
@@ -256,11 +256,11 @@ static void lga_refusals(void **unused)
 
     (void)unused;
     assert_fails(fv_attention_new("lga", &attention), FV_E_USAGE, "'grid' must be given");
-    assert_fails(fv_attention_new("lga:grid=7x7", &attention), FV_E_USAGE, "views x rows x columns, got 2");
+    assert_fails(fv_attention_new("lga:grid=7x7", &attention), FV_E_USAGE, "views x rows x columns, got '7x7'");
     assert_fails(fv_attention_new("lga:grid=2x14x10", &attention), FV_E_USAGE, "divisor of 14 rows and 10 columns");
     assert_fails(fv_attention_new("lga:grid=1x7x7,groups=0", &attention), FV_E_USAGE, "groups");
     twin_set(f, "grid", 3, 1, 7, 7);
-    beside_refuses(f, "lga:grid=1x7x7", FV_E_SHAPE, "1x7x7 does not make 12 tokens");
+    beside_refuses(f, "lga:grid=1x7x7", FV_E_SHAPE, "49 cells, but there are 12 tokens");
     twin_set(f, "grid", 3, 3, 2, 2);
     twin_set(f, "groups", 1, 2);
     f->call.causal = true;

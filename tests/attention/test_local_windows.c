@@ -187,7 +187,7 @@ static void halo_refusals(void **unused)
 
     (void)unused;
     assert_fails(fv_attention_new("halo", &attention), FV_E_USAGE, "'grid' must be given");
-    assert_fails(fv_attention_new("halo:grid=8", &attention), FV_E_USAGE, "rows x columns, got 1");
+    assert_fails(fv_attention_new("halo:grid=8", &attention), FV_E_USAGE, "rows x columns, got '8'");
     assert_fails(fv_attention_new("halo:grid=8x12", &attention), FV_E_USAGE, "divisor of 8 rows and 12 columns, got 8");
     assert_fails(fv_attention_new("halo:grid=9x9,block=3,stride=2", &attention), FV_E_USAGE, "2 needs an even block");
     assert_fails(fv_attention_new("halo:grid=8x8,stride=3", &attention), FV_E_USAGE, "stride");

@@ -102,8 +102,8 @@ static void grids_and_heads_that_do_not_fit_are_shapes(void **state)
         const char *spec, *words;
     } refused[] = {
         {"gna:grid=13,window=3", "13 cells"},
-        {"bra:grid=3x5,regions=2,top=1", "3x5 has 15 cells"},
-        {"agent:grid=3x5,agents=4", "3x5"},
+        {"bra:grid=3x5,regions=2,top=1", "it has 15 cells"},
+        {"agent:grid=3x5,agents=4", "15 cells"},
         {"sinkwin:sink=1,window=2+3+4", "one item per key-value head (2), got 3"},
         {"bra:grid=2147483647x2147483647", "cells"},
         {"gna:grid=2147483647x2147483647x2147483647,window=2", "cells"},

@@ -226,8 +226,8 @@ static void refuses(void **state)
     test_specs_refused(ctx, "paro:grid=2x2x3,qk_bits=5", &args, FV_E_USAGE, "16 or 8 or 4");
     test_specs_refused(ctx, "paro:grid=2x2x3,pv_bits=4", &args, FV_E_USAGE, "16 or 8");
     test_specs_refused(ctx, "paro:grid=2x2x3,density=0", &args, FV_E_USAGE, "density");
-    test_specs_refused(ctx, "paro:grid=2x2x4", &args, FV_E_SHAPE, "2x2x4 cells and 0 tokens before them are not 12");
-    test_specs_refused(ctx, "paro:grid=2x2x3,text=1", &args, FV_E_SHAPE, "2x2x3 cells and 1 tokens");
+    test_specs_refused(ctx, "paro:grid=2x2x4", &args, FV_E_SHAPE, "16 cells, but there are 12 tokens");
+    test_specs_refused(ctx, "paro:grid=2x2x3,text=1", &args, FV_E_SHAPE, "12 cells, but there are 11 tokens");
     test_specs_refused(ctx, "paro:grid=2147483647x2147483647x2147483647", &args, FV_E_SHAPE, "cells");
     test_specs_refused(ctx, "paro:grid=2x2x3", &grouped, FV_E_USAGE, "cannot be causal");
     grouped.causal = false;

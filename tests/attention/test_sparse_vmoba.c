@@ -333,9 +333,10 @@ static void what_cannot_be_is_refused(void **state)
     } calls[] = {
         {"vmoba", "is causal only with partition=1d,select=topk,scope=query_head", true, N, FV_E_USAGE},
         {"vmoba:select=topk", "is causal only with", true, N, FV_E_USAGE},
-        {"vmoba:partition=2d,grid=2x5x5,tile2=5x5", "2x5x5 does not hold 48 queries and 48 keys", false, N, FV_E_SHAPE},
-        {"vmoba:partition=2d,grid=3x4x4,tile2=4x4", "does not hold 48 queries and 50 keys", false, 50, FV_E_SHAPE},
-        {"vmoba:partition=3d,grid=2147483647x2147483647x2147483647,tile3=1x1x1", "does not hold", false, N, FV_E_SHAPE},
+        {"vmoba:partition=2d,grid=2x5x5,tile2=5x5", "50 cells, but there are 48 tokens", false, N, FV_E_SHAPE},
+        {"vmoba:partition=2d,grid=3x4x4,tile2=4x4", "48 cells, but there are 50 tokens", false, 50, FV_E_SHAPE},
+        {"vmoba:partition=3d,grid=2147483647x2147483647x2147483647,tile3=1x1x1", "but there are 48 tokens", false, N,
+         FV_E_SHAPE},
     };
     fv_ctx *ctx = test_ctx("cpu", 1);
     fv_attention *attention;

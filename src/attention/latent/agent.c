@@ -9,7 +9,8 @@ struct agent {
 enum { AGENTS, BIAS1, BIAS2, DWC_WEIGHT, DWC_BIAS };
 
 static const fv_option options[] = {
-    FV_TUPLE(struct agent, grid, "0x0", 0, INT32_MAX, "rows x columns of the queries, where pooled or convolved"),
+    FV_SIDES(struct agent, grid, "rows x columns", "0x0", 0, INT32_MAX,
+             "rows x columns of the queries, where pooled or convolved"),
     FV_INT(struct agent, agents, 49, 1, 1 << 20, "a perfect square: queries are pooled to so many agents"),
     FV_OPTIONS_END,
 };
@@ -44,8 +45,6 @@ static fv_status check(const void *values)
 
     if (side(o->agents) * side(o->agents) != o->agents)
         return fv_fail(FV_E_USAGE, "agent: option 'agents': expected a perfect square, got %lld", (long long)o->agents);
-    if (o->grid.count != 2)
-        return fv_fail(FV_E_USAGE, "agent: option 'grid': expected rows x columns, got %d items", o->grid.count);
     return FV_OK;
 }
 
@@ -62,10 +61,7 @@ static fv_status accept(fv_call *call)
 
     if (!given && (local || !fv_present(&call->param[AGENTS])))
         return fv_fail(FV_E_USAGE, "agent: option 'grid' must be given to %s", local ? "convolve" : "pool agents");
-    if (given && grid[0] * grid[1] != call->queries)
-        return fv_fail(FV_E_SHAPE, "agent: option 'grid': %lldx%lld has %lld cells, but there are %lld queries",
-                       (long long)grid[0], (long long)grid[1], (long long)(grid[0] * grid[1]),
-                       (long long)call->queries);
+    if (given) FV_TRY(fv_check_cells(call, &o->grid, call->queries));
     if (local && call->queries != call->keys)
         return fv_fail(FV_E_SHAPE, "agent: the convolution needs as many keys as queries, got %lld and %lld",
                        (long long)call->keys, (long long)call->queries);
@@ -88,14 +84,6 @@ static fv_status find_agents(fv_ctx *ctx, const fv_call *call, fv_tensor *agents
                                              .out_width = out});
 }
 
-/* A bias [H,n,m] for every batch. */
-static fv_tensor for_batches(const fv_tensor *bias)
-{
-    if (!fv_present(bias)) return *bias;
-    return fv_view(bias, FV_DIMS(1, bias->dims[0], bias->dims[1], bias->dims[2]),
-                   (const int64_t[]){0, bias->strides[0], bias->strides[1], bias->strides[2]}, 0);
-}
-
 static fv_status forward(fv_ctx *ctx, const fv_call *call)
 {
     const struct agent *o = call->options;
@@ -108,11 +96,11 @@ static fv_status forward(fv_ctx *ctx, const fv_call *call)
     FV_TRY(fv_tensor_new(ctx, &read, FV_F32, FV_DIMS(call->batch, call->query_heads, agents.dims[2], call->value_dim)));
     gather.q = agents;
     gather.o = read;
-    gather.logits.bias = for_batches(&param[BIAS1]);
+    gather.logits.bias = fv_expanded(&param[BIAS1], 0);
     FV_TRY(fv_attend(ctx, &gather));
     spread.k = agents;
     spread.v = read;
-    spread.logits.bias = for_batches(&param[BIAS2]);
+    spread.logits.bias = fv_expanded(&param[BIAS2], 0);
     if (!is_local(call)) return fv_attend(ctx, &spread);
     FV_TRY(fv_tensor_new(ctx, &spread.o, FV_F32, 4, call->o.dims));
     FV_TRY(fv_attend(ctx, &spread));

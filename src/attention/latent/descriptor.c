@@ -19,7 +19,8 @@ enum { Q_NORM_WEIGHT, Q_NORM_BIAS, K_NORM_WEIGHT, K_NORM_BIAS };
 static const char *const compressions[] = {"bilinear", "mean", "nearest", NULL};
 
 static const fv_option options[] = {
-    FV_TUPLE(struct descriptor, grid, NULL, 1, INT32_MAX, "frames x rows x columns of patches"),
+    FV_SIDES(struct descriptor, grid, "frames x rows x columns", NULL, 1, INT32_MAX,
+             "frames x rows x columns of patches"),
     FV_INT(struct descriptor, special, 5, 0, INT32_MAX, "tokens of a frame before its patches"),
     FV_INT(struct descriptor, ratio, 4, 1, INT32_MAX, "how many times fewer descriptors than patches, on each side"),
     FV_ENUM(struct descriptor, compress, "bilinear", compressions, "how descriptors are made of patches"),
@@ -88,9 +89,6 @@ static fv_status check(const void *values)
     const fv_list *keyframes = &o->keyframes;
     int64_t patches;
 
-    if (o->grid.count != 3)
-        return fv_fail(FV_E_USAGE, "descriptor: option 'grid': expected frames x rows x columns, got %d items",
-                       o->grid.count);
     if (o->ratio > fv_min(grid[1], grid[2]))
         return fv_fail(FV_E_USAGE, "descriptor: option 'ratio': expected at most the %lld patches of a side, got %lld",
                        (long long)fv_min(grid[1], grid[2]), (long long)o->ratio);
@@ -203,12 +201,9 @@ static fv_status make_rows(fv_ctx *ctx, const fv_call *call, const struct shape 
         at += s->patches;
     }
     FV_TRY(find_sources(ctx, o, s, &x, &sources));
-    sources = fv_view(&sources, FV_DIMS(B, Hkv, s->sources, s->tokens, C),
-                      (const int64_t[]){sources.strides[0], sources.strides[1], s->tokens * sources.strides[2],
-                                        sources.strides[2], sources.strides[3]},
-                      0);
-    place = fv_view(out, FV_DIMS(B, Hkv, s->sources, s->kept, C),
-                    (const int64_t[]){out->strides[0], out->strides[1], s->kept * C, C, 1}, at * C);
+    sources = fv_parted(&sources, 2, s->tokens);
+    place = fv_slice(out, 2, at, s->sources * s->kept);
+    place = fv_parted(&place, 2, s->kept);
     return compress(ctx, o, s, &sources, &place);
 }
 

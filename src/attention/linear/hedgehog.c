@@ -62,7 +62,7 @@ static fv_status project(fv_ctx *ctx, int64_t heads, const fv_tensor *x, const f
         FV_TRY(fv_gemm(ctx, &(fv_gemm_args){.a = wide, .b = *weight, .c = *y}));
     }
     if (!fv_present(bias)) return FV_OK;
-    b = fv_view(bias, FV_DIMS(heads, 1, bias->dims[1]), (const int64_t[]){bias->strides[0], 0, bias->strides[1]}, 0);
+    b = fv_expanded(bias, 1);
     sum = *y;
     FV_TRY(fv_tensor_new(ctx, y, FV_F32, 4, sum.dims));
     return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_ADD, .x = sum, .y = b, .out = *y});

@@ -14,7 +14,7 @@ enum { LEPE_WEIGHT, LEPE_BIAS };
 static const char *const pads[] = {"zero", "mask", NULL};
 
 static const fv_option options[] = {
-    FV_TUPLE(struct csw, grid, NULL, 1, INT32_MAX, "rows x columns of the tokens"),
+    FV_SIDES(struct csw, grid, "rows x columns", NULL, 1, INT32_MAX, "rows x columns of the tokens"),
     FV_INT(struct csw, stripe, 7, 1, INT32_MAX, "columns, or rows, of a stripe; at most those there are"),
     FV_ENUM(struct csw, pad, "zero", pads,
             "what fills up the outermost stripes: keys and values of zeros, or nothing that is seen"),
@@ -27,24 +27,12 @@ static const fv_param params[] = {
     {0},
 };
 
-static fv_status check(const void *values)
-{
-    const struct csw *o = values;
-
-    if (o->grid.count == 2) return FV_OK;
-    return fv_fail(FV_E_USAGE, "csw: option 'grid': expected rows x columns, got %d items", o->grid.count);
-}
-
 static fv_status accept(fv_call *call)
 {
-    const int64_t *grid = ((const struct csw *)call->options)->grid.items;
-
     if (call->query_heads % 2 != 0)
         return fv_fail(FV_E_SHAPE, "csw: expected an even number of query heads, got %lld",
                        (long long)call->query_heads);
-    if (grid[0] * grid[1] == call->queries) return FV_OK;
-    return fv_fail(FV_E_SHAPE, "csw: option 'grid': %lldx%lld has %lld cells, but there are %lld tokens",
-                   (long long)grid[0], (long long)grid[1], (long long)(grid[0] * grid[1]), (long long)call->queries);
+    return fv_check_cells(call, &((const struct csw *)call->options)->grid, call->queries);
 }
 
 /* ---- stripes ----------------------------------------------------------------------------------------------------- */
@@ -198,7 +186,6 @@ const fv_mechanism fv_mechanism_csw = {
     .options = options,
     .options_size = sizeof(struct csw),
     .params = params,
-    .check = check,
     .accept = accept,
     .forward = forward,
     .map = map,

@@ -58,7 +58,6 @@ static fv_status accept(fv_call *call)
     const struct gna *o = call->options;
     const fv_neighbours *n = &o->windows;
     const char *name = call->mechanism->name;
-    int64_t cells = fv_neighbours_cells(n);
     bool all_causal = true, strided = false;
 
     for (int a = 0; a < n->grid.count; a++) {
@@ -71,9 +70,8 @@ static fv_status accept(fv_call *call)
     FV_TRY(fv_neighbours_check_bias(name, n, call->causal, &call->param[RPB]));
     if (call->decoding && strided && o->tail_leader == TAIL_CLIPPED)
         return fv_fail(FV_E_USAGE, "%s: decoding with stride > 1 needs tail_leader=unclipped", name);
-    if (call->decoding ? call->keys <= cells : call->keys == cells) return FV_OK;
-    return fv_fail(FV_E_SHAPE, "%s: option 'grid': the grid has %lld cells, but there are %lld tokens", name,
-                   (long long)cells, (long long)call->keys);
+    if (call->decoding && call->keys <= fv_cells_of(&n->grid)) return FV_OK;
+    return fv_check_cells(call, &n->grid, call->keys);
 }
 
 static void fill_plan(const fv_call *call, fv_plan *plan)

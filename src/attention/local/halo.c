@@ -17,7 +17,8 @@ static const char *const forms[] = {"halves", "sum", NULL};
 static const char *const pads[] = {"zero", "mask", NULL};
 
 static const fv_option options[] = {
-    FV_TUPLE(struct halo, grid, NULL, 1, INT32_MAX, "rows x columns of the keys; the block divides both"),
+    FV_SIDES(struct halo, grid, "rows x columns", NULL, 1, INT32_MAX,
+             "rows x columns of the keys; the block divides both"),
     FV_INT(struct halo, block, 8, 1, INT32_MAX, "rows and columns of a block of queries"),
     FV_INT(struct halo, halo, 3, 0, INT32_MAX / 4, "rows and columns around it that are read too"),
     FV_INT(struct halo, stride, 1, 1, 2, "2: queries are every second row and column of each block"),
@@ -42,8 +43,6 @@ static fv_status check(const void *values)
     const int64_t *grid = o->grid.items;
     int64_t cells;
 
-    if (o->grid.count != 2)
-        return fv_fail(FV_E_USAGE, "halo: option 'grid': expected rows x columns, got %d items", o->grid.count);
     if (grid[0] % o->block != 0 || grid[1] % o->block != 0)
         return fv_fail(FV_E_USAGE, "halo: option 'block': expected a divisor of %lld rows and %lld columns, got %lld",
                        (long long)grid[0], (long long)grid[1], (long long)o->block);

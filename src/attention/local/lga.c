@@ -15,7 +15,7 @@ enum { AXES = 3 }; /* views, rows, columns */
 static const char *const groupings[] = {"strided", "short", NULL};
 
 static const fv_option options[] = {
-    FV_TUPLE(struct lga, grid, NULL, 1, INT32_MAX, "views x rows x columns of the tokens"),
+    FV_SIDES(struct lga, grid, "views x rows x columns", NULL, 1, INT32_MAX, "views x rows x columns of the tokens"),
     FV_INT(struct lga, groups, 7, 1, INT32_MAX, "groups on each side, which it divides; 1: one, of all tokens"),
     FV_ENUM(struct lga, grouping, "strided", groupings,
             "strided: a group is every groups-th row and column; short: a patch of rows and columns"),
@@ -33,8 +33,6 @@ static fv_status check(const void *values)
     const struct lga *o = values;
     const int64_t *grid = o->grid.items;
 
-    if (o->grid.count != AXES)
-        return fv_fail(FV_E_USAGE, "lga: option 'grid': expected views x rows x columns, got %d items", o->grid.count);
     if (grid[1] % o->groups == 0 && grid[2] % o->groups == 0) return FV_OK;
     return fv_fail(FV_E_USAGE, "lga: option 'groups': expected a divisor of %lld rows and %lld columns, got %lld",
                    (long long)grid[1], (long long)grid[2], (long long)o->groups);
@@ -42,12 +40,7 @@ static fv_status check(const void *values)
 
 static fv_status accept(fv_call *call)
 {
-    const int64_t *grid = ((const struct lga *)call->options)->grid.items;
-    int64_t cells = grid[1] * grid[2];
-
-    if (fv_mul_i64(cells, grid[0], &cells) && cells == call->queries) return FV_OK;
-    return fv_fail(FV_E_SHAPE, "lga: option 'grid': %lldx%lldx%lld does not make %lld tokens", (long long)grid[0],
-                   (long long)grid[1], (long long)grid[2], (long long)call->queries);
+    return fv_check_cells(call, &((const struct lga *)call->options)->grid, call->queries);
 }
 
 /* A group is a window of its own: whole groups share it. */

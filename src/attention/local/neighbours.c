@@ -12,15 +12,6 @@ int64_t fv_neighbours_window(const fv_neighbours *n, int axis)
     return window ? window : n->grid.items[axis];
 }
 
-int64_t fv_neighbours_cells(const fv_neighbours *n)
-{
-    int64_t product = 1;
-
-    for (int a = 0; a < n->grid.count; a++)
-        if (!fv_mul_i64(product, n->grid.items[a], &product)) return INT64_MAX;
-    return product;
-}
-
 int64_t fv_neighbours_size(const fv_neighbours *n, const char *name)
 {
     int axis = name[0] == 'R' ? name[1] - '0' : FV_NEIGHBOURS_AXES;
@@ -57,7 +48,7 @@ fv_status fv_neighbours_check(const char *name, const fv_neighbours *n)
 fv_status fv_neighbours_check_bias(const char *name, const fv_neighbours *n, bool causal, const fv_tensor *bias)
 {
     if (!fv_present(bias)) return FV_OK;
-    if (bias->rank != 1 + n->grid.count || fv_neighbours_cells(n) > INT32_MAX / 8)
+    if (bias->rank != 1 + n->grid.count || fv_cells_of(&n->grid) > INT32_MAX / 8)
         return fv_fail(FV_E_SHAPE, "%s: param 'rpb': expected %d axes after the heads, as the grid has, got %s", name,
                        n->grid.count, fv_shape_text(bias));
     for (int a = 0; a < n->grid.count; a++) {

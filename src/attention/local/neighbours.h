@@ -31,7 +31,6 @@ static inline int64_t fv_neighbours_on_axis(const fv_tuple *tuple, int axis)
 
 int64_t fv_neighbours_stride(const fv_neighbours *n, int axis);
 int64_t fv_neighbours_window(const fv_neighbours *n, int axis);
-int64_t fv_neighbours_cells(const fv_neighbours *n); /* of the grid; INT64_MAX: too many */
 /* R0, R1, R2 of the bias; -1: another name. */
 int64_t fv_neighbours_size(const fv_neighbours *n, const char *name);
 

@@ -11,7 +11,7 @@ struct bra {
 enum { LEPE_WEIGHT, LEPE_BIAS };
 
 static const fv_option options[] = {
-    FV_TUPLE(struct bra, grid, NULL, 1, INT32_MAX, "rows x columns of the tokens"),
+    FV_SIDES(struct bra, grid, "rows x columns", NULL, 1, INT32_MAX, "rows x columns of the tokens"),
     FV_INT(struct bra, regions, 7, 1, 1 << 15, "regions per side; the last ones may be smaller, or not there"),
     FV_INT(struct bra, top, 4, 1, 1 << 30, "regions each region reads"),
     FV_FLOAT(struct bra, route_scale, 1, 1e-30, 1e30, "factor of the routing scores"),
@@ -24,21 +24,9 @@ static const fv_param params[] = {
     {0},
 };
 
-static fv_status check(const void *values)
-{
-    const struct bra *o = values;
-
-    if (o->grid.count == 2) return FV_OK;
-    return fv_fail(FV_E_USAGE, "bra: option 'grid': expected rows x columns, got %d items", o->grid.count);
-}
-
 static fv_status accept(fv_call *call)
 {
-    const int64_t *grid = ((const struct bra *)call->options)->grid.items;
-
-    if (grid[0] * grid[1] == call->queries) return FV_OK;
-    return fv_fail(FV_E_SHAPE, "bra: option 'grid': %lldx%lld has %lld cells, but there are %lld tokens",
-                   (long long)grid[0], (long long)grid[1], (long long)(grid[0] * grid[1]), (long long)call->queries);
+    return fv_check_cells(call, &((const struct bra *)call->options)->grid, call->queries);
 }
 
 /* ---- regions ---------------------------------------------------------------------------------------------------- */
@@ -156,7 +144,6 @@ const fv_mechanism fv_mechanism_bra = {
     .options = options,
     .options_size = sizeof(struct bra),
     .params = params,
-    .check = check,
     .accept = accept,
     .forward = forward,
     .counts = true,

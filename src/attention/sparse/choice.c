@@ -276,15 +276,35 @@ static fv_status attend_by_block(fv_ctx *ctx, const fv_call *call, const fv_choi
 
 /* ---- attention -------------------------------------------------------------------------------------------------- */
 
-static fv_status attend_part(fv_ctx *ctx, const fv_call *part, const fv_choice *choice, bool by_block)
+/* What is attended to, and whether the loops are turned round. */
+struct attending {
+    const fv_call *call;
+    const fv_choice *choice;
+    bool turned;
+};
+
+/* Queries from .. of what was chosen, or given, for each of a call. */
+static fv_tensor rows_of(const fv_tensor *x, int64_t from, int64_t count)
 {
+    return fv_present(x) ? fv_slice(x, 2, from, count) : *x;
+}
+
+static fv_status attend_part(fv_ctx *ctx, const fv_call *part, void *user)
+{
+    const struct attending *a = user;
+    int64_t from = part->offset - a->call->offset, count = part->queries;
     fv_plan plan = {.causal = part->causal, .offset = part->offset};
     fv_attend_args attend = fv_call_attend(part, &plan);
+    fv_choice choice = *a->choice;
 
-    FV_TRY_CHOOSING(ctx, fv_choice_plan(ctx, part, choice, &plan));
-    if (!by_block) return fv_attend_counted(ctx, part, &attend);
+    choice.index = rows_of(&choice.index, from, count);
+    choice.mask = rows_of(&choice.mask, from, count);
+    choice.weight = rows_of(&choice.weight, from, count);
+    choice.gate = rows_of(&choice.gate, from, count);
+    FV_TRY_CHOOSING(ctx, fv_choice_plan(ctx, part, &choice, &plan));
+    if (!a->turned) return fv_attend_counted(ctx, part, &attend);
     FV_TRY(fv_count_pairs(ctx, part, &plan, part->keys));
-    return attend_by_block(ctx, part, choice, &plan);
+    return attend_by_block(ctx, part, &choice, &plan);
 }
 
 /* Blocks that a query chose, rounded up from their mean where their number varies. */
@@ -302,24 +322,10 @@ fv_status fv_choice_attend(fv_ctx *ctx, const fv_call *call, const fv_choice *ch
 {
     int64_t lists = choice->init + choice->tail / choice->block + 2 + chosen_by_query(choice);
     int64_t row = call->batch * call->query_heads * (call->value_dim + 1) * 4 * lists; /* bytes of one query */
-    bool turned = by_block || is_given(choice);
-    int64_t step = turned ? fv_clamp(PART_BYTES / row, 64, call->queries) : call->queries;
+    struct attending attending = {call, choice, by_block || is_given(choice)};
+    int64_t step = attending.turned ? fv_clamp(PART_BYTES / row, 64, call->queries) : call->queries;
 
-    /* the last ones first: they take most memory, and the others do with that */
-    for (int64_t end = call->queries, count; end > 0; end -= count) {
-        count = end % step ? end % step : step;
-        int64_t from = end - count;
-        fv_call part = fv_call_rows(call, from, count);
-        fv_choice chosen = *choice;
-        if (fv_present(&choice->mask))
-            chosen.mask = fv_slice(&choice->mask, 2, from, count);
-        else
-            chosen.index = fv_slice(&choice->index, 2, from, count);
-        if (fv_present(&choice->weight)) chosen.weight = fv_slice(&choice->weight, 2, from, count);
-        if (fv_present(&choice->gate)) chosen.gate = fv_slice(&choice->gate, 2, from, count);
-        FV_TRY_SCRATCH(ctx, attend_part(ctx, &part, &chosen, turned));
-    }
-    return FV_OK;
+    return fv_run_stretches(ctx, call, step, attend_part, &attending);
 }
 
 fv_status fv_choice_forward(fv_ctx *ctx, const fv_call *call, fv_choose_fn *choose)

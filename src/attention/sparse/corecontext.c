@@ -46,24 +46,6 @@ static int64_t kept(const fv_call *call, int kind, int64_t keys, int64_t *width)
 
 /* ---- pooling ---------------------------------------------------------------------------------------------------- */
 
-/* The mean of `rows` neighbours in dim 2 of x, seen as [B,heads,rows,..]; flat. */
-static fv_status average(fv_ctx *ctx, fv_tensor x, int64_t B, int64_t heads, int64_t rows, fv_tensor *mean)
-{
-    int64_t n = fv_tensor_count(&x) / (B * heads * rows);
-
-    FV_TRY(fv_tensor_new(ctx, mean, FV_F32, FV_DIMS(B, heads, 1, n)));
-    return fv_pool_rows(ctx,
-                        &(fv_pool_args){.x = fv_reshaped(&x, FV_DIMS(B, heads, rows, n)), .out = *mean, .block = rows});
-}
-
-static fv_status equal_weights(fv_ctx *ctx, int64_t heads, int64_t group, fv_tensor *weights)
-{
-    FV_TRY(fv_tensor_new(ctx, weights, FV_F32, FV_DIMS(1, 1, 1, heads, group)));
-    for (int64_t n = 0; n < heads * group; n++)
-        ((float *)weights->data)[n] = 1 / (float)group;
-    return FV_OK;
-}
-
 /* Weights [B|1,Hkv|1,C|1,pooled heads,group] of the tokens of groups from .. from+C-1, whose keys are k
  * [B,Hkv,C,group,D]. */
 static fv_status weigh(fv_ctx *ctx, const fv_call *call, const fv_tensor *k, int64_t from, fv_tensor *weights)
@@ -72,9 +54,12 @@ static fv_status weigh(fv_ctx *ctx, const fv_call *call, const fv_tensor *k, int
     int64_t B = call->batch, Hkv = call->key_heads, members = call->query_heads / Hkv, g = o->group, C = k->dims[2];
     int64_t first = (from + 1) * g - 1 - call->offset; /* the query of the first group's last token */
     const int64_t *s = call->q.strides;
-    fv_tensor q, logits;
+    fv_tensor q, logits, means;
 
-    if (o->pool == POOL_MEAN || call->scale == 0) return equal_weights(ctx, pooled_heads(call), g, weights);
+    if (o->pool == POOL_MEAN || call->scale == 0) {
+        FV_TRY(fv_tensor_new(ctx, weights, FV_F32, FV_DIMS(1, 1, 1, pooled_heads(call), g)));
+        return fv_fill(ctx, weights, 1 / (float)g);
+    }
     if (first < 0)
         return fv_fail(FV_E_UNSUPPORTED,
                        "corecontext: pools tokens by a query of theirs, but it came before this chunk");
@@ -85,9 +70,11 @@ static fv_status weigh(fv_ctx *ctx, const fv_call *call, const fv_tensor *k, int
     FV_TRY(fv_gemm(ctx, &(fv_gemm_args){.a = q, .b = fv_transposed(k), .c = logits}));
     FV_TRY(fv_softmax(ctx, &(fv_softmax_args){.x = logits, .out = *weights, .scale = call->scale}));
     if (o->pool == POOL_PER_HEAD) return FV_OK;
-    FV_TRY(average(ctx, *weights, B, Hkv * C, members, weights));
-    if (o->pool == POOL_ALL_HEADS) FV_TRY(average(ctx, *weights, B, 1, Hkv, weights));
-    *weights = fv_reshaped(weights, FV_DIMS(B, o->pool == POOL_ALL_HEADS ? 1 : Hkv, C, 1, g));
+    FV_TRY(fv_tensor_new(ctx, &means, FV_F32, FV_DIMS(B, Hkv, C, g)));
+    FV_TRY(fv_pool_rows(
+        ctx, &(fv_pool_args){.x = *weights, .out = fv_reshaped(&means, FV_DIMS(B, Hkv, C, 1, g)), .block = members}));
+    FV_TRY(fv_pool_heads(ctx, FV_POOL_MEAN, &means, o->pool == POOL_ALL_HEADS ? 1 : Hkv, &means));
+    *weights = fv_reshaped(&means, FV_DIMS(B, means.dims[1], C, 1, g));
     return FV_OK;
 }
 
@@ -99,35 +86,26 @@ static fv_status groups_of(fv_ctx *ctx, const fv_call *call, const fv_tensor *x,
     fv_tensor stored = fv_slice(x, 2, from * g, C * g), rows;
 
     FV_TRY(fv_as_f32(ctx, &stored, &rows));
-    *groups = fv_view(
-        &rows, FV_DIMS(call->batch, call->key_heads, C, g, x->dims[3]),
-        (const int64_t[]){rows.strides[0], rows.strides[1], rows.strides[2] * g, rows.strides[2], rows.strides[3]}, 0);
+    *groups = fv_parted(&rows, 2, g);
     return FV_OK;
 }
 
 static fv_status pool_rows(fv_ctx *ctx, const fv_call *call, int64_t from, const fv_tensor *out)
 {
-    int64_t B = call->batch, Hkv = call->key_heads, P = pooled_heads(call), C = out->dims[2];
     int64_t D = call->head_dim, Dv = call->value_dim;
-    const int64_t *s = out->strides, strides[] = {s[0], s[1], s[2], D + Dv, 1};
-    fv_tensor k, v, weights;
+    fv_tensor pooled = fv_parted(out, 3, D + Dv), k, v, weights;
 
-    FV_TRY(groups_of(ctx, call, &call->k, from, C, &k));
-    FV_TRY(groups_of(ctx, call, &call->v, from, C, &v));
+    FV_TRY(groups_of(ctx, call, &call->k, from, out->dims[2], &k));
+    FV_TRY(groups_of(ctx, call, &call->v, from, out->dims[2], &v));
     FV_TRY(weigh(ctx, call, &k, from, &weights));
-    FV_TRY(
-        fv_gemm(ctx, &(fv_gemm_args){.a = weights, .b = k, .c = fv_view(out, FV_DIMS(B, Hkv, C, P, D), strides, 0)}));
-    return fv_gemm(ctx,
-                   &(fv_gemm_args){.a = weights, .b = v, .c = fv_view(out, FV_DIMS(B, Hkv, C, P, Dv), strides, D)});
+    FV_TRY(fv_gemm(ctx, &(fv_gemm_args){.a = weights, .b = k, .c = fv_slice(&pooled, 4, 0, D)}));
+    return fv_gemm(ctx, &(fv_gemm_args){.a = weights, .b = v, .c = fv_slice(&pooled, 4, D, Dv)});
 }
 
 static fv_status make_rows(fv_ctx *ctx, const fv_call *call, int64_t from, const fv_tensor *out)
 {
-    fv_phase before = fv_phase_enter(ctx, FV_PHASE_SCORE);
-    fv_status status = pool_rows(ctx, call, from, out);
-
-    fv_phase_enter(ctx, before);
-    return status;
+    FV_TRY_PHASE(ctx, FV_PHASE_SCORE, pool_rows(ctx, call, from, out));
+    return FV_OK;
 }
 
 /* ---- attention -------------------------------------------------------------------------------------------------- */
@@ -154,11 +132,9 @@ static fv_status cut(fv_ctx *ctx, const fv_call *call, fv_plan *pooled, fv_plan 
 /* Every `step`-th head of x [B,H,N,..] from `first` on. */
 static fv_tensor some_heads(const fv_tensor *x, int64_t first, int64_t step)
 {
-    fv_tensor heads = *x;
+    fv_tensor groups = fv_parted(x, 1, step);
 
-    heads.dims[1] /= step;
-    heads.strides[1] *= step;
-    return fv_view(&heads, heads.rank, heads.dims, heads.strides, first * x->strides[1]);
+    return fv_picked(&groups, 2, first);
 }
 
 /* Attention to pooled rows [B,Hkv,read,width]; the query heads that have rows of their own, one of each group at a
@@ -169,42 +145,36 @@ static fv_status attend_pooled(fv_ctx *ctx, const fv_call *call, const fv_plan *
     int64_t P = pooled_heads(call), D = call->head_dim, Dv = call->value_dim;
 
     for (int64_t p = 0; p < P; p++)
-        FV_TRY(fv_attend(ctx, &(fv_attend_args){.q = some_heads(&call->q, p, P),
-                                                .k = fv_slice(rows, 3, p * (D + Dv), D),
-                                                .v = fv_slice(rows, 3, p * (D + Dv) + D, Dv),
-                                                .o = some_heads(o, p, P),
-                                                .lse = some_heads(lse, p, P),
-                                                .plan = plan,
-                                                .logits = fv_call_logits(call)}));
+        FV_TRY(fv_attend_counted(ctx, call,
+                                 &(fv_attend_args){.q = some_heads(&call->q, p, P),
+                                                   .k = fv_slice(rows, 3, p * (D + Dv), D),
+                                                   .v = fv_slice(rows, 3, p * (D + Dv) + D, Dv),
+                                                   .o = some_heads(o, p, P),
+                                                   .lse = some_heads(lse, p, P),
+                                                   .plan = plan,
+                                                   .logits = fv_call_logits(call)}));
     return FV_OK;
 }
 
-static fv_status attend_both(fv_ctx *ctx, const fv_call *call, const fv_tensor *rows)
+static fv_status attend_both(fv_ctx *ctx, const fv_call *call, void *rows)
 {
     const struct corecontext *o = call->options;
-    int64_t B = call->batch, H = call->query_heads, N = call->queries, read;
-    fv_attend_args attend = {
-        .q = call->q, .k = call->k, .v = call->v, .o = call->o, .lse = call->lse, .logits = fv_call_logits(call)};
-    fv_merge_args merge = {.parts = 2, .o = call->o, .lse = call->lse};
+    int64_t read;
+    fv_merge_args merge;
     fv_tensor used, biased;
-    fv_plan pooled, raw;
+    fv_plan pooled, raw = {0};
+    fv_attend_args attend = fv_call_attend(call, &raw);
 
     FV_TRY(cut(ctx, call, &pooled, &raw, &read));
-    attend.plan = &raw;
-    FV_TRY(fv_count_pairs(ctx, call, &raw, call->keys));
-    if (read == 0) return fv_attend(ctx, &attend);
-    FV_TRY(fv_count_pairs(ctx, call, &pooled, read));
-    for (int part = 0; part < 2; part++) {
-        FV_TRY(fv_tensor_new(ctx, &merge.o_part[part], FV_F32, 4, call->o.dims));
-        FV_TRY(fv_tensor_new(ctx, &merge.lse_part[part], FV_F32, FV_DIMS(B, H, N)));
-    }
+    if (read == 0) return fv_attend_counted(ctx, call, &attend);
+    FV_TRY(fv_call_merge(ctx, call, 2, &merge));
     used = fv_slice(rows, 2, 0, read);
     FV_TRY(attend_pooled(ctx, call, &pooled, &used, &merge.o_part[0], &merge.lse_part[0]));
     attend.o = merge.o_part[1];
     attend.lse = merge.lse_part[1];
-    FV_TRY(fv_attend(ctx, &attend));
+    FV_TRY(fv_attend_counted(ctx, call, &attend));
     if (o->log_bias) { /* the same for all of its logits */
-        FV_TRY(fv_tensor_new(ctx, &biased, FV_F32, FV_DIMS(B, H, N)));
+        FV_TRY(fv_tensor_new(ctx, &biased, FV_F32, 3, call->o.dims));
         FV_TRY(fv_map_apply(
             ctx,
             &(fv_map_args){.op = FV_MAP_COPY, .x = merge.lse_part[0], .out = biased, .beta = logf((float)o->group)}));
@@ -213,30 +183,15 @@ static fv_status attend_both(fv_ctx *ctx, const fv_call *call, const fv_tensor *
     return fv_merge(ctx, &merge);
 }
 
-/* So many queries at a time that what is merged stays in cache; the last ones first, as they take most memory. */
+/* So many queries at a time that what is merged stays in cache. */
 static fv_status forward(fv_ctx *ctx, const fv_call *call)
 {
     int64_t groups = call->keys / ((const struct corecontext *)call->options)->group;
-    int64_t row = 2 * call->batch * call->query_heads * (call->value_dim + 1) * (int64_t)sizeof(float), step;
-    fv_status status = FV_OK;
+    int64_t row = 2 * call->batch * call->query_heads * (call->value_dim + 1) * (int64_t)sizeof(float);
     fv_tensor rows;
 
     FV_TRY(fv_keep(ctx, call, kept, 0, groups, make_rows, &rows));
-    step = fv_round_up(fv_max(PART_BYTES / row, 256), 64);
-    for (int64_t end = call->queries, count; end > 0 && status == FV_OK; end -= count) {
-        count = end % step ? end % step : step;
-        int64_t from = end - count;
-        fv_mark mark = fv_scratch_mark(ctx);
-        fv_call part = *call;
-        part.queries = count;
-        part.offset = call->offset + from;
-        part.q = fv_slice(&call->q, 2, from, count);
-        part.o = fv_slice(&call->o, 2, from, count);
-        if (fv_present(&call->lse)) part.lse = fv_slice(&call->lse, 2, from, count);
-        status = attend_both(ctx, &part, &rows);
-        fv_scratch_release(ctx, mark);
-    }
-    return status;
+    return fv_run_stretches(ctx, call, fv_round_up(fv_max(PART_BYTES / row, 256), 64), attend_both, &rows);
 }
 
 /* --plan is the tokens that are read as they are. */

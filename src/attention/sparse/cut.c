@@ -52,16 +52,6 @@ static void take(const fv_choice *choice, int64_t b, int64_t h, int64_t i, int64
     *byte |= (uint8_t)(1 << block % 8);
 }
 
-/* Orders as scores do. */
-static uint32_t key_of(float score)
-{
-    uint32_t bits;
-
-    score += 0.0f; /* -0 is 0 */
-    memcpy(&bits, &score, sizeof bits);
-    return bits >> 31 ? ~bits : bits | 0x80000000u;
-}
-
 /* ---- scopes of one query ---------------------------------------------------------------------------------------- */
 
 struct rows {
@@ -73,7 +63,7 @@ struct rows {
 /* The smallest rank is that of the largest score. */
 static uint64_t rank_of(float score, int64_t block)
 {
-    return ~fv_rank(key_of(score), block);
+    return ~fv_rank(fv_rank_key(score), block);
 }
 
 static void take_share(const struct cutting *c, int64_t b, int64_t h, int64_t i, uint64_t *heap)
@@ -202,7 +192,7 @@ static void fill_bins(void *user, int64_t index, int thread)
             const float *row = fv_at(c->scores, p.b, h, i, 0);
             int64_t own = own_block(c, i);
             for (int64_t block = p.block; block < p.block + p.blocks; block++) {
-                uint32_t key = key_of(row[block]);
+                uint32_t key = fv_rank_key(row[block]);
                 double weight = c->cut->top ? 1 : (double)((row[block] - s->low) * factor);
                 if ((c->level > 0 && ((key ^ s->key) >> shift >> BITS)) || isnan(row[block])) continue;
                 if (c->level == 0) s->total += weight;
@@ -272,7 +262,7 @@ static void take_plane(void *user, int64_t plane, int thread)
         int64_t own = own_block(c, i);
         for (int64_t block = 0; block < c->blocks; block++) {
             const struct scope *s = scope_of(c, b, h, block);
-            uint32_t key = key_of(row[block]);
+            uint32_t key = fv_rank_key(row[block]);
             bool cut = !s->all && !s->none && key == s->key && block != own && !isnan(row[block]);
             if (c->level == LEVELS) {
                 ties[block] += cut;

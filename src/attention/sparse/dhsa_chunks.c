@@ -42,14 +42,13 @@ static int64_t chunk_before(const struct choosing *c, int64_t end)
     return low;
 }
 
-/* Rows from .. of the batch's keys, averaged over heads, and pooled to out [1,1,cells,D]. */
-static fv_status pool_keys(fv_ctx *ctx, const struct choosing *c, int64_t from, int64_t count, const int64_t *start,
-                           const fv_tensor *out)
+/* Rows start[n] .. start[n+1] of x [B,Hx,R,D], averaged over heads, and pooled to out [B,1,cells,D]. */
+static fv_status pool(fv_ctx *ctx, const struct fv_dhsa *o, const fv_tensor *x, const int64_t *start,
+                      const fv_tensor *out)
 {
-    const struct fv_dhsa *o = c->call->options;
-    fv_tensor batch = fv_slice(&c->call->k, 0, c->batch, 1), rows = fv_slice(&batch, 2, from, count), plain, mean;
+    fv_tensor plain, mean;
 
-    FV_TRY(fv_as_f32(ctx, &rows, &plain));
+    FV_TRY(fv_as_f32(ctx, x, &plain));
     FV_TRY(fv_pool_heads(ctx, FV_POOL_MEAN, &plain, 1, &mean));
     return fv_pool_rows(
         ctx, &(fv_pool_args){
@@ -61,7 +60,7 @@ static fv_status summarise(fv_ctx *ctx, struct choosing *c)
     const fv_call *call = c->call;
     const struct fv_dhsa *o = call->options;
     int64_t D = call->head_dim, whole = c->equal ? call->keys / o->chunk : c->chunks;
-    fv_tensor out;
+    fv_tensor keys = fv_slice(&call->k, 0, c->batch, 1), rows, out;
 
     FV_TRY(fv_tensor_zeros(ctx, &c->summary, FV_F32, FV_DIMS(1, 1, c->chunks + c->groups->blocks, D)));
     out = fv_slice(&c->summary, 2, 0, whole);
@@ -69,13 +68,15 @@ static fv_status summarise(fv_ctx *ctx, struct choosing *c)
         fv_tensor means = fv_slice(&c->means, 0, c->batch, 1);
         FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = means, .out = out}));
     } else if (whole > 0) {
-        FV_TRY(pool_keys(ctx, c, 0, c->start[whole], c->start, &out));
+        rows = fv_slice(&keys, 2, 0, c->start[whole]);
+        FV_TRY(pool(ctx, o, &rows, c->start, &out));
     }
     for (int64_t i = 0; i < c->groups->blocks; i++) {
         int64_t end = fv_dhsa_keys(call, c->groups, i), chunk = chunk_before(c, end), from = c->start[chunk];
         if (c->start[chunk + 1] == end) continue;
         out = fv_slice(&c->summary, 2, c->chunks + i, 1);
-        FV_TRY(pool_keys(ctx, c, from, end - from, (const int64_t[]){0, end - from}, &out));
+        rows = fv_slice(&keys, 2, from, end - from);
+        FV_TRY(pool(ctx, o, &rows, (const int64_t[]){0, end - from}, &out));
     }
     return FV_OK;
 }
@@ -145,7 +146,7 @@ static fv_status cut_chunks(fv_ctx *ctx, const fv_tensor *logits, struct choosin
     int64_t *start;
 
     if (fv_present(logits)) {
-        fv_tensor row = fv_view(logits, 1, &call->keys, &logits->strides[1], c->batch * logits->strides[0]);
+        fv_tensor row = fv_picked(logits, 0, c->batch);
         return fv_dhsa_suppress(ctx,
                                 &(fv_dhsa_suppression){.threshold = o->threshold,
                                                        .half_width = o->half_width,
@@ -160,20 +161,6 @@ static fv_status cut_chunks(fv_ctx *ctx, const fv_tensor *logits, struct choosin
         start[n] = c->equal ? n * o->chunk : fv_dhsa_boundary(call, n);
     c->start = start;
     return FV_OK;
-}
-
-/* Mean (or largest) queries [B,1,blocks,D], of those averaged over heads. */
-static fv_status pool_queries(fv_ctx *ctx, const fv_call *call, const struct fv_dhsa_groups *g, fv_tensor *out)
-{
-    const struct fv_dhsa *o = call->options;
-    fv_tensor mean;
-
-    FV_TRY(fv_pool_heads(ctx, FV_POOL_MEAN, &call->q, 1, &mean));
-    FV_TRY(fv_tensor_new(ctx, out, FV_F32, FV_DIMS(call->batch, 1, g->blocks, call->head_dim)));
-    return fv_pool_rows(ctx, &(fv_pool_args){.kind = o->pool == FV_DHSA_MAX ? FV_POOL_MAX : FV_POOL_MEAN,
-                                             .x = mean,
-                                             .out = *out,
-                                             .start = g->start});
 }
 
 /* What is there before batches are looked at one by one. */
@@ -192,7 +179,8 @@ static fv_status prepare(fv_ctx *ctx, struct choosing *c, fv_tensor *logits, fv_
         FV_TRY(fv_keep_means(ctx, call, 0, o->chunk, whole, &means));
         FV_TRY(fv_pool_heads(ctx, FV_POOL_MEAN, &means, 1, &c->means));
     }
-    return pool_queries(ctx, call, c->groups, q);
+    FV_TRY(fv_tensor_new(ctx, q, FV_F32, FV_DIMS(call->batch, 1, c->groups->blocks, call->head_dim)));
+    return pool(ctx, o, &call->q, c->groups->start, q);
 }
 
 static fv_status choose_of_batch(fv_ctx *ctx, struct choosing *c, const fv_tensor *logits, const fv_tensor *q)

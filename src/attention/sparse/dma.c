@@ -77,15 +77,10 @@ static fv_status measure(fv_ctx *ctx, const fv_call *call, const fv_tensor *v, c
 static fv_status make_importance(fv_ctx *ctx, const fv_call *call, int64_t from, const fv_tensor *out)
 {
     const struct dma *o = call->options;
-    static const float constant[] = {0, 1}; /* a 0, and exp of that */
     fv_tensor v = fv_slice(&call->v, 2, from, out->dims[2]), exponent;
-    fv_tensor numbers = fv_view(out, 3, out->dims, out->strides, 0), to = fv_transposed(&numbers);
+    fv_tensor numbers = fv_picked(out, 3, 0), to = fv_transposed(&numbers);
 
-    if (!fv_present(&call->param[A])) {
-        const fv_tensor x = {
-            .data = (void *)&constant[o->delta], .dtype = FV_F32, .rank = 1, .dims = {1}, .strides = {1}};
-        return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = x, .out = to});
-    }
+    if (!fv_present(&call->param[A])) return fv_fill(ctx, out, o->delta == DELTA_EXP); /* a 0, or exp of that */
     if (o->delta == DELTA_LINEAR) return measure(ctx, call, &v, &to);
     FV_TRY(fv_tensor_new(ctx, &exponent, FV_F32, 3, to.dims));
     FV_TRY(measure(ctx, call, &v, &exponent));
@@ -116,11 +111,9 @@ struct life {
 /* Orders by importance (NaN last), equal ones by index: the later key is larger. */
 static uint64_t rank_of(float importance, int64_t j)
 {
-    uint32_t bits;
+    uint32_t key = importance != importance ? 0 : fv_rank_key(importance);
 
-    memcpy(&bits, &importance, sizeof bits);
-    bits = importance != importance ? 0 : importance == 0 ? 1U << 31 : bits >> 31 ? ~bits : bits | 1U << 31;
-    return (uint64_t)bits << 32 | (uint32_t)j;
+    return (uint64_t)key << 32 | (uint32_t)j;
 }
 
 /* Whether all keys are equally important. */

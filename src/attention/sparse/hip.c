@@ -134,8 +134,7 @@ static fv_status choose(fv_ctx *ctx, struct search *s)
         return search(ctx, s);
     }
     s->chosen = fv_slice(&kept->index, 1, 0, s->heads);
-    s->chosen = fv_view(&s->chosen, FV_DIMS(call->batch, s->heads, 1, kept->index.dims[2]),
-                        (const int64_t[]){kept->index.strides[0], kept->index.strides[1], 0, 1}, 0);
+    s->chosen = fv_expanded(&s->chosen, 2);
     if (kept->end == 0 || keys - kept->end >= s->o->refresh) {
         kept->end = 0;
         if (wanted(s->o, keys) > 0) FV_TRY(search(ctx, s));

@@ -200,20 +200,23 @@ static fv_status prepare(fv_ctx *ctx, const fv_call *call, struct operands *p)
 
 /* ---- the compressed branch, and the choice by its weights ------------------------------------------------------- */
 
-/* Scratch memory of a stretch of queries.  Weights stand in a row for each compressed key and a column for each query,
- * so that queries go by in vectors.  Before the first key are `pad` rows of zeros: the importance of a block, the sum
- * of the weights of the compressed keys that share a stride with it, each counted as often as it shares one, is then
- * the sum of `overlap` sums over `strides` rows, each of them a row farther down. */
-struct stretch {
+/* A call's choice, a stretch of queries at a time.  Weights stand in a row for each compressed key and a column for
+ * each query, so that queries go by in vectors.  Before the first key are `pad` rows of zeros: the importance of a
+ * block, the sum of the weights of the compressed keys that share a stride with it, each counted as often as it shares
+ * one, is then the sum of `overlap` sums over `strides` rows, each of them a row farther down. */
+struct stretches {
+    const fv_call *call;
+    const int32_t *last; /* position of each compressed key's last member */
+    fv_choice *choice;
     int64_t overlap, strides, blocks, pad, width;
     bool by_product;   /* the weights come with attention, which knows what is hidden from a query */
     fv_tensor weights; /* [B,H,width,n] */
-    fv_tensor lse;     /* [B,H,n] */
 };
 
-static fv_status new_stretch(fv_ctx *ctx, const fv_call *call, int64_t *step, struct stretch *s)
+static fv_status new_stretches(fv_ctx *ctx, const fv_call *call, struct stretches *s)
 {
     const struct nsa *o = call->options;
+    int64_t heads = call->batch * call->query_heads;
 
     s->overlap = o->compress_block / o->compress_stride;
     s->strides = o->block / o->compress_stride;
@@ -222,9 +225,9 @@ static fv_status new_stretch(fv_ctx *ctx, const fv_call *call, int64_t *step, st
     s->width = s->blocks * s->strides + s->pad;
     s->by_product = o->compress_block - o->compress_stride > (o->local - 1) * o->block || call->scale == 0 ||
                     call->softcap > 0 || call->gain != 0;
-    *step = fv_clamp(WEIGHTS / (call->batch * call->query_heads * s->width), 16, call->queries);
-    FV_TRY(fv_tensor_zeros(ctx, &s->lse, FV_F32, FV_DIMS(call->batch, call->query_heads, call->queries)));
-    return fv_tensor_zeros(ctx, &s->weights, FV_F32, FV_DIMS(call->batch, call->query_heads, s->width, *step));
+    return fv_tensor_zeros(
+        ctx, &s->weights, FV_F32,
+        FV_DIMS(call->batch, call->query_heads, s->width, fv_clamp(WEIGHTS / (heads * s->width), 16, call->queries)));
 }
 
 /* Weights exp(scale q.k - lse) [B,H,C,n] in one product, if blocks before the local ones share with no key that is
@@ -244,10 +247,10 @@ static fv_status multiply(fv_ctx *ctx, const fv_call *part, const fv_tensor *wei
 }
 
 /* Weights summed over the heads of a group, and over what each block shares: scores [B,Hkv,blocks,n]. */
-static fv_status score(fv_ctx *ctx, const fv_call *call, const struct stretch *s, const fv_tensor *scores)
+static fv_status score(fv_ctx *ctx, const struct stretches *s, const fv_tensor *scores)
 {
-    int64_t B = call->batch, Hkv = call->key_heads, n = s->weights.dims[3];
-    fv_tensor heads = fv_reshaped(&s->weights, FV_DIMS(B, call->query_heads, 1, s->width * n)), sums, part;
+    int64_t B = s->call->batch, Hkv = s->call->key_heads, n = s->weights.dims[3];
+    fv_tensor heads = fv_reshaped(&s->weights, FV_DIMS(B, s->call->query_heads, 1, s->width * n)), sums, part;
 
     FV_TRY(fv_pool_heads(ctx, FV_POOL_SUM, &heads, Hkv, &sums));
     sums = fv_reshaped(&sums, FV_DIMS(B, Hkv, s->width, n));
@@ -263,27 +266,33 @@ static fv_status score(fv_ctx *ctx, const fv_call *call, const struct stretch *s
     return FV_OK;
 }
 
-static fv_status choose_rows(fv_ctx *ctx, const fv_call *call, const fv_call *part, const struct stretch *s,
-                             const fv_tensor *weights, fv_choice *choice)
+static fv_status choose_rows(fv_ctx *ctx, const struct stretches *s, const fv_call *part, const fv_tensor *weights)
 {
-    int64_t count = part->queries;
+    const fv_call *call = s->call;
+    int64_t count = part->queries, init = s->choice->init;
     fv_tensor scores, rows;
 
     if (!s->by_product && part->keys > 0) FV_TRY(multiply(ctx, part, weights));
     FV_TRY(fv_tensor_new(ctx, &scores, FV_F32, FV_DIMS(call->batch, call->key_heads, s->blocks, s->weights.dims[3])));
     FV_TRY(fv_tensor_new(ctx, &rows, FV_F32, FV_DIMS(call->batch, call->key_heads, count, s->blocks)));
-    FV_TRY(score(ctx, call, s, &scores));
+    FV_TRY(score(ctx, s, &scores));
     scores = fv_slice(&scores, 3, 0, count);
     FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = fv_transposed(&scores), .out = rows}));
-    rows = fv_slice(&rows, 3, choice->init, s->blocks - choice->init); /* there are more: some are chosen */
-    return fv_choose(ctx, call, choice, part->offset - call->offset, &rows);
+    rows = fv_slice(&rows, 3, init, s->blocks - init); /* there are more: some are chosen */
+    return fv_choose(ctx, call, s->choice, part->offset - call->offset, &rows);
 }
 
-/* The blocks of some queries of a call, whose part with compressed keys has just been computed. */
-static fv_status choose(fv_ctx *ctx, const fv_call *call, const fv_call *part, const struct stretch *s,
-                        const fv_tensor *weights, fv_choice *choice)
+static fv_status attend_stretch(fv_ctx *ctx, const fv_call *part, void *user)
 {
-    FV_TRY_SCRATCH(ctx, choose_rows(ctx, call, part, s, weights, choice));
+    const struct stretches *s = user;
+    fv_plan plan = {.causal = true, .offset = part->offset, .key_position = s->last};
+    fv_attend_args attend = fv_call_attend(part, &plan);
+    fv_tensor columns = fv_slice(&s->weights, 3, 0, part->queries), weights = fv_slice(&columns, 2, s->pad, part->keys);
+    bool chooses = s->choice->index.dims[3] > 0;
+
+    if (chooses && s->by_product) attend.weights = fv_transposed(&weights);
+    if (part->keys > 0) FV_TRY(fv_attend_counted(ctx, part, &attend));
+    if (chooses) FV_TRY_CHOOSING(ctx, choose_rows(ctx, s, part, &weights));
     return FV_OK;
 }
 
@@ -293,24 +302,13 @@ static fv_status attend_compressed(fv_ctx *ctx, const fv_call *call, const struc
 {
     const struct nsa *o = call->options;
     fv_call compressed = p->compressed;
-    struct stretch s;
-    int64_t step;
+    struct stretches s = {.call = call, .last = p->last, .choice = choice};
 
     FV_TRY(fv_choice_between(ctx, call, o->block, o->top, o->init, o->local, choice));
-    FV_TRY(new_stretch(ctx, call, &step, &s));
+    FV_TRY(new_stretches(ctx, call, &s));
     compressed.o = *o_out;
-    compressed.lse = s.lse;
-    for (int64_t from = 0; from < call->queries; from += step) {
-        fv_call part = fv_call_rows(&compressed, from, fv_min(step, call->queries - from));
-        fv_plan plan = {.causal = true, .offset = part.offset, .key_position = p->last};
-        fv_attend_args attend = fv_call_attend(&part, &plan);
-        fv_tensor columns = fv_slice(&s.weights, 3, 0, part.queries), weights = fv_slice(&columns, 2, s.pad, part.keys);
-        bool chooses = choice->index.dims[3] > 0;
-        if (chooses && s.by_product) attend.weights = fv_transposed(&weights);
-        if (part.keys > 0) FV_TRY(fv_attend_counted(ctx, call, &attend));
-        if (chooses) FV_TRY_CHOOSING(ctx, choose(ctx, call, &part, &s, &weights, choice));
-    }
-    return FV_OK;
+    FV_TRY(fv_tensor_zeros(ctx, &compressed.lse, FV_F32, 3, call->o.dims));
+    return fv_run_stretches(ctx, &compressed, s.weights.dims[3], attend_stretch, &s);
 }
 
 /* ---- the whole -------------------------------------------------------------------------------------------------- */
@@ -342,7 +340,7 @@ static fv_status gate(fv_ctx *ctx, const fv_call *call, const fv_tensor *branche
     }
     for (int b = 0; b < 3; b++) {
         merge.o_part[b] = branches[b];
-        merge.weight[b] = fv_view(&gates, 3, gates.dims, gates.strides, b * gates.strides[3]);
+        merge.weight[b] = fv_picked(&gates, 3, b);
     }
     return fv_merge(ctx, &merge);
 }

@@ -297,6 +297,8 @@ fv_status fv_order_back(fv_ctx *ctx, const fv_order *order, const fv_tensor *x, 
 fv_status fv_order_call(fv_ctx *ctx, const fv_order *order, const fv_call *call, fv_call *laid)
 {
     *laid = *call;
+    if (!fv_present(&order->order)) return FV_OK;
+    laid->kept = NULL;
     FV_TRY(fv_order_rows(ctx, &order->order, &call->q, &laid->q));
     FV_TRY(fv_order_rows(ctx, &order->order, &call->k, &laid->k));
     FV_TRY(fv_order_rows(ctx, &order->order, &call->v, &laid->v));
@@ -306,6 +308,7 @@ fv_status fv_order_call(fv_ctx *ctx, const fv_order *order, const fv_call *call,
 
 fv_status fv_order_call_back(fv_ctx *ctx, const fv_order *order, const fv_call *laid, const fv_call *call)
 {
+    if (!fv_present(&order->order)) return FV_OK;
     if (fv_present(&call->lse)) FV_TRY(fv_order_back(ctx, order, &laid->lse, &call->lse));
     return fv_order_back(ctx, order, &laid->o, &call->o);
 }

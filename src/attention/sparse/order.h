@@ -32,7 +32,8 @@ fv_status fv_order_frame(fv_ctx *ctx, const int64_t size[2], const int64_t first
 /* Rows index[r] of x [B,Hx,N,C], of any type, zeros for -1, for index [1|B,1|Hx,R] or [R] (order->order: rows by
  * place): f32 [B,Hx,R,C], in scratch memory. */
 fv_status fv_order_rows(fv_ctx *ctx, const fv_tensor *index, const fv_tensor *x, fv_tensor *out);
-/* A call with q, k and v laid out in an order, and room for its o and lse; and these put back where they belong. */
+/* A call with q, k and v laid out in an order, for which nothing is kept, and room for its o and lse; and these put
+ * back where they belong.  With an absent order it is the call itself. */
 fv_status fv_order_call(fv_ctx *ctx, const fv_order *order, const fv_call *call, fv_call *laid);
 fv_status fv_order_call_back(fv_ctx *ctx, const fv_order *order, const fv_call *laid, const fv_call *call);
 /* Rows by place [B,H,N,C], or numbers [B,H,N], contiguous, back to their tokens. */

@@ -20,7 +20,7 @@ static const char *const qk_bits[] = {"16", "8", "4", NULL};
 static const char *const pv_bits[] = {"16", "8", NULL};
 
 static const fv_option options[] = {
-    FV_TUPLE(struct paro, grid, NULL, 1, INT32_MAX, "frames x rows x columns of the tokens"),
+    FV_SIDES(struct paro, grid, "frames x rows x columns", NULL, 1, INT32_MAX, "frames x rows x columns of the tokens"),
     FV_INT(struct paro, text, 0, 0, INT32_MAX, "tokens before them, which stay first and are read by all"),
     FV_LIST_OR(
         struct paro, order, "0", automatic, 0, ORDERS - 1,
@@ -49,29 +49,14 @@ static int64_t size(const void *values, const fv_call *call, const char *name)
     return fv_ceil_div(call->queries, ((const struct paro *)values)->block);
 }
 
-static fv_status check(const void *values)
-{
-    const struct paro *o = values;
-
-    if (o->grid.count == 3) return FV_OK;
-    return fv_fail(FV_E_USAGE, "paro: option 'grid': expected frames x rows x columns, got %d items", o->grid.count);
-}
-
 static fv_status accept(fv_call *call)
 {
     const struct paro *o = call->options;
-    const int64_t *grid = o->grid.items;
-    int64_t cells, tokens;
 
     if (call->query_heads != call->key_heads)
         return fv_fail(FV_E_SHAPE, "paro: expected as many key-value heads as query heads, got %lld and %lld",
                        (long long)call->key_heads, (long long)call->query_heads);
-    if (fv_mul_i64(grid[0] * grid[1], grid[2], &cells) && fv_add_i64(cells, o->text, &tokens) &&
-        tokens == call->queries)
-        return FV_OK;
-    return fv_fail(FV_E_SHAPE, "paro: option 'grid': %lldx%lldx%lld cells and %lld tokens before them are not %lld",
-                   (long long)grid[0], (long long)grid[1], (long long)grid[2], (long long)o->text,
-                   (long long)call->queries);
+    return fv_check_cells(call, &o->grid, fv_max(call->queries - o->text, 0));
 }
 
 /* ---- orders ----------------------------------------------------------------------------------------------------- */
@@ -310,7 +295,6 @@ const fv_mechanism fv_mechanism_paro = {
     .options = options,
     .options_size = sizeof(struct paro),
     .params = params,
-    .check = check,
     .size = size,
     .accept = accept,
     .forward = forward,

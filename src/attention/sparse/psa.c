@@ -100,7 +100,6 @@ static fv_status accept_levels(const fv_tensor *t)
 static fv_status accept(fv_call *call)
 {
     const struct psa *o = call->options;
-    int64_t cells = 1, tokens = fv_max(call->queries - o->text, 0);
 
     FV_TRY(accept_levels(&call->param[PSA_GIVEN]));
     if (o->order == ORDER_NONE) return FV_OK;
@@ -108,11 +107,7 @@ static fv_status accept(fv_call *call)
     if (call->queries != call->keys)
         return fv_fail(FV_E_SHAPE, "psa: order=%s: expected as many queries as keys, got %lld and %lld",
                        orders[o->order], (long long)call->queries, (long long)call->keys);
-    for (int a = 0; a < o->grid.count; a++)
-        if (!fv_mul_i64(cells, o->grid.items[a], &cells)) cells = INT64_MAX;
-    if (o->order == ORDER_KMEANS || cells == tokens) return FV_OK;
-    return fv_fail(FV_E_SHAPE, "psa: option 'grid': it has %lld cells, but there are %lld tokens before the text",
-                   (long long)cells, (long long)tokens);
+    return o->order == ORDER_KMEANS ? FV_OK : fv_check_cells(call, &o->grid, fv_max(call->queries - o->text, 0));
 }
 
 /* ---- the pyramid ------------------------------------------------------------------------------------------------- */
@@ -139,7 +134,7 @@ static fv_status pool_values(fv_ctx *ctx, const fv_call *call, int64_t from, con
 
 /* What is attended to. */
 struct pyramid {
-    fv_call call; /* with q, k and v in their order */
+    fv_call call; /* laid out in their order */
     struct psa_blocks blocks;
     fv_order order; /* absent: their own */
     uint8_t *level; /* [B,H,query blocks,key blocks] */
@@ -161,28 +156,14 @@ static fv_status choose_order(fv_ctx *ctx, const fv_call *call, fv_order *order)
     int64_t N = call->queries, before = fv_max(N - o->text, 0);
     fv_tensor k, joined;
 
+    if (o->order == ORDER_NONE) return FV_OK;
     if (o->order == ORDER_GILBERT) return fv_order_curve(ctx, &o->grid, N, order);
     if (o->order == ORDER_TILE) return fv_order_tiles(ctx, &o->grid, tile, N, order);
     FV_TRY(fv_plain(ctx, &call->k, &k));
-    FV_TRY(fv_tensor_new(ctx, &joined, FV_F32, FV_DIMS(call->batch, N, call->key_heads, call->head_dim)));
-    FV_TRY(fv_map_apply(ctx, &(fv_map_args){.x = fv_permuted(&k, (const int[]){0, 2, 1, 3}), .out = joined}));
-    joined = fv_reshaped(&joined, FV_DIMS(call->batch, 1, N, call->key_heads * call->head_dim));
-    joined = fv_slice(&joined, 2, 0, before);
+    FV_TRY(fv_join_heads(ctx, &k, &joined));
+    joined = fv_slice(&joined, 1, 0, before);
+    joined = fv_expanded(&joined, 1);
     return fv_order_clusters(ctx, &joined, fv_ceil_div(before, o->block_k), N, order);
-}
-
-static fv_status lay_out(fv_ctx *ctx, const fv_call *call, struct pyramid *p)
-{
-    p->call = *call;
-    if (((const struct psa *)call->options)->order == ORDER_NONE) return FV_OK;
-    fv_choosing before = fv_choosing_begin(ctx);
-    fv_status status = choose_order(ctx, call, &p->order);
-    fv_choosing_end(ctx, before);
-    FV_TRY(status);
-    p->call.kept = NULL;
-    FV_TRY(fv_order_rows(ctx, &p->order.order, &call->q, &p->call.q));
-    FV_TRY(fv_order_rows(ctx, &p->order.order, &call->k, &p->call.k));
-    return fv_order_rows(ctx, &p->order.order, &call->v, &p->call.v);
 }
 
 static fv_status make_lists(fv_ctx *ctx, const struct pyramid *p, const struct cells *cells, fv_plan *plan)
@@ -230,11 +211,10 @@ static fv_status choose(fv_ctx *ctx, struct pyramid *p)
 static fv_status prepare(fv_ctx *ctx, const fv_call *call, struct pyramid *p)
 {
     *p = (struct pyramid){0};
-    FV_TRY(lay_out(ctx, call, p));
-    fv_choosing before = fv_choosing_begin(ctx);
-    fv_status status = choose(ctx, p);
-    fv_choosing_end(ctx, before);
-    return status;
+    FV_TRY_CHOOSING(ctx, choose_order(ctx, call, &p->order));
+    FV_TRY(fv_order_call(ctx, &p->order, call, &p->call));
+    FV_TRY_CHOOSING(ctx, choose(ctx, p));
+    return FV_OK;
 }
 
 /* ---- attention --------------------------------------------------------------------------------------------------- */
@@ -243,19 +223,10 @@ static fv_status attend_cells(fv_ctx *ctx, const struct pyramid *p, const struct
 {
     const fv_call *call = &p->call;
     fv_plan plan = {.causal = call->causal, .offset = call->offset};
-    fv_choosing before = fv_choosing_begin(ctx);
-    fv_status status = make_lists(ctx, p, cells, &plan);
 
-    fv_choosing_end(ctx, before);
-    FV_TRY(status);
-    FV_TRY(fv_count_pairs(ctx, call, &plan, attend->k.dims[2]));
+    FV_TRY_CHOOSING(ctx, make_lists(ctx, p, cells, &plan));
     attend->plan = &plan;
-    return fv_attend(ctx, attend);
-}
-
-static fv_status attend_keys(fv_ctx *ctx, const struct pyramid *p, fv_attend_args *attend)
-{
-    return attend_cells(ctx, p, &(struct cells){.of_block = 1}, attend);
+    return fv_attend_counted(ctx, call, attend);
 }
 
 static fv_status attend_means(fv_ctx *ctx, const struct pyramid *p, fv_attend_args *attend)
@@ -291,36 +262,28 @@ static fv_status attend_means(fv_ctx *ctx, const struct pyramid *p, fv_attend_ar
 }
 
 /* Keys and means apart, and merged: keys are read where they lie. */
-static fv_status attend_both(fv_ctx *ctx, const struct pyramid *p, const fv_tensor *o, const fv_tensor *lse)
+static fv_status attend_both(fv_ctx *ctx, const struct pyramid *p)
 {
-    const fv_call *call = &p->call;
-    fv_attend_args attend = {
-        .q = call->q, .k = call->k, .v = call->v, .o = *o, .lse = *lse, .logits = fv_call_logits(call)};
-    fv_merge_args merge = {.parts = 2, .o = *o, .lse = *lse};
+    const struct cells of_keys = {.of_block = 1};
+    fv_attend_args keys = fv_call_attend(&p->call, NULL), means = keys;
+    fv_merge_args merge;
 
-    if (p->pooled == 0) return attend_keys(ctx, p, &attend);
-    for (int part = 0; part < 2; part++) {
-        FV_TRY(fv_tensor_new(ctx, &merge.o_part[part], FV_F32, 4, o->dims));
-        FV_TRY(fv_tensor_new(ctx, &merge.lse_part[part], FV_F32, 3, o->dims));
-        attend.o = merge.o_part[part];
-        attend.lse = merge.lse_part[part];
-        FV_TRY((part == 0 ? attend_keys : attend_means)(ctx, p, &attend));
-    }
+    if (p->pooled == 0) return attend_cells(ctx, p, &of_keys, &keys);
+    FV_TRY(fv_call_merge(ctx, &p->call, 2, &merge));
+    keys.o = merge.o_part[0], keys.lse = merge.lse_part[0];
+    means.o = merge.o_part[1], means.lse = merge.lse_part[1];
+    FV_TRY(attend_cells(ctx, p, &of_keys, &keys));
+    FV_TRY(attend_means(ctx, p, &means));
     return fv_merge(ctx, &merge);
 }
 
 static fv_status forward(fv_ctx *ctx, const fv_call *call)
 {
-    fv_tensor o = call->o, lse = call->lse;
     struct pyramid p;
 
     FV_TRY(prepare(ctx, call, &p));
-    if (!fv_present(&p.order.order)) return attend_both(ctx, &p, &o, &lse);
-    FV_TRY(fv_tensor_new(ctx, &o, FV_F32, 4, call->o.dims));
-    if (fv_present(&lse)) FV_TRY(fv_tensor_new(ctx, &lse, FV_F32, 3, call->lse.dims));
-    FV_TRY(attend_both(ctx, &p, &o, &lse));
-    if (fv_present(&lse)) FV_TRY(fv_order_back(ctx, &p.order, &lse, &call->lse));
-    return fv_order_back(ctx, &p.order, &o, &call->o);
+    FV_TRY(attend_both(ctx, &p));
+    return fv_order_call_back(ctx, &p.order, &p.call, call);
 }
 
 /* A column for each level and key. */

@@ -167,10 +167,8 @@ static fv_status take_rows(fv_ctx *ctx, const fv_tensor *x, int64_t group, const
 {
     int64_t B = x->dims[0], Hx = x->dims[1] / group, count = index->dims[0], each = index->dims[1], D = x->dims[3];
     fv_tensor heads = fv_grouped(x, Hx), rows;
-    const int64_t *s = heads.strides;
 
-    heads =
-        fv_view(&heads, FV_DIMS(B, Hx, group, 1, x->dims[2], D), (const int64_t[]){s[0], s[1], s[2], 0, s[3], s[4]}, 0);
+    heads = fv_expanded(&heads, 3);
     FV_TRY(fv_tensor_new(ctx, &rows, type, FV_DIMS(B, Hx, count, group, each, D)));
     *out = fv_reshaped(&rows, FV_DIMS(B, Hx, count * group, each * D));
     rows = fv_permuted(&rows, (const int[]){0, 1, 3, 2, 4, 5});
@@ -330,7 +328,9 @@ static fv_status copy_given(fv_ctx *ctx, struct stretch *s)
 /* A plane of [B,Hkv,..]. */
 static fv_tensor plane(const struct stretch *s, const fv_tensor *t)
 {
-    return fv_view(t, 2, t->dims + 2, t->strides + 2, s->b * t->strides[0] + s->h * t->strides[1]);
+    fv_tensor batch = fv_picked(t, 0, s->b);
+
+    return fv_picked(&batch, 0, s->h);
 }
 
 /* q and k of the whole call, absent where importance was given. */
@@ -340,14 +340,15 @@ static fv_status rate_stretch(fv_ctx *ctx, struct stretch *s, const fv_tensor *q
     fv_tensor rows, keys;
 
     FV_TRY(fv_tensor_new(ctx, &s->importance, FV_F32, FV_DIMS(s->group, s->count, s->blocks->keys)));
-    if (!fv_present(q)) return copy_given(ctx, s);
-    rows = plane(s, q);
-    rows = fv_slice(&rows, 0, s->from * each, s->count * each);
-    keys = plane(s, k);
-    fv_phase before = fv_phase_enter(ctx, FV_PHASE_SCORE);
-    fv_status status = rate(ctx, s, &rows, &keys);
-    fv_phase_enter(ctx, before);
-    return status;
+    if (fv_present(q)) {
+        rows = plane(s, q);
+        rows = fv_slice(&rows, 0, s->from * each, s->count * each);
+        keys = plane(s, k);
+        FV_TRY_PHASE(ctx, FV_PHASE_SCORE, rate(ctx, s, &rows, &keys));
+    } else {
+        FV_TRY(copy_given(ctx, s));
+    }
+    return assign_levels(ctx, s);
 }
 
 static fv_status rate_all(fv_ctx *ctx, struct stretch *s)
@@ -355,22 +356,18 @@ static fv_status rate_all(fv_ctx *ctx, struct stretch *s)
     const fv_call *call = s->call;
     int64_t Hkv = call->key_heads, step;
     fv_tensor q = {0}, k = {0};
-    fv_status status = FV_OK;
 
     if (!fv_present(&call->param[PSA_IMPORTANCE])) FV_TRY(take_operands(ctx, s, &q, &k));
     step = fv_max(ROWS / (s->rows * s->group), 1);
     for (int64_t n = 0; n < call->batch * Hkv; n++)
-        for (s->from = 0; s->from < s->blocks->queries && status == FV_OK; s->from += step) {
-            fv_mark mark = fv_scratch_mark(ctx);
+        for (s->from = 0; s->from < s->blocks->queries; s->from += step) {
             s->b = n / Hkv;
             s->h = n % Hkv;
             s->count = fv_min(step, s->blocks->queries - s->from);
-            status = fv_ctx_check(ctx);
-            if (status == FV_OK) status = rate_stretch(ctx, s, &q, &k);
-            if (status == FV_OK) status = assign_levels(ctx, s);
-            fv_scratch_release(ctx, mark);
+            FV_TRY(fv_ctx_check(ctx));
+            FV_TRY_SCRATCH(ctx, rate_stretch(ctx, s, &q, &k));
         }
-    return status;
+    return FV_OK;
 }
 
 /* ---- what stands above importance -------------------------------------------------------------------------------- */

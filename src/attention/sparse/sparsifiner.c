@@ -262,12 +262,12 @@ static fv_status choose(fv_ctx *ctx, struct choosing *c, const fv_call *part, fv
     return fv_key_bits_plan(ctx, &c->bits, plan);
 }
 
-static fv_status attend_part(fv_ctx *ctx, const fv_call *part, struct choosing *c)
+static fv_status attend_part(fv_ctx *ctx, const fv_call *part, void *choosing)
 {
     fv_plan plan = {0};
     fv_attend_args attend = fv_call_attend(part, &plan);
 
-    FV_TRY_CHOOSING(ctx, choose(ctx, c, part, &plan));
+    FV_TRY_CHOOSING(ctx, choose(ctx, choosing, part, &plan));
     return fv_attend_counted(ctx, part, &attend);
 }
 
@@ -278,11 +278,7 @@ static fv_status forward(fv_ctx *ctx, const fv_call *call)
     struct choosing c;
 
     FV_TRY_CHOOSING(ctx, prepare(ctx, call, &c));
-    for (int64_t from = 0; from < call->queries; from += step) {
-        fv_call part = fv_call_rows(call, from, fv_min(step, call->queries - from));
-        FV_TRY_SCRATCH(ctx, attend_part(ctx, &part, &c));
-    }
-    return FV_OK;
+    return fv_run_stretches(ctx, call, step, attend_part, &c);
 }
 
 static fv_status map(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs)

@@ -129,10 +129,10 @@ static fv_status new_trees(fv_ctx *ctx, const fv_tree *tree, struct trees *t)
 
 static fv_status score(fv_ctx *ctx, const struct trees *t)
 {
-    const int64_t *d = t->tree->x.dims, *s = t->tree->k.strides;
+    const int64_t *d = t->tree->x.dims;
+    fv_tensor keys = fv_expanded(&t->tree->k, 2);
     fv_match_args match = {.x = t->tree->x,
-                           .y = fv_view(&t->tree->k, FV_DIMS(d[0], d[1], 1, 1, t->tree->k.dims[2], d[5]),
-                                        (const int64_t[]){s[0], s[1], 0, 0, s[2], s[3]}, 0),
+                           .y = fv_expanded(&keys, 2),
                            .index =
                                fv_reshaped(&t->member, FV_DIMS(d[0], d[1], d[2], d[3], 2 * t->top, t->tree->block)),
                            .out = fv_reshaped(&t->halves, FV_DIMS(d[0], d[1], d[2], d[3], 2 * t->top))};

@@ -85,18 +85,12 @@ static fv_status check(const void *values)
 static fv_status accept(fv_call *call)
 {
     const struct vmoba *o = call->options;
-    const int64_t *grid = o->grid.items;
-    int64_t tokens;
 
     if (call->causal && !can_be_causal(o))
         return fv_fail(FV_E_USAGE, "vmoba: is causal only with partition=1d,select=topk,scope=query_head");
     if (partition_of(o) == PARTITION_1D) return FV_OK;
-    if (!fv_mul_i64(grid[0], grid[1], &tokens) || !fv_mul_i64(tokens, grid[2], &tokens) || tokens != call->queries ||
-        tokens != call->keys)
-        return fv_fail(FV_E_SHAPE, "vmoba: option 'grid': %lldx%lldx%lld does not hold %lld queries and %lld keys",
-                       (long long)grid[0], (long long)grid[1], (long long)grid[2], (long long)call->queries,
-                       (long long)call->keys);
-    return FV_OK;
+    FV_TRY(fv_check_cells(call, &o->grid, call->queries));
+    return fv_check_cells(call, &o->grid, call->keys);
 }
 
 /* ---- choice ----------------------------------------------------------------------------------------------------- */
@@ -128,13 +122,10 @@ static fv_status arrange(fv_ctx *ctx, const fv_call *call, fv_call *laid, fv_ord
     const struct vmoba *o = call->options;
     int64_t tile[3];
 
-    *laid = *call;
     *order = (fv_order){0};
-    if (partition_of(o) != PARTITION_1D) {
-        tile_of(o, tile);
-        FV_TRY(fv_order_tiles(ctx, &o->grid, tile, call->queries, order));
-        FV_TRY(fv_order_call(ctx, order, call, laid));
-    }
+    tile_of(o, tile);
+    if (partition_of(o) != PARTITION_1D) FV_TRY(fv_order_tiles(ctx, &o->grid, tile, call->queries, order));
+    FV_TRY(fv_order_call(ctx, order, call, laid));
     FV_TRY_CHOOSING(ctx, choose(ctx, laid, choice));
     return FV_OK;
 }
@@ -168,7 +159,7 @@ static fv_status forward(fv_ctx *ctx, const fv_call *call)
     if (call->causal) return fv_mechanism_moba.forward(ctx, &same);
     FV_TRY(arrange(ctx, call, &laid, &order, &choice));
     FV_TRY(fv_choice_attend(ctx, &laid, &choice, true));
-    return fv_present(&order.place) ? fv_order_call_back(ctx, &order, &laid, call) : FV_OK;
+    return fv_order_call_back(ctx, &order, &laid, call);
 }
 
 static fv_status map(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs)

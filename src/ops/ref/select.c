@@ -16,12 +16,7 @@ struct job {
 /* Unsigned integers in the order of the scores; 0: not to be selected. */
 static uint32_t key_of(float score)
 {
-    uint32_t bits;
-
-    if (!(score > -INFINITY)) return 0;
-    score += 0.0f; /* -0 equals 0 */
-    memcpy(&bits, &score, sizeof bits);
-    return bits >> 31 ? ~bits : bits | 0x80000000u;
+    return score > -INFINITY ? fv_rank_key(score) : 0;
 }
 
 /* The k-th largest of keys and, in *equal, how many that equal it belong to the k largest.  0 < k <= selectable. */
