@@ -249,6 +249,26 @@ fv_tensor fv_expanded(const fv_tensor *t, int dim)
     return view;
 }
 
+fv_tensor fv_parted(const fv_tensor *t, int dim, int64_t part)
+{
+    fv_tensor view = fv_expanded(t, dim);
+
+    view.dims[dim] = t->dims[dim] / part;
+    view.strides[dim] = t->strides[dim] * part;
+    view.dims[dim + 1] = part;
+    return view;
+}
+
+fv_tensor fv_every(const fv_tensor *t, int dim, int64_t from, int64_t step, int64_t count)
+{
+    fv_tensor view = fv_slice(t, dim, from, 0);
+
+    assert(count < 1 || from + (count - 1) * step < t->dims[dim]);
+    view.dims[dim] = count;
+    view.strides[dim] *= step;
+    return view;
+}
+
 /* ---- elements -------------------------------------------------------------------------------------------------- */
 
 float fv_f16_to_f32(uint16_t half)

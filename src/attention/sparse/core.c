@@ -48,16 +48,14 @@ int64_t fv_pyramid_rows(int64_t block)
 /* x is blocks of `block` rows each. */
 static fv_status pool_blocks(fv_ctx *ctx, const fv_tensor *x, int64_t block, const fv_tensor *out)
 {
-    int64_t B = x->dims[0], H = x->dims[1], blocks = x->dims[2] / block, D = x->dims[3], from = 0;
-    const int64_t *s = x->strides, *t = out->strides;
-    fv_pool_args pool = {
-        .x = fv_view(x, FV_DIMS(B, H, blocks, block, D), (const int64_t[]){s[0], s[1], s[2] * block, s[2], s[3]}, 0)};
+    fv_tensor pooled = fv_parted(out, 2, fv_pyramid_rows(block));
+    fv_pool_args pool = {.x = fv_parted(x, 2, block)};
+    int64_t from = 0;
 
     for (int n = 1; n <= HIGHEST; n++) {
         int64_t rows = fv_ceil_div(block, (int64_t)1 << n);
         pool.block = (int64_t)1 << n;
-        pool.out = fv_view(out, FV_DIMS(B, H, blocks, rows, D),
-                           (const int64_t[]){t[0], t[1], t[2] * fv_pyramid_rows(block), t[2], t[3]}, from * t[2]);
+        pool.out = fv_slice(&pooled, 3, from, rows);
         FV_TRY(fv_pool_rows(ctx, &pool));
         from += rows;
     }
@@ -199,9 +197,7 @@ fv_status fv_call_products(fv_ctx *ctx, const fv_call *call, const fv_tensor *q,
     FV_TRY(multiply(ctx, q, k, call->scale, logits));
     if (call->softcap <= 0) return FV_OK;
     cap.x = *logits;
-    FV_TRY(fv_tensor_new(ctx, logits, FV_F32, 4, cap.x.dims)); /* not in its place: a tape may record */
-    cap.out = *logits;
-    return fv_map_apply(ctx, &cap);
+    return fv_mapped(ctx, &cap, logits); /* not in its place: a tape may record */
 }
 
 /* Weights [count,M] of a stretch of rows, reduced to out [blocks of columns]. */

@@ -71,15 +71,15 @@ static fv_status weigh(fv_ctx *ctx, const fv_call *call, const fv_tensor *k, int
     const struct corecontext *o = call->options;
     int64_t B = call->batch, Hkv = call->key_heads, members = call->query_heads / Hkv, g = o->group, C = k->dims[2];
     int64_t first = (from + 1) * g - 1 - call->offset; /* the query of the first group's last token */
-    const int64_t *s = call->q.strides;
     fv_tensor q, logits;
 
     if (o->pool == POOL_MEAN || call->scale == 0) return equal_weights(ctx, pooled_heads(call), g, weights);
     if (first < 0)
         return fv_fail(FV_E_UNSUPPORTED,
                        "corecontext: pools tokens by a query of theirs, but it came before this chunk");
-    q = fv_view(&call->q, FV_DIMS(B, Hkv, C, members, call->head_dim),
-                (const int64_t[]){s[0], s[1] * members, s[2] * g, s[1], s[3]}, first * s[2]);
+    q = fv_every(&call->q, 2, first, g, C);
+    q = fv_grouped(&q, Hkv);
+    q = fv_permuted(&q, (const int[]){0, 1, 3, 2, 4});
     FV_TRY(fv_tensor_new(ctx, &logits, FV_F32, FV_DIMS(B, Hkv, C, members, g)));
     FV_TRY(fv_tensor_new(ctx, weights, FV_F32, FV_DIMS(B, Hkv, C, members, g)));
     FV_TRY(fv_gemm(ctx, &(fv_gemm_args){.a = q, .b = fv_transposed(k), .c = logits}));
@@ -99,26 +99,20 @@ static fv_status groups_of(fv_ctx *ctx, const fv_call *call, const fv_tensor *x,
     fv_tensor stored = fv_slice(x, 2, from * g, C * g), rows;
 
     FV_TRY(fv_as_f32(ctx, &stored, &rows));
-    *groups = fv_view(
-        &rows, FV_DIMS(call->batch, call->key_heads, C, g, x->dims[3]),
-        (const int64_t[]){rows.strides[0], rows.strides[1], rows.strides[2] * g, rows.strides[2], rows.strides[3]}, 0);
+    *groups = fv_parted(&rows, 2, g);
     return FV_OK;
 }
 
 static fv_status pool_rows(fv_ctx *ctx, const fv_call *call, int64_t from, const fv_tensor *out)
 {
-    int64_t B = call->batch, Hkv = call->key_heads, P = pooled_heads(call), C = out->dims[2];
-    int64_t D = call->head_dim, Dv = call->value_dim;
-    const int64_t *s = out->strides, strides[] = {s[0], s[1], s[2], D + Dv, 1};
-    fv_tensor k, v, weights;
+    int64_t D = call->head_dim, Dv = call->value_dim, C = out->dims[2];
+    fv_tensor k, v, weights, pooled = fv_parted(out, 3, D + Dv);
 
     FV_TRY(groups_of(ctx, call, &call->k, from, C, &k));
     FV_TRY(groups_of(ctx, call, &call->v, from, C, &v));
     FV_TRY(weigh(ctx, call, &k, from, &weights));
-    FV_TRY(
-        fv_gemm(ctx, &(fv_gemm_args){.a = weights, .b = k, .c = fv_view(out, FV_DIMS(B, Hkv, C, P, D), strides, 0)}));
-    return fv_gemm(ctx,
-                   &(fv_gemm_args){.a = weights, .b = v, .c = fv_view(out, FV_DIMS(B, Hkv, C, P, Dv), strides, D)});
+    FV_TRY(fv_gemm(ctx, &(fv_gemm_args){.a = weights, .b = k, .c = fv_slice(&pooled, 4, 0, D)}));
+    return fv_gemm(ctx, &(fv_gemm_args){.a = weights, .b = v, .c = fv_slice(&pooled, 4, D, Dv)});
 }
 
 static fv_status make_rows(fv_ctx *ctx, const fv_call *call, int64_t from, const fv_tensor *out)
@@ -151,92 +145,58 @@ static fv_status cut(fv_ctx *ctx, const fv_call *call, fv_plan *pooled, fv_plan 
     return FV_OK;
 }
 
-/* Every `step`-th head of x [B,H,N,..] from `first` on. */
-static fv_tensor some_heads(const fv_tensor *x, int64_t first, int64_t step)
-{
-    fv_tensor heads = *x;
-
-    heads.dims[1] /= step;
-    heads.strides[1] *= step;
-    return fv_view(&heads, heads.rank, heads.dims, heads.strides, first * x->strides[1]);
-}
-
 /* Attention to pooled rows [B,Hkv,read,width]; the query heads that have rows of their own, one of each group at a
  * time. */
-static fv_status attend_pooled(fv_ctx *ctx, const fv_call *call, const fv_plan *plan, const fv_tensor *rows,
-                               const fv_tensor *o, const fv_tensor *lse)
+static fv_status attend_pooled(fv_ctx *ctx, const fv_call *call, const fv_plan *plan, const fv_tensor *rows)
 {
-    int64_t P = pooled_heads(call), D = call->head_dim, Dv = call->value_dim;
+    int64_t P = pooled_heads(call), D = call->head_dim, Dv = call->value_dim, heads = call->query_heads / P;
+    fv_attend_args attend = {.plan = plan, .logits = fv_call_logits(call)};
 
-    for (int64_t p = 0; p < P; p++)
-        FV_TRY(fv_attend(ctx, &(fv_attend_args){.q = some_heads(&call->q, p, P),
-                                                .k = fv_slice(rows, 3, p * (D + Dv), D),
-                                                .v = fv_slice(rows, 3, p * (D + Dv) + D, Dv),
-                                                .o = some_heads(o, p, P),
-                                                .lse = some_heads(lse, p, P),
-                                                .plan = plan,
-                                                .logits = fv_call_logits(call)}));
+    for (int64_t p = 0; p < P; p++) {
+        attend.q = fv_every(&call->q, 1, p, P, heads);
+        attend.k = fv_slice(rows, 3, p * (D + Dv), D);
+        attend.v = fv_slice(rows, 3, p * (D + Dv) + D, Dv);
+        attend.o = fv_every(&call->o, 1, p, P, heads);
+        attend.lse = fv_every(&call->lse, 1, p, P, heads);
+        FV_TRY(fv_attend_counted(ctx, call, &attend));
+    }
     return FV_OK;
 }
 
-static fv_status attend_both(fv_ctx *ctx, const fv_call *call, const fv_tensor *rows)
+static fv_status attend_both(fv_ctx *ctx, const fv_call *call, void *rows)
 {
     const struct corecontext *o = call->options;
-    int64_t B = call->batch, H = call->query_heads, N = call->queries, read;
-    fv_attend_args attend = {
-        .q = call->q, .k = call->k, .v = call->v, .o = call->o, .lse = call->lse, .logits = fv_call_logits(call)};
-    fv_merge_args merge = {.parts = 2, .o = call->o, .lse = call->lse};
-    fv_tensor used, biased;
+    fv_attend_args attend;
+    fv_merge_args merge;
+    fv_call far, near = *call;
     fv_plan pooled, raw;
+    fv_tensor used;
+    int64_t read;
 
     FV_TRY(cut(ctx, call, &pooled, &raw, &read));
-    attend.plan = &raw;
-    FV_TRY(fv_count_pairs(ctx, call, &raw, call->keys));
-    if (read == 0) return fv_attend(ctx, &attend);
-    FV_TRY(fv_count_pairs(ctx, call, &pooled, read));
-    for (int part = 0; part < 2; part++) {
-        FV_TRY(fv_tensor_new(ctx, &merge.o_part[part], FV_F32, 4, call->o.dims));
-        FV_TRY(fv_tensor_new(ctx, &merge.lse_part[part], FV_F32, FV_DIMS(B, H, N)));
+    if (read > 0) {
+        FV_TRY(fv_call_merge(ctx, call, 2, &merge));
+        far = fv_merge_part(call, &merge, 0);
+        near = fv_merge_part(call, &merge, 1);
+        used = fv_slice(rows, 2, 0, read);
+        FV_TRY(attend_pooled(ctx, &far, &pooled, &used));
+        if (o->log_bias) /* the same for all of its logits */
+            FV_TRY(fv_mapped(ctx, &(fv_map_args){.x = far.lse, .beta = logf((float)o->group)}, &merge.lse_part[0]));
     }
-    used = fv_slice(rows, 2, 0, read);
-    FV_TRY(attend_pooled(ctx, call, &pooled, &used, &merge.o_part[0], &merge.lse_part[0]));
-    attend.o = merge.o_part[1];
-    attend.lse = merge.lse_part[1];
-    FV_TRY(fv_attend(ctx, &attend));
-    if (o->log_bias) { /* the same for all of its logits */
-        FV_TRY(fv_tensor_new(ctx, &biased, FV_F32, FV_DIMS(B, H, N)));
-        FV_TRY(fv_map_apply(
-            ctx,
-            &(fv_map_args){.op = FV_MAP_COPY, .x = merge.lse_part[0], .out = biased, .beta = logf((float)o->group)}));
-        merge.lse_part[0] = biased;
-    }
-    return fv_merge(ctx, &merge);
+    attend = fv_call_attend(&near, &raw);
+    FV_TRY(fv_attend_counted(ctx, call, &attend));
+    return read > 0 ? fv_merge(ctx, &merge) : FV_OK;
 }
 
-/* So many queries at a time that what is merged stays in cache; the last ones first, as they take most memory. */
+/* So many queries at a time that what is merged stays in cache. */
 static fv_status forward(fv_ctx *ctx, const fv_call *call)
 {
     int64_t groups = call->keys / ((const struct corecontext *)call->options)->group;
-    int64_t row = 2 * call->batch * call->query_heads * (call->value_dim + 1) * (int64_t)sizeof(float), step;
-    fv_status status = FV_OK;
+    int64_t row = 2 * call->batch * call->query_heads * (call->value_dim + 1) * (int64_t)sizeof(float);
     fv_tensor rows;
 
     FV_TRY(fv_keep(ctx, call, kept, 0, groups, make_rows, &rows));
-    step = fv_round_up(fv_max(PART_BYTES / row, 256), 64);
-    for (int64_t end = call->queries, count; end > 0 && status == FV_OK; end -= count) {
-        count = end % step ? end % step : step;
-        int64_t from = end - count;
-        fv_mark mark = fv_scratch_mark(ctx);
-        fv_call part = *call;
-        part.queries = count;
-        part.offset = call->offset + from;
-        part.q = fv_slice(&call->q, 2, from, count);
-        part.o = fv_slice(&call->o, 2, from, count);
-        if (fv_present(&call->lse)) part.lse = fv_slice(&call->lse, 2, from, count);
-        status = attend_both(ctx, &part, &rows);
-        fv_scratch_release(ctx, mark);
-    }
-    return status;
+    return fv_run_stretches(ctx, call, fv_round_up(fv_max(PART_BYTES / row, 256), 64), attend_both, &rows);
 }
 
 /* --plan is the tokens that are read as they are. */

@@ -63,6 +63,7 @@ struct sections {
     int64_t *start;  /* [blocks + 1] */
     int32_t *gate;   /* [gates] keys */
     int32_t *closed; /* [gates] the blocks behind them */
+    fv_tensor keys;  /* [B,Hkv,gates,D] of the gates */
 };
 
 static fv_status find_sections(fv_ctx *ctx, const fv_call *call, struct sections *s)
@@ -115,10 +116,10 @@ static fv_status look(fv_ctx *ctx, const fv_call *call, const struct sections *s
 
 /* The sections before that of each query, and the logits of their landmarks. */
 static fv_status choose(fv_ctx *ctx, const fv_call *call, const struct sections *s, const struct view *view,
-                        const fv_tensor *keys, fv_choice *choice)
+                        fv_choice *choice)
 {
     int64_t N = call->queries, K = view->gates[N - 1];
-    fv_tensor some = fv_slice(keys, 2, 0, K);
+    fv_tensor some = fv_slice(&s->keys, 2, 0, K);
 
     *choice = (fv_choice){.block = 1, .heads = 1, .key_start = s->start, .key_blocks = s->blocks};
     FV_TRY(fv_choice_new(ctx, call, K, choice));
@@ -128,8 +129,9 @@ static fv_status choose(fv_ctx *ctx, const fv_call *call, const struct sections 
     return fv_call_products(ctx, call, &call->q, &some, &choice->gate);
 }
 
-static fv_status attend(fv_ctx *ctx, const fv_call *call, const struct sections *s, const fv_tensor *keys)
+static fv_status attend(fv_ctx *ctx, const fv_call *call, void *sections)
 {
+    const struct sections *s = sections;
     fv_plan own = {.causal = true, .offset = call->offset};
     fv_attend_args attend = fv_call_attend(call, &own);
     fv_merge_args merge;
@@ -143,7 +145,7 @@ static fv_status attend(fv_ctx *ctx, const fv_call *call, const struct sections 
     if (view.gates[call->queries - 1] == 0) return fv_attend_counted(ctx, call, &attend);
     FV_TRY(fv_call_merge(ctx, call, 2, &merge));
     far = fv_merge_part(call, &merge, 0);
-    FV_TRY(choose(ctx, call, s, &view, keys, &choice));
+    FV_TRY(choose(ctx, call, s, &view, &choice));
     FV_TRY(fv_choice_attend(ctx, &far, &choice, true));
     attend.o = merge.o_part[1];
     attend.lse = merge.lse_part[1];
@@ -151,24 +153,17 @@ static fv_status attend(fv_ctx *ctx, const fv_call *call, const struct sections 
     return fv_merge(ctx, &merge);
 }
 
-/* A stretch of queries at a time, the last one, which takes most memory, first.  lse, for callers inside the library,
- * is that of own tokens and gates. */
+/* lse, for callers inside the library, is that of own tokens and gates. */
 static fv_status forward(fv_ctx *ctx, const fv_call *call)
 {
-    int64_t step;
     struct sections s;
-    fv_tensor gates, keys;
+    fv_tensor gates;
 
     FV_TRY(find_sections(ctx, call, &s));
     FV_TRY(fv_tensor_wrap(&gates, s.gate, FV_I32, FV_DIMS(s.gates)));
-    if (s.gates > 0) FV_TRY(fv_order_rows(ctx, &gates, &call->k, &keys));
-    step = fv_max(GATES / (call->batch * call->query_heads * fv_max(s.gates, 1)), 64);
-    for (int64_t end = call->queries, count; end > 0; end -= count) {
-        count = end % step ? end % step : step;
-        fv_call part = fv_call_rows(call, end - count, count);
-        FV_TRY_SCRATCH(ctx, attend(ctx, &part, &s, &keys));
-    }
-    return FV_OK;
+    if (s.gates > 0) FV_TRY(fv_order_rows(ctx, &gates, &call->k, &s.keys));
+    return fv_run_stretches(ctx, call, fv_max(GATES / (call->batch * call->query_heads * fv_max(s.gates, 1)), 64),
+                            attend, &s);
 }
 
 /* Every token up to the query, but no landmark. */

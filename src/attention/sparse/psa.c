@@ -175,14 +175,10 @@ static fv_status lay_out(fv_ctx *ctx, const fv_call *call, struct pyramid *p)
 {
     p->call = *call;
     if (((const struct psa *)call->options)->order == ORDER_NONE) return FV_OK;
-    fv_choosing before = fv_choosing_begin(ctx);
-    fv_status status = choose_order(ctx, call, &p->order);
-    fv_choosing_end(ctx, before);
-    FV_TRY(status);
+    FV_TRY_CHOOSING(ctx, choose_order(ctx, call, &p->order));
+    FV_TRY(fv_order_call(ctx, &p->order, call, &p->call));
     p->call.kept = NULL;
-    FV_TRY(fv_order_rows(ctx, &p->order.order, &call->q, &p->call.q));
-    FV_TRY(fv_order_rows(ctx, &p->order.order, &call->k, &p->call.k));
-    return fv_order_rows(ctx, &p->order.order, &call->v, &p->call.v);
+    return FV_OK;
 }
 
 static fv_status make_lists(fv_ctx *ctx, const struct pyramid *p, const struct cells *cells, fv_plan *plan)
@@ -231,10 +227,8 @@ static fv_status prepare(fv_ctx *ctx, const fv_call *call, struct pyramid *p)
 {
     *p = (struct pyramid){0};
     FV_TRY(lay_out(ctx, call, p));
-    fv_choosing before = fv_choosing_begin(ctx);
-    fv_status status = choose(ctx, p);
-    fv_choosing_end(ctx, before);
-    return status;
+    FV_TRY_CHOOSING(ctx, choose(ctx, p));
+    return FV_OK;
 }
 
 /* ---- attention --------------------------------------------------------------------------------------------------- */
@@ -243,14 +237,10 @@ static fv_status attend_cells(fv_ctx *ctx, const struct pyramid *p, const struct
 {
     const fv_call *call = &p->call;
     fv_plan plan = {.causal = call->causal, .offset = call->offset};
-    fv_choosing before = fv_choosing_begin(ctx);
-    fv_status status = make_lists(ctx, p, cells, &plan);
 
-    fv_choosing_end(ctx, before);
-    FV_TRY(status);
-    FV_TRY(fv_count_pairs(ctx, call, &plan, attend->k.dims[2]));
+    FV_TRY_CHOOSING(ctx, make_lists(ctx, p, cells, &plan));
     attend->plan = &plan;
-    return fv_attend(ctx, attend);
+    return fv_attend_counted(ctx, call, attend);
 }
 
 static fv_status attend_keys(fv_ctx *ctx, const struct pyramid *p, fv_attend_args *attend)
@@ -291,17 +281,14 @@ static fv_status attend_means(fv_ctx *ctx, const struct pyramid *p, fv_attend_ar
 }
 
 /* Keys and means apart, and merged: keys are read where they lie. */
-static fv_status attend_both(fv_ctx *ctx, const struct pyramid *p, const fv_tensor *o, const fv_tensor *lse)
+static fv_status attend_both(fv_ctx *ctx, const struct pyramid *p)
 {
-    const fv_call *call = &p->call;
-    fv_attend_args attend = {
-        .q = call->q, .k = call->k, .v = call->v, .o = *o, .lse = *lse, .logits = fv_call_logits(call)};
-    fv_merge_args merge = {.parts = 2, .o = *o, .lse = *lse};
+    fv_attend_args attend = fv_call_attend(&p->call, NULL);
+    fv_merge_args merge;
 
     if (p->pooled == 0) return attend_keys(ctx, p, &attend);
+    FV_TRY(fv_call_merge(ctx, &p->call, 2, &merge));
     for (int part = 0; part < 2; part++) {
-        FV_TRY(fv_tensor_new(ctx, &merge.o_part[part], FV_F32, 4, o->dims));
-        FV_TRY(fv_tensor_new(ctx, &merge.lse_part[part], FV_F32, 3, o->dims));
         attend.o = merge.o_part[part];
         attend.lse = merge.lse_part[part];
         FV_TRY((part == 0 ? attend_keys : attend_means)(ctx, p, &attend));
@@ -311,16 +298,11 @@ static fv_status attend_both(fv_ctx *ctx, const struct pyramid *p, const fv_tens
 
 static fv_status forward(fv_ctx *ctx, const fv_call *call)
 {
-    fv_tensor o = call->o, lse = call->lse;
     struct pyramid p;
 
     FV_TRY(prepare(ctx, call, &p));
-    if (!fv_present(&p.order.order)) return attend_both(ctx, &p, &o, &lse);
-    FV_TRY(fv_tensor_new(ctx, &o, FV_F32, 4, call->o.dims));
-    if (fv_present(&lse)) FV_TRY(fv_tensor_new(ctx, &lse, FV_F32, 3, call->lse.dims));
-    FV_TRY(attend_both(ctx, &p, &o, &lse));
-    if (fv_present(&lse)) FV_TRY(fv_order_back(ctx, &p.order, &lse, &call->lse));
-    return fv_order_back(ctx, &p.order, &o, &call->o);
+    FV_TRY(attend_both(ctx, &p));
+    return fv_present(&p.order.order) ? fv_order_call_back(ctx, &p.order, &p.call, call) : FV_OK;
 }
 
 /* A column for each level and key. */

@@ -211,7 +211,6 @@ static fv_status take_operands(fv_ctx *ctx, struct stretch *s, fv_tensor *q, fv_
     const struct psa_blocks *blocks = s->blocks;
     int64_t bq = s->o->block_q, bk = s->o->block_k, each = s->o->sample ? s->o->sample : bk / 4;
     int64_t first = blocks->first * bq - blocks->offset, N = call->queries, M = call->keys;
-    const int64_t *t = call->k.strides;
     bool half = call->k.dtype != FV_F32 && ctx->precision != FV_PRECISION_F32;
     fv_tensor index;
 
@@ -224,8 +223,7 @@ static fv_status take_operands(fv_ctx *ctx, struct stretch *s, fv_tensor *q, fv_
     FV_TRY(take_rows(ctx, &call->q, s->group, &index, half ? FV_BF16 : FV_F32, q));
     if (by_samples(s) && bk % s->columns == 0) { /* where they lie */
         int64_t step = bk / s->columns;
-        *k = fv_view(&call->k, FV_DIMS(call->batch, call->key_heads, fv_ceil_div(M, step), call->head_dim),
-                     (const int64_t[]){t[0], t[1], t[2] * step, t[3]}, 0);
+        *k = fv_every(&call->k, 2, 0, step, fv_ceil_div(M, step));
         return FV_OK;
     }
     if (by_samples(s))

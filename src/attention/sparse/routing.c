@@ -107,15 +107,6 @@ static int64_t kept(const fv_call *call, int kind, int64_t keys, int64_t *width)
     return kind == 0 && o->membership == PREFIX && group > 0 ? keys : 0;
 }
 
-/* x [B,Hkv,R,group*D] as [B,Hkv,R,group,D]. */
-static fv_tensor parted(const fv_tensor *x, int64_t group)
-{
-    int64_t D = x->dims[3] / group;
-
-    return fv_view(x, FV_DIMS(x->dims[0], x->dims[1], x->dims[2], group, D),
-                   (const int64_t[]){x->strides[0], x->strides[1], x->strides[2], D, 1}, 0);
-}
-
 static fv_status make_keys(fv_ctx *ctx, const fv_call *call, int64_t from, const fv_tensor *out)
 {
     const struct routing *o = call->options;
@@ -126,13 +117,10 @@ static fv_status make_keys(fv_ctx *ctx, const fv_call *call, int64_t from, const
         FV_TRY(fv_as_f32(ctx, &rows, &plain));
         return norm(ctx, o, &plain, out);
     }
-    if (from < call->offset)
-        return fv_fail(FV_E_UNSUPPORTED,
-                       "routing: share=1: the queries before this part of the sequence are not known");
-    rows = fv_slice(&call->q, 2, from - call->offset, out->dims[2]);
+    FV_TRY(fv_kept_queries(call, from, out->dims[2], &rows));
     groups = fv_grouped(&rows, call->key_heads);
     groups = fv_permuted(&groups, (const int[]){0, 1, 3, 2, 4});
-    place = parted(out, call->query_heads / call->key_heads);
+    place = fv_parted(out, 3, call->head_dim);
     return norm(ctx, o, &groups, &place);
 }
 
