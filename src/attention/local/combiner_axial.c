@@ -179,7 +179,7 @@ static int cut(const fv_combiner *c, struct piece piece[3])
 /* A part of one softmax, in which nothing is seen yet. */
 static fv_status clear(fv_ctx *ctx, const fv_call *part)
 {
-    FV_TRY(fv_fill(ctx, &part->o, 0));
+    memset(part->o.data, 0, (size_t)fv_tensor_count(&part->o) * sizeof(float));
     return fv_fill(ctx, &part->lse, -INFINITY);
 }
 
