@@ -111,6 +111,15 @@ fv_status fv_keep(fv_ctx *ctx, const fv_call *call, fv_kept_fn *kept, int kind, 
     return FV_OK;
 }
 
+fv_status fv_kept_queries(const fv_call *call, int64_t from, int64_t count, fv_tensor *q)
+{
+    if (from < call->offset)
+        return fv_fail(FV_E_UNSUPPORTED, "%s: the queries before this part of the sequence are not known",
+                       call->mechanism->name);
+    *q = fv_slice(&call->q, 2, from - call->offset, count);
+    return FV_OK;
+}
+
 /* ---- recurrences ------------------------------------------------------------------------------------------------ */
 
 /* Features of a call's tokens that are in memory at once, where no tape wants them all. */

@@ -245,25 +245,40 @@ fv_call fv_call_rows(const fv_call *call, int64_t from, int64_t count)
     return part;
 }
 
-/* The rows that query head h of `heads` reads in x [B,Hx,..]. */
-static fv_tensor head_of(const fv_tensor *x, int64_t heads, int64_t b, int64_t h)
+fv_call fv_call_heads(const fv_call *call, int64_t b, int64_t batches, int64_t head, int64_t heads)
 {
-    fv_tensor batch = fv_slice(x, 0, b, 1);
+    fv_call part = *call;
+    fv_tensor *tensors[] = {&part.q, &part.k, &part.v, &part.o, &part.lse};
 
-    return fv_slice(&batch, 1, h / (heads / x->dims[1]), 1);
+    for (size_t n = 0; n < sizeof tensors / sizeof *tensors; n++) {
+        fv_tensor *x = tensors[n];
+        if (!fv_present(x)) continue;
+        int64_t group = call->query_heads / x->dims[1], first = head / group;
+        *x = fv_slice(x, 0, b, batches);
+        *x = fv_slice(x, 1, first, (head + heads - 1) / group - first + 1);
+    }
+    part.batch = batches;
+    part.query_heads = heads;
+    part.key_heads = part.v.dims[1];
+    return part;
 }
 
 fv_call fv_call_head(const fv_call *call, int64_t b, int64_t h)
 {
-    fv_call head = *call;
+    fv_call head = fv_call_heads(call, b, 1, h, 1);
 
-    head.batch = head.query_heads = head.key_heads = 1;
-    head.q = head_of(&call->q, call->query_heads, b, h);
-    head.k = head_of(&call->k, call->query_heads, b, h);
-    head.v = head_of(&call->v, call->query_heads, b, h);
-    head.o = head_of(&call->o, call->query_heads, b, h);
     head.lse = (fv_tensor){0};
     return head;
+}
+
+fv_status fv_run_stretches(fv_ctx *ctx, const fv_call *call, int64_t step, fv_stretch_fn *run, void *user)
+{
+    for (int64_t end = call->queries, count; end > 0; end -= count) {
+        count = end % step ? end % step : step;
+        fv_call part = fv_call_rows(call, end - count, count);
+        FV_TRY_SCRATCH(ctx, run(ctx, &part, user));
+    }
+    return FV_OK;
 }
 
 fv_logits fv_call_logits(const fv_call *call)

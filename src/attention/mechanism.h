@@ -161,8 +161,15 @@ fv_status fv_mechanism_named(const char *name, const fv_mechanism **mechanism);
 void fv_call_cut(const fv_call *call, int64_t from, int64_t count, fv_call *part);
 /* The same queries with all keys; tensors of the mechanism's own stay whole. */
 fv_call fv_call_rows(const fv_call *call, int64_t from, int64_t count);
-/* One query head of one batch; k and v may have a head for each key-value head or each query head.  No lse. */
+/* Query heads head .. head+heads-1 of `batches` batches from b on, with what they read: k and v may have a head for
+ * each key-value head or each query head.  Tensors of the mechanism's own stay whole. */
+fv_call fv_call_heads(const fv_call *call, int64_t b, int64_t batches, int64_t head, int64_t heads);
+/* One query head of one batch.  No lse. */
 fv_call fv_call_head(const fv_call *call, int64_t b, int64_t h);
+/* Runs a call in parts of `step` queries over all of its keys, the last ones first: they take most memory, and the
+ * others do with that, which is given back after each.  A part begins with query part->offset - call->offset. */
+typedef fv_status fv_stretch_fn(fv_ctx *ctx, const fv_call *part, void *user);
+fv_status fv_run_stretches(fv_ctx *ctx, const fv_call *call, int64_t step, fv_stretch_fn *run, void *user);
 
 /* Cells of a grid; INT64_MAX: too many.  FV_E_SHAPE unless there are as many as tokens. */
 int64_t fv_cells_of(const fv_tuple *grid);
@@ -180,6 +187,9 @@ fv_status fv_attend_counted(fv_ctx *ctx, const fv_call *call, const fv_attend_ar
  */
 fv_status fv_call_merge(fv_ctx *ctx, const fv_call *call, int parts, fv_merge_args *merge);
 fv_call fv_merge_part(const fv_call *call, const fv_merge_args *merge, int part);
+/* One softmax of a call over all that its parts see, each with keys and a plan of its own; their o and lse are left
+ * out. */
+fv_status fv_attend_joined(fv_ctx *ctx, const fv_call *call, int parts, fv_attend_args *part);
 
 /* Lists for every batch of a call and so many heads; groups of queries are cut by position. */
 fv_list_shape fv_call_lists(const fv_call *call, int64_t heads, int64_t query_block, int64_t key_block);
@@ -196,7 +206,14 @@ fv_dtype fv_kept_type(const fv_mechanism *mechanism, fv_precision precision, fv_
 typedef fv_status fv_make_rows_fn(fv_ctx *ctx, const fv_call *call, int64_t from, const fv_tensor *out);
 fv_status fv_keep(fv_ctx *ctx, const fv_call *call, fv_kept_fn *kept, int kind, int64_t count, fv_make_rows_fn *make,
                   fv_tensor *out);
+/* Queries of positions from .. from+count-1, for kept rows that are made of them; FV_E_UNSUPPORTED if they came with an
+ * earlier chunk. */
+fv_status fv_kept_queries(const fv_call *call, int64_t from, int64_t count, fv_tensor *q);
 
+/* An elementwise function whose result, of x's shape, is new in scratch memory. */
+fv_status fv_mapped(fv_ctx *ctx, const fv_map_args *args, fv_tensor *out);
+/* A number as a tensor, which repeats to any shape. */
+fv_status fv_number(fv_ctx *ctx, float value, fv_tensor *out);
 /* x [B,Hx,..] with each head repeated heads / Hx times, contiguous in scratch memory; x itself if there is nothing to
  * repeat.  Rank 4, anything rows are stored as in, f32 out. */
 fv_status fv_repeat_heads(fv_ctx *ctx, const fv_tensor *x, int64_t heads, fv_tensor *out);

@@ -65,6 +65,22 @@ fv_tensor fv_grouped(const fv_tensor *x, int64_t groups)
     return fv_parted(x, 1, x->dims[1] / groups);
 }
 
+fv_status fv_mapped(fv_ctx *ctx, const fv_map_args *args, fv_tensor *out)
+{
+    fv_map_args map = *args;
+
+    FV_TRY(fv_tensor_new(ctx, &map.out, FV_F32, map.x.rank, map.x.dims));
+    *out = map.out;
+    return fv_map_apply(ctx, &map);
+}
+
+fv_status fv_number(fv_ctx *ctx, float value, fv_tensor *out)
+{
+    FV_TRY(fv_tensor_new(ctx, out, FV_F32, FV_DIMS(1)));
+    *(float *)out->data = value;
+    return FV_OK;
+}
+
 /* The images of a batch and head of x [B,Hx,N,C] as [count,C,height,width]. */
 static fv_tensor as_images(const fv_tensor *x, int64_t b, int64_t head, const fv_images *images)
 {
@@ -134,6 +150,19 @@ fv_call fv_merge_part(const fv_call *call, const fv_merge_args *merge, int part)
     filled.o = merge->o_part[part];
     filled.lse = merge->lse_part[part];
     return filled;
+}
+
+fv_status fv_attend_joined(fv_ctx *ctx, const fv_call *call, int parts, fv_attend_args *part)
+{
+    fv_merge_args merge = {.o_part = {call->o}, .lse_part = {call->lse}};
+
+    if (parts > 1) FV_TRY(fv_call_merge(ctx, call, parts, &merge));
+    for (int p = 0; p < parts; p++) {
+        part[p].o = merge.o_part[p];
+        part[p].lse = merge.lse_part[p];
+        FV_TRY(fv_attend_counted(ctx, call, &part[p]));
+    }
+    return parts > 1 ? fv_merge(ctx, &merge) : FV_OK;
 }
 
 fv_choosing fv_choosing_begin(fv_ctx *ctx)

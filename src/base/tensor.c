@@ -249,7 +249,7 @@ fv_tensor fv_expanded(const fv_tensor *t, int dim)
     return view;
 }
 
-fv_tensor fv_picked(const fv_tensor *t, int dim, int64_t at)
+fv_tensor fv_plane(const fv_tensor *t, int dim, int64_t at)
 {
     fv_tensor view = fv_slice(t, dim, at, 1);
 
@@ -261,14 +261,23 @@ fv_tensor fv_picked(const fv_tensor *t, int dim, int64_t at)
     return view;
 }
 
-fv_tensor fv_parted(const fv_tensor *t, int dim, int64_t size)
+fv_tensor fv_parted(const fv_tensor *t, int dim, int64_t part)
 {
     fv_tensor view = fv_expanded(t, dim);
 
-    assert(t->dims[dim] % size == 0);
-    view.dims[dim] = t->dims[dim] / size;
-    view.strides[dim] = t->strides[dim] * size;
-    view.dims[dim + 1] = size;
+    view.dims[dim] = t->dims[dim] / part;
+    view.strides[dim] = t->strides[dim] * part;
+    view.dims[dim + 1] = part;
+    return view;
+}
+
+fv_tensor fv_every(const fv_tensor *t, int dim, int64_t from, int64_t step, int64_t count)
+{
+    fv_tensor view = fv_slice(t, dim, from, 0);
+
+    assert(count < 1 || from + (count - 1) * step < t->dims[dim]);
+    view.dims[dim] = count;
+    view.strides[dim] *= step;
     return view;
 }
 

@@ -44,8 +44,11 @@ fv_tensor fv_permuted(const fv_tensor *t, const int *order);               /* ou
 fv_tensor fv_reshaped(const fv_tensor *t, int rank, const int64_t *dims);  /* t contiguous, same count */
 fv_tensor fv_broadcast(const fv_tensor *t, int rank, const int64_t *dims); /* missing or 1 dims get stride 0 */
 fv_tensor fv_expanded(const fv_tensor *t, int dim);                        /* a dim of 1 is put in at `dim` */
-fv_tensor fv_picked(const fv_tensor *t, int dim, int64_t at);              /* place `at` of a dim, which goes */
-fv_tensor fv_parted(const fv_tensor *t, int dim, int64_t size);            /* a dim as parts of `size`: two dims */
+fv_tensor fv_plane(const fv_tensor *t, int dim, int64_t at);               /* place `at` of a dim, which goes */
+/* A dim as two, of parts of so many and what is in them; a rest is left out. */
+fv_tensor fv_parted(const fv_tensor *t, int dim, int64_t part);
+/* Every step-th of a dim, `count` of them. */
+fv_tensor fv_every(const fv_tensor *t, int dim, int64_t from, int64_t step, int64_t count);
 
 /* Address of an element of a plain (not blocked) tensor of up to four used dims. */
 size_t fv_dtype_size(fv_dtype dtype);

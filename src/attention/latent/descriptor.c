@@ -129,18 +129,18 @@ static fv_status accept(fv_call *call)
 /* Cells of ratio x ratio patches: columns first, then rows. */
 static fv_status average(fv_ctx *ctx, const struct shape *s, int64_t ratio, const fv_tensor *x, const fv_tensor *out)
 {
-    const int64_t *d = x->dims, *t = x->strides, *u = out->strides;
+    static const int by_column[] = {0, 1, 2, 4, 3, 5};
+    const int64_t *d = x->dims;
     int64_t rows = s->out_height * ratio;
-    fv_tensor columns, image = fv_view(x, FV_DIMS(d[0], d[1], d[2], rows, s->out_width * ratio, d[4]),
-                                       (const int64_t[]){t[0], t[1], t[2], s->width * t[3], t[3], t[4]}, 0);
-    fv_tensor cells = fv_view(out, FV_DIMS(d[0], d[1], d[2], s->out_width, s->out_height, d[4]),
-                              (const int64_t[]){u[0], u[1], u[2], u[3], s->out_width * u[3], u[4]}, 0);
+    fv_tensor image = fv_parted(x, 3, s->width), cells = fv_parted(out, 3, s->out_width), columns;
 
+    image = fv_slice(&image, 3, 0, rows);
+    image = fv_slice(&image, 4, 0, s->out_width * ratio);
     FV_TRY(fv_tensor_new(ctx, &columns, FV_F32, FV_DIMS(d[0], d[1], d[2], rows, s->out_width, d[4])));
     FV_TRY(fv_pool_rows(ctx, &(fv_pool_args){.x = image, .out = columns, .block = ratio}));
     return fv_pool_rows(
         ctx,
-        &(fv_pool_args){.x = fv_permuted(&columns, (const int[]){0, 1, 2, 4, 3, 5}), .out = cells, .block = ratio});
+        &(fv_pool_args){.x = fv_permuted(&columns, by_column), .out = fv_permuted(&cells, by_column), .block = ratio});
 }
 
 /* Rows of x [B,Hkv,frames,tokens,C] to those of frames, out [..,kept,C]. */
@@ -158,10 +158,9 @@ static fv_status compress(fv_ctx *ctx, const struct descriptor *o, const struct 
                              .nearest = o->compress == NEAREST};
 
     if (o->special > 0)
-        FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY,
-                                                .x = fv_slice(x, 3, 0, o->special),
-                                                .out = fv_slice(out, 3, 0, o->special)}));
-    if (o->ratio == 1) return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = patches, .out = cells});
+        FV_TRY(fv_map_apply(
+            ctx, &(fv_map_args){.x = fv_slice(x, 3, 0, o->special), .out = fv_slice(out, 3, 0, o->special)}));
+    if (o->ratio == 1) return fv_map_apply(ctx, &(fv_map_args){.x = patches, .out = cells});
     return o->compress == MEAN ? average(ctx, s, o->ratio, &patches, &cells) : fv_resize_rows(ctx, &resize);
 }
 
@@ -187,22 +186,21 @@ static fv_status make_rows(fv_ctx *ctx, const fv_call *call, const struct shape 
                            fv_tensor *out)
 {
     const struct descriptor *o = call->options;
-    int64_t B = call->batch, Hkv = call->key_heads, C = given->dims[3], at = 0;
+    int64_t rows = s->keyframes + s->sources * s->kept, at = 0;
     fv_tensor x, sources, place;
 
     FV_TRY(fv_as_f32(ctx, given, &x));
-    FV_TRY(fv_tensor_new(ctx, out, FV_F32, FV_DIMS(B, Hkv, s->keyframes + s->sources * s->kept, C)));
+    FV_TRY(fv_tensor_new(ctx, out, FV_F32, FV_DIMS(call->batch, call->key_heads, rows, given->dims[3])));
     for (int n = 0; n < o->keyframes.count; n++) {
         if (!is_read(o, n)) continue;
         FV_TRY(fv_map_apply(
-            ctx, &(fv_map_args){.op = FV_MAP_COPY,
-                                .x = fv_slice(&x, 2, o->keyframes.items[n] * s->tokens + o->special, s->patches),
+            ctx, &(fv_map_args){.x = fv_slice(&x, 2, o->keyframes.items[n] * s->tokens + o->special, s->patches),
                                 .out = fv_slice(out, 2, at, s->patches)}));
         at += s->patches;
     }
     FV_TRY(find_sources(ctx, o, s, &x, &sources));
     sources = fv_parted(&sources, 2, s->tokens);
-    place = fv_slice(out, 2, at, s->sources * s->kept);
+    place = fv_slice(out, 2, at, rows - at);
     place = fv_parted(&place, 2, s->kept);
     return compress(ctx, o, s, &sources, &place);
 }
@@ -306,15 +304,13 @@ static fv_status forward(fv_ctx *ctx, const fv_call *call)
 {
     struct shape s = shape_of(call->options);
     fv_plan plan = {0};
-    fv_attend_args attend = {
-        .q = call->q, .o = call->o, .lse = call->lse, .plan = &plan, .logits = fv_call_logits(call)};
+    fv_attend_args attend = fv_call_attend(call, &plan);
 
     FV_TRY(make_rows(ctx, call, &s, &call->k, &attend.k));
     FV_TRY(make_rows(ctx, call, &s, &call->v, &attend.v));
     FV_TRY(prepare_both(ctx, call, &s, &attend.q, &attend.k));
     FV_TRY(plan_chunks(ctx, call, &s, &plan));
-    FV_TRY(fv_count_pairs(ctx, call, &plan, attend.k.dims[2]));
-    return fv_attend(ctx, &attend);
+    return fv_attend_counted(ctx, call, &attend);
 }
 
 const fv_mechanism fv_mechanism_descriptor = {

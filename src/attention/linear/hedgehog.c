@@ -52,7 +52,7 @@ static int64_t state_width(const fv_call *call)
 static fv_status project(fv_ctx *ctx, int64_t heads, const fv_tensor *x, const fv_tensor *weight, const fv_tensor *bias,
                          fv_tensor *y)
 {
-    fv_tensor wide, sum, b;
+    fv_tensor wide, b;
 
     *y = *x;
     if (fv_present(weight) || fv_present(bias)) FV_TRY(fv_repeat_heads(ctx, x, heads, y));
@@ -63,9 +63,7 @@ static fv_status project(fv_ctx *ctx, int64_t heads, const fv_tensor *x, const f
     }
     if (!fv_present(bias)) return FV_OK;
     b = fv_expanded(bias, 1);
-    sum = *y;
-    FV_TRY(fv_tensor_new(ctx, y, FV_F32, 4, sum.dims));
-    return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_ADD, .x = sum, .y = b, .out = *y});
+    return fv_mapped(ctx, &(fv_map_args){.op = FV_MAP_ADD, .x = *y, .y = b}, y);
 }
 
 /* One half of the features: the activation of sign * y, floored. */
@@ -74,15 +72,12 @@ static fv_status activate(fv_ctx *ctx, const struct hedgehog *o, const fv_tensor
     static const fv_map pointwise[] = {[MAP_EXP] = FV_MAP_EXP, [MAP_RELU] = FV_MAP_RELU, [MAP_ELU] = FV_MAP_ELU1};
     fv_tensor raw, turned = *y;
 
-    FV_TRY(fv_tensor_new(ctx, &raw, FV_F32, 4, y->dims));
     if (o->map == MAP_SOFTMAX) {
+        FV_TRY(fv_tensor_new(ctx, &raw, FV_F32, 4, y->dims));
         FV_TRY(fv_softmax(ctx, &(fv_softmax_args){.x = *y, .out = raw, .scale = sign}));
     } else {
-        if (sign < 0) {
-            FV_TRY(fv_tensor_new(ctx, &turned, FV_F32, 4, y->dims));
-            FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = *y, .out = turned, .alpha = sign}));
-        }
-        FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = pointwise[o->map], .x = turned, .out = raw}));
+        if (sign < 0) FV_TRY(fv_mapped(ctx, &(fv_map_args){.x = *y, .alpha = sign}, &turned));
+        FV_TRY(fv_mapped(ctx, &(fv_map_args){.op = pointwise[o->map], .x = turned}, &raw));
     }
     return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_MAX, .x = raw, .out = *out, .alpha = (float)o->eps});
 }

@@ -67,8 +67,7 @@ static fv_status scan(fv_ctx *ctx, const fv_call *call, fv_scan_args *scan_)
     if (!fv_present(rate) && o->decay == DECAY_NONE) return FV_OK;
     scan_->decay = FV_DECAY_PER_HEAD;
     if (!fv_present(rate)) return alibi(ctx, call->query_heads, &scan_->log_decay);
-    FV_TRY(fv_tensor_new(ctx, &scan_->log_decay, FV_F32, 1, rate->dims));
-    return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = *rate, .out = scan_->log_decay, .alpha = -1});
+    return fv_mapped(ctx, &(fv_map_args){.x = *rate, .alpha = -1}, &scan_->log_decay);
 }
 
 const fv_mechanism fv_mechanism_lightning2 = {

@@ -20,39 +20,23 @@ static int64_t kept(const fv_call *call, int kind, int64_t keys, int64_t *width)
     return kind == 0 ? keys : 0;
 }
 
-static fv_status new_like(fv_ctx *ctx, const fv_tensor *x, fv_tensor *out)
-{
-    return fv_tensor_new(ctx, out, FV_F32, x->rank, x->dims);
-}
-
-/* A number as a tensor that repeats to any shape. */
-static fv_status constant(fv_ctx *ctx, float value, fv_tensor *out)
-{
-    FV_TRY(fv_tensor_new(ctx, out, FV_F32, FV_DIMS(1)));
-    *(float *)out->data = value;
-    return FV_OK;
-}
-
 /* u = scale * dots, with a model's own terms. */
 static fv_status finish_logits(fv_ctx *ctx, const fv_call *call, const fv_tensor *dots, const fv_tensor *out)
 {
-    fv_tensor scale, u, negative, size, bent;
+    fv_tensor number, u, negative, size, bend;
 
-    FV_TRY(constant(ctx, call->scale, &scale));
+    FV_TRY(fv_number(ctx, call->scale, &number));
     if (call->softcap == 0 && call->gain == 0)
-        return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_MUL, .x = *dots, .y = scale, .out = *out});
-    FV_TRY(new_like(ctx, dots, &u));
-    FV_TRY(new_like(ctx, dots, &negative));
-    FV_TRY(new_like(ctx, dots, &size));
-    FV_TRY(new_like(ctx, dots, &bent));
-    FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_MUL, .x = *dots, .y = scale, .out = u}));
-    FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = u, .out = negative, .alpha = -1}));
-    FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_MAX, .x = u, .y = negative, .out = size}));
-    FV_TRY(constant(ctx, call->gain, &scale));
-    FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_MUL, .x = size, .y = scale, .out = negative}));
-    FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_ADD, .x = u, .y = negative, .out = bent}));
-    if (call->softcap == 0) return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = bent, .out = *out});
-    return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_SOFTCAP, .x = bent, .out = *out, .alpha = call->softcap});
+        return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_MUL, .x = *dots, .y = number, .out = *out});
+    FV_TRY(fv_mapped(ctx, &(fv_map_args){.op = FV_MAP_MUL, .x = *dots, .y = number}, &u));
+    FV_TRY(fv_mapped(ctx, &(fv_map_args){.x = u, .alpha = -1}, &negative));
+    FV_TRY(fv_mapped(ctx, &(fv_map_args){.op = FV_MAP_MAX, .x = u, .y = negative}, &size));
+    FV_TRY(fv_number(ctx, call->gain, &number));
+    FV_TRY(fv_mapped(ctx, &(fv_map_args){.op = FV_MAP_MUL, .x = size, .y = number}, &bend));
+    FV_TRY(fv_mapped(ctx, &(fv_map_args){.op = FV_MAP_ADD, .x = u, .y = bend}, &u));
+    return fv_map_apply(
+        ctx, &(fv_map_args){
+                 .op = call->softcap == 0 ? FV_MAP_COPY : FV_MAP_SOFTCAP, .x = u, .out = *out, .alpha = call->softcap});
 }
 
 static fv_status make_logits(fv_ctx *ctx, const fv_call *call, int64_t from, const fv_tensor *out)
@@ -62,14 +46,8 @@ static fv_status make_logits(fv_ctx *ctx, const fv_call *call, int64_t from, con
     fv_tensor q, k = fv_slice(&call->k, 2, from, rows), own, dots;
     fv_tensor by_head = fv_permuted(out, (const int[]){0, 1, 3, 2});
 
-    if (from < call->offset)
-        return fv_fail(FV_E_UNSUPPORTED, "selfgate: the queries before this part of the sequence are not known");
-    q = fv_slice(&call->q, 2, from - call->offset, rows);
-    if (o->silu) {
-        fv_tensor plain = q;
-        FV_TRY(new_like(ctx, &plain, &q));
-        FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_SILU, .x = plain, .out = q}));
-    }
+    FV_TRY(fv_kept_queries(call, from, rows, &q));
+    if (o->silu) FV_TRY(fv_mapped(ctx, &(fv_map_args){.op = FV_MAP_SILU, .x = q}, &q));
     FV_TRY(fv_tensor_new(ctx, &own, FV_I32, FV_DIMS(1, 1, rows, 1)));
     for (int64_t j = 0; j < rows; j++)
         ((int32_t *)own.data)[j] = (int32_t)j;
@@ -96,7 +74,7 @@ static fv_status pool(fv_ctx *ctx, const fv_call *call, const fv_tensor *u, int6
 {
     fv_tensor none, bias = fv_slice(u, 2, 0, keys);
 
-    FV_TRY(constant(ctx, 0, &none)); /* no query and no key takes part, only biases */
+    FV_TRY(fv_number(ctx, 0, &none)); /* no query and no key takes part, only biases */
     return fv_attend(ctx, &(fv_attend_args){.q = fv_broadcast(&none, FV_DIMS(call->batch, call->query_heads, 1, 1)),
                                             .k = fv_broadcast(&none, FV_DIMS(call->batch, call->key_heads, keys, 1)),
                                             .v = fv_slice(&call->v, 2, 0, keys),
@@ -113,25 +91,18 @@ static fv_status run_along(fv_ctx *ctx, const fv_call *call, const fv_tensor *al
     int64_t B = call->batch, H = call->query_heads, N = call->queries;
     fv_tensor u = fv_slice(all, 2, call->offset, N), stored = fv_slice(&call->v, 2, call->offset, N), v;
     fv_tensor top, fade, shifted, beta, divisor, one, log_divisor;
-    fv_choosing before = fv_choosing_begin(ctx);
-    fv_status status = fv_tensor_new(ctx, &top, FV_F32, FV_DIMS(B, H, N, 1));
 
-    if (status == FV_OK) status = fv_cumsum(ctx, &(fv_cumsum_args){.x = u, .out = top, .max = true});
-    fv_choosing_end(ctx, before);
-    FV_TRY(status);
+    FV_TRY(fv_tensor_new(ctx, &top, FV_F32, FV_DIMS(B, H, N, 1)));
+    FV_TRY_CHOOSING(ctx, fv_cumsum(ctx, &(fv_cumsum_args){.x = u, .out = top, .max = true}));
     FV_TRY(fv_tensor_zeros(ctx, &fade, FV_F32, FV_DIMS(B, H, N)));
-    FV_TRY(new_like(ctx, &fade, &shifted));
-    FV_TRY(new_like(ctx, &fade, &beta));
-    FV_TRY(new_like(ctx, &fade, &divisor));
-    FV_TRY(new_like(ctx, &fade, &log_divisor));
-    FV_TRY(constant(ctx, 1, &one));
+    FV_TRY(fv_tensor_new(ctx, &divisor, FV_F32, FV_DIMS(B, H, N)));
+    FV_TRY(fv_number(ctx, 1, &one));
     FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_SUB,
                                             .x = flat(&top, 0, N - 1),
                                             .y = flat(&top, 1, N - 1),
                                             .out = fv_slice(&fade, 2, 1, N - 1)}));
-    FV_TRY(fv_map_apply(ctx,
-                        &(fv_map_args){.op = FV_MAP_SUB, .x = flat(&u, 0, N), .y = flat(&top, 0, N), .out = shifted}));
-    FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_EXP, .x = shifted, .out = beta}));
+    FV_TRY(fv_mapped(ctx, &(fv_map_args){.op = FV_MAP_SUB, .x = flat(&u, 0, N), .y = flat(&top, 0, N)}, &shifted));
+    FV_TRY(fv_mapped(ctx, &(fv_map_args){.op = FV_MAP_EXP, .x = shifted}, &beta));
     FV_TRY(fv_as_f32(ctx, &stored, &v));
     FV_TRY(fv_scan(ctx, &(fv_scan_args){.q = fv_broadcast(&one, FV_DIMS(B, H, N, 1)),
                                         .k = fv_broadcast(&one, FV_DIMS(B, call->key_heads, N, 1)),
@@ -143,43 +114,33 @@ static fv_status run_along(fv_ctx *ctx, const fv_call *call, const fv_tensor *al
                                         .normalise = true,
                                         .denominator = divisor}));
     if (!fv_present(lse)) return FV_OK;
-    FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_LOG, .x = divisor, .out = log_divisor}));
+    FV_TRY(fv_mapped(ctx, &(fv_map_args){.op = FV_MAP_LOG, .x = divisor}, &log_divisor));
     return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_ADD, .x = log_divisor, .y = flat(&top, 0, N), .out = *lse});
-}
-
-/* One row for all queries. */
-static fv_status spread(fv_ctx *ctx, const fv_tensor *row, const fv_tensor *out)
-{
-    return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = *row, .out = *out});
 }
 
 static fv_status forward(fv_ctx *ctx, const fv_call *call)
 {
     int64_t B = call->batch, H = call->query_heads, N = call->queries, Dv = call->value_dim;
     int64_t before = call->causal && N > 1 ? call->offset : call->keys; /* keys that all queries read */
-    fv_tensor rows, u, o[2], lse[2];
+    fv_tensor rows, u, o, lse;
+    fv_merge_args merge;
 
     FV_TRY(fv_keep(ctx, call, kept, 0, call->keys, make_logits, &rows));
-    rows = fv_permuted(&rows, (const int[]){0, 1, 3, 2});
-    FV_TRY(new_like(ctx, &rows, &u));
-    FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = rows, .out = u}));
+    FV_TRY(fv_mapped(ctx, &(fv_map_args){.x = fv_permuted(&rows, (const int[]){0, 1, 3, 2})}, &u));
     u = fv_reshaped(&u, FV_DIMS(B, H, call->keys, 1));
     if (before == 0) return run_along(ctx, call, &u, &call->o, &call->lse);
-    FV_TRY(fv_tensor_new(ctx, &o[0], FV_F32, FV_DIMS(B, H, 1, Dv)));
-    FV_TRY(fv_tensor_new(ctx, &lse[0], FV_F32, FV_DIMS(B, H, 1)));
-    FV_TRY(pool(ctx, call, &u, before, &o[0], &lse[0]));
-    if (before == call->keys) {
-        if (fv_present(&call->lse)) FV_TRY(spread(ctx, &lse[0], &call->lse));
-        return spread(ctx, &o[0], &call->o);
+    FV_TRY(fv_tensor_new(ctx, &o, FV_F32, FV_DIMS(B, H, 1, Dv)));
+    FV_TRY(fv_tensor_new(ctx, &lse, FV_F32, FV_DIMS(B, H, 1)));
+    FV_TRY(pool(ctx, call, &u, before, &o, &lse));
+    if (before == call->keys) { /* one row for all queries */
+        if (fv_present(&call->lse)) FV_TRY(fv_map_apply(ctx, &(fv_map_args){.x = lse, .out = call->lse}));
+        return fv_map_apply(ctx, &(fv_map_args){.x = o, .out = call->o});
     }
-    FV_TRY(fv_tensor_new(ctx, &o[1], FV_F32, FV_DIMS(B, H, N, Dv)));
-    FV_TRY(fv_tensor_new(ctx, &lse[1], FV_F32, FV_DIMS(B, H, N)));
-    FV_TRY(run_along(ctx, call, &u, &o[1], &lse[1]));
-    return fv_merge(ctx, &(fv_merge_args){.parts = 2,
-                                          .o_part = {fv_broadcast(&o[0], 4, o[1].dims), o[1]},
-                                          .lse_part = {fv_broadcast(&lse[0], 3, lse[1].dims), lse[1]},
-                                          .o = call->o,
-                                          .lse = call->lse});
+    FV_TRY(fv_call_merge(ctx, call, 2, &merge));
+    merge.o_part[0] = fv_broadcast(&o, 4, call->o.dims);
+    merge.lse_part[0] = fv_broadcast(&lse, 3, call->o.dims);
+    FV_TRY(run_along(ctx, call, &u, &merge.o_part[1], &merge.lse_part[1]));
+    return fv_merge(ctx, &merge);
 }
 
 static fv_status map(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs)

@@ -43,10 +43,8 @@ static fv_status scan(fv_ctx *ctx, const fv_call *call, fv_scan_args *scan_)
 {
     fv_tensor scale, q;
 
-    FV_TRY(fv_tensor_new(ctx, &scale, FV_F32, FV_DIMS(1)));
-    *(float *)scale.data = call->scale;
-    FV_TRY(fv_tensor_new(ctx, &q, FV_F32, 4, call->q.dims));
-    FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_MUL, .x = call->q, .y = scale, .out = q}));
+    FV_TRY(fv_number(ctx, call->scale, &scale));
+    FV_TRY(fv_mapped(ctx, &(fv_map_args){.op = FV_MAP_MUL, .x = call->q, .y = scale}, &q));
     FV_TRY(features(ctx, call, &q, &scan_->q));
     FV_TRY(features(ctx, call, &call->k, &scan_->k));
     scan_->normalise = true;

@@ -67,7 +67,8 @@ static fv_status accept(fv_call *call)
     return FV_OK;
 }
 
-/* ---- calls split by key head ------------------------------------------------------------------------------------- */
+/* ---- calls, and parts of them -------------------------------------------------------------------------------------
+ */
 
 static int64_t root(int64_t n)
 {
@@ -78,82 +79,70 @@ static int64_t root(int64_t n)
     return side;
 }
 
-static fv_status split(fv_ctx *ctx, const fv_call *call, fv_combiner *c)
+static fv_status begin(fv_ctx *ctx, const fv_call *call, fv_combiner *c)
 {
     const struct combiner *o = call->options;
 
-    *c = (fv_combiner){.call = call, .options = o, .group = call->query_heads / call->key_heads};
+    *c = (fv_combiner){.call = *call, .options = o, .group = call->query_heads / call->key_heads};
     c->length = o->form == COMBINER_LOGN ? 1 : o->segment > 0 ? o->segment : root(call->keys);
-    c->q = fv_grouped(&call->q, call->key_heads);
-    FV_TRY(fv_as_f32(ctx, &call->k, &c->k));
-    FV_TRY(fv_as_f32(ctx, &call->v, &c->v));
-    c->k = fv_grouped(&c->k, call->key_heads);
-    c->v = fv_grouped(&c->v, call->key_heads);
-    return FV_OK;
+    FV_TRY(fv_as_f32(ctx, &call->k, &c->call.k));
+    return fv_as_f32(ctx, &call->v, &c->call.v);
 }
 
-/* Rows of a plane: [count,heads,rows,C]. */
-static fv_tensor lay_out(const fv_strided *r, int64_t p, int64_t count, int64_t rows)
+/* Batch and key head n of rows [B,Hkv,R,..]. */
+static fv_tensor plane_of(const fv_tensor *rows, int64_t n)
 {
-    const fv_tensor *x = r->x;
-    const int64_t *d = x->dims, *s = x->strides;
+    fv_tensor batch = fv_slice(rows, 0, n / rows->dims[1], 1);
 
-    return fv_view(x, FV_DIMS(count, d[2], rows, d[4]), (const int64_t[]){r->across * s[3], s[2], r->step * s[3], s[4]},
-                   p / d[1] * s[0] + p % d[1] * s[1] + r->first * s[3]);
+    return fv_slice(&batch, 1, n % rows->dims[1], 1);
+}
+
+static fv_combiner part_of(const fv_combiner *c, int64_t n)
+{
+    int64_t Hkv = c->call.key_heads;
+    fv_combiner part = *c;
+
+    part.call = fv_call_heads(&c->call, n / Hkv, 1, n % Hkv * c->group, c->group);
+    if (fv_present(&c->queries)) part.queries = plane_of(&c->queries, n);
+    if (fv_present(&c->summaries)) part.summaries = plane_of(&c->summaries, n);
+    return part;
+}
+
+static fv_tensor lay_out(const fv_strided *r, int64_t count, int64_t rows)
+{
+    const int64_t *d = r->x->dims, *s = r->x->strides;
+
+    return fv_view(r->x, FV_DIMS(count, d[1], rows, d[3]),
+                   (const int64_t[]){r->across * s[2], s[1], r->step * s[2], s[3]}, r->first * s[2]);
 }
 
 fv_status fv_combiner_attend(fv_ctx *ctx, const fv_combiner *c, const fv_combiner_block *b)
 {
-    static const fv_plan all;
-    const fv_plan *plan = b->plan ? b->plan : &all;
-    fv_logits own = fv_call_logits(c->call);
-    fv_attend_args a = {.plan = plan, .logits = b->logits};
+    fv_logits own = fv_call_logits(&c->call);
+    fv_attend_args a = {.q = lay_out(&b->q, b->count, b->queries),
+                        .k = lay_out(&b->k, b->count, b->keys),
+                        .v = lay_out(&b->v, b->count, b->keys),
+                        .o = lay_out(&b->o, b->count, b->queries),
+                        .plan = b->plan,
+                        .logits = b->logits};
 
     a.logits.softcap = own.softcap;
     a.logits.gain = own.gain;
     if (b->logits.scale == 0) a.logits.scale = own.scale, a.logits.zero_scale = own.zero_scale;
-    a.q = lay_out(&b->q, c->plane, b->count, b->queries);
-    a.k = lay_out(&b->k, c->plane, b->count, b->keys);
-    a.v = lay_out(&b->v, c->plane, b->count, b->keys);
-    a.o = lay_out(&b->o, c->plane, b->count, b->queries);
-    if (b->lse.x) a.lse = lay_out(&b->lse, c->plane, b->count, b->queries), a.lse.rank = 3;
-    FV_TRY(fv_count_pairs(
-        ctx, &(fv_call){.batch = b->count, .query_heads = c->group, .queries = b->queries, .pairs = c->call->pairs},
-        plan, b->keys));
-    return fv_attend(ctx, &a);
-}
-
-fv_status fv_combiner_attend_all(fv_ctx *ctx, const fv_combiner *c, const fv_combiner_block *block)
-{
-    fv_combiner own = *c;
-
-    for (own.plane = 0; own.plane < c->call->batch * c->call->key_heads; own.plane++)
-        FV_TRY(fv_combiner_attend(ctx, &own, block));
-    return FV_OK;
+    if (b->lse.x) a.lse = lay_out(&b->lse, b->count, b->queries), a.lse.rank = 3;
+    return fv_attend_counted(ctx, &c->call, &a);
 }
 
 fv_tensor fv_combiner_channels(const fv_combiner *c, const fv_tensor *rows, int64_t from, int64_t width)
 {
     const int64_t *d = rows->dims, *s = rows->strides;
 
-    return fv_view(rows, FV_DIMS(d[0], d[1], c->group, d[2], width),
-                   (const int64_t[]){s[0], s[1], d[3] / c->group, s[2], 1}, from);
+    return fv_view(rows, FV_DIMS(1, c->group, d[2], width), (const int64_t[]){s[0], d[3] / c->group, s[2], 1}, from);
 }
 
-fv_status fv_combiner_part(fv_ctx *ctx, fv_combiner *c, fv_tensor *o, fv_tensor *lse)
+fv_tensor fv_combiner_queries(const fv_combiner *c)
 {
-    const fv_call *call = c->call;
-    int64_t G = c->group, N = call->queries, Dv = call->value_dim;
-    int p = c->merge.parts++;
-    fv_tensor *own_o = &c->merge.o_part[p], *own_lse = &c->merge.lse_part[p];
-
-    FV_TRY(fv_tensor_zeros(ctx, own_o, FV_F32, FV_DIMS(1, G, N, Dv)));
-    FV_TRY(fv_tensor_new(ctx, own_lse, FV_F32, FV_DIMS(1, G, N)));
-    for (int64_t row = 0; row < G * N; row++)
-        ((float *)own_lse->data)[row] = -INFINITY;
-    *o = fv_view(own_o, FV_DIMS(1, 1, G, N, Dv), (const int64_t[]){0, 0, N * Dv, Dv, 1}, 0); /* in any plane */
-    *lse = fv_view(own_lse, FV_DIMS(1, 1, G, N, 1), (const int64_t[]){0, 0, N, 1, 1}, 0);
-    return FV_OK;
+    return fv_combiner_channels(c, &c->queries, 0, c->call.head_dim);
 }
 
 fv_status fv_combiner_bias(fv_ctx *ctx, const fv_combiner *c, const double *counts, int64_t count, int64_t keys,
@@ -174,12 +163,11 @@ fv_status fv_combiner_bias(fv_ctx *ctx, const fv_combiner *c, const double *coun
 
 enum { QUERIES, SUMMARIES };
 
-static int64_t summary_width(const fv_call *call)
+/* Of keys that fill them. */
+static int64_t summary_count(const struct combiner *o, int64_t length, int64_t keys)
 {
-    const struct combiner *o = call->options;
-    bool axial = o->form == COMBINER_MIXTURE || o->form == COMBINER_ROWMAJOR;
-
-    return axial ? fv_combiner_axial_width(call, o) : call->head_dim + call->value_dim;
+    if (o->form == COMBINER_LOGN) return keys;
+    return o->form == COMBINER_FIXED ? keys / length : keys / length * length;
 }
 
 static int64_t kept(const fv_call *call, int kind, int64_t keys, int64_t *width)
@@ -187,34 +175,27 @@ static int64_t kept(const fv_call *call, int kind, int64_t keys, int64_t *width)
     const struct combiner *o = call->options;
     int64_t group = call->key_heads > 0 ? call->query_heads / call->key_heads : 1;
 
-    *width = group * (kind == QUERIES ? call->head_dim : summary_width(call));
-    if (kind == QUERIES || o->form == COMBINER_LOGN) return keys;
-    if (o->segment == 0) return 0;
-    return o->form == COMBINER_FIXED ? keys / o->segment : keys / o->segment * o->segment;
+    *width = group * (kind == QUERIES ? call->head_dim : fv_combiner_width(call, o));
+    if (kind == QUERIES) return keys;
+    return o->segment == 0 && o->form != COMBINER_LOGN ? 0 : summary_count(o, o->segment, keys);
 }
 
 static fv_status make_queries(fv_ctx *ctx, const fv_call *call, int64_t from, const fv_tensor *out)
 {
-    int64_t rows = out->dims[2], group = call->query_heads / call->key_heads;
-    fv_combiner c = {.group = group};
-    fv_tensor q, scale, place = fv_combiner_channels(&c, out, 0, call->head_dim);
+    fv_tensor q, scale;
 
-    if (from < call->offset)
-        return fv_fail(FV_E_UNSUPPORTED, "combiner: the queries before this part of the sequence are not known");
-    q = fv_slice(&call->q, 2, from - call->offset, rows);
-    FV_TRY(fv_tensor_new(ctx, &scale, FV_F32, FV_DIMS(1)));
-    *(float *)scale.data = call->scale;
-    return fv_map_apply(
-        ctx, &(fv_map_args){.op = FV_MAP_MUL, .x = fv_grouped(&q, call->key_heads), .y = scale, .out = place});
+    FV_TRY(fv_kept_queries(call, from, out->dims[2], &q));
+    FV_TRY(fv_number(ctx, call->scale, &scale));
+    q = fv_grouped(&q, call->key_heads);
+    return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_MUL,
+                                            .x = fv_permuted(&q, (const int[]){0, 1, 3, 2, 4}),
+                                            .y = scale,
+                                            .out = fv_parted(out, 3, call->head_dim)});
 }
 
-fv_status fv_combiner_queries(fv_ctx *ctx, const fv_combiner *c, fv_tensor *q)
+static fv_status keep_queries(fv_ctx *ctx, fv_combiner *c)
 {
-    fv_tensor rows;
-
-    FV_TRY(fv_keep(ctx, c->call, kept, QUERIES, c->call->keys, make_queries, &rows));
-    *q = fv_combiner_channels(c, &rows, 0, c->call->head_dim);
-    return FV_OK;
+    return fv_keep(ctx, &c->call, kept, QUERIES, c->call.keys, make_queries, &c->queries);
 }
 
 /* ---- spans ------------------------------------------------------------------------------------------------------- */
@@ -229,69 +210,53 @@ static fv_status pool_spans(fv_ctx *ctx, const fv_combiner *c, const struct span
                             const fv_tensor *out)
 {
     static const fv_pool_kind kinds[] = {FV_POOL_MAX, FV_POOL_MEAN, FV_POOL_SUM};
-    int64_t last = fv_min((s->count - 1) * s->step + s->length, x->dims[3] - s->first);
-    fv_tensor rows = fv_slice(x, 3, s->first, last), plain = rows;
+    int64_t last = fv_min((s->count - 1) * s->step + s->length, x->dims[2] - s->first);
+    fv_tensor rows = fv_slice(x, 2, s->first, last);
 
-    if (c->options->pool >= 3) {
-        FV_TRY(fv_tensor_new(ctx, &rows, FV_F32, 5, plain.dims));
-        FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_RELU, .x = plain, .out = rows}));
-    }
+    if (c->options->pool >= 3) FV_TRY(fv_mapped(ctx, &(fv_map_args){.op = FV_MAP_RELU, .x = rows}, &rows));
     return fv_pool_rows(
         ctx, &(fv_pool_args){
                  .kind = kinds[c->options->pool % 3], .x = rows, .out = *out, .block = s->length, .stride = s->step});
 }
 
-/* Every step-th row of x [B,Hkv,heads,rows,C] from `first` on. */
-static fv_tensor every(const fv_tensor *x, int64_t first, int64_t step, int64_t count)
+static fv_status summarise(fv_ctx *ctx, const fv_combiner *c, const struct spans *s, const fv_tensor *out)
 {
-    fv_tensor rows = fv_slice(x, 3, first, 0);
-
-    rows.dims[3] = count;
-    rows.strides[3] *= step;
-    return rows;
-}
-
-static fv_status summarise(fv_ctx *ctx, const fv_combiner *c, const fv_tensor *q, const struct spans *s,
-                           const fv_tensor *out)
-{
-    int64_t D = c->call->head_dim, Dv = c->call->value_dim, end = s->first + (s->count - 1) * s->step + s->length;
-    int64_t whole = s->count - (end > c->call->keys);
-    fv_tensor key = fv_combiner_channels(c, out, 0, D), value = fv_combiner_channels(c, out, D, Dv), pooled;
-    fv_tensor k = fv_broadcast(&c->k, FV_DIMS(c->k.dims[0], c->k.dims[1], c->group, c->k.dims[3], D)), keys;
+    const fv_call *call = &c->call;
+    int64_t D = call->head_dim, whole = s->count - (s->first + (s->count - 1) * s->step + s->length > call->keys);
+    fv_tensor key = fv_combiner_channels(c, out, 0, D), value = fv_combiner_channels(c, out, D, call->value_dim);
+    fv_tensor k = fv_broadcast(&call->k, FV_DIMS(1, c->group, call->keys, D)), q = fv_combiner_queries(c), keys, pooled;
 
     if (s->count < 1) return FV_OK;
-    keys = every(&key, s->row, s->row_step, s->count);
+    keys = fv_every(&key, 2, s->row, s->row_step, s->count);
     FV_TRY(pool_spans(ctx, c, s, &k, &keys));
     if (s->length == 1) /* one token: its value */
-        return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY,
-                                                .x = every(&c->v, s->first, s->step, s->count),
-                                                .out = every(&value, s->row, s->row_step, s->count)});
-    FV_TRY(fv_tensor_new(ctx, &pooled, FV_F32, 5, keys.dims));
-    FV_TRY(pool_spans(ctx, c, s, q, &pooled));
+        return fv_map_apply(ctx, &(fv_map_args){.x = fv_every(&call->v, 2, s->first, s->step, s->count),
+                                                .out = fv_every(&value, 2, s->row, s->row_step, s->count)});
+    FV_TRY(fv_tensor_new(ctx, &pooled, FV_F32, 4, keys.dims));
+    FV_TRY(pool_spans(ctx, c, s, &q, &pooled));
     for (int64_t from = 0; from < s->count; from = fv_max(whole, from + 1)) { /* a last one may be shorter */
         fv_combiner_block block = {.count = from < whole ? whole : 1,
                                    .queries = 1,
-                                   .keys = from < whole ? s->length : c->call->keys - s->first - from * s->step,
+                                   .keys = from < whole ? s->length : call->keys - s->first - from * s->step,
                                    .q = {&pooled, from, 1, 1},
-                                   .k = {&c->k, s->first + from * s->step, s->step, 1},
-                                   .v = {&c->v, s->first + from * s->step, s->step, 1},
+                                   .k = {&call->k, s->first + from * s->step, s->step, 1},
+                                   .v = {&call->v, s->first + from * s->step, s->step, 1},
                                    .o = {&value, s->row + from * s->row_step, s->row_step, 1},
                                    .logits = {.scale = 1}};
-        FV_TRY(fv_combiner_attend_all(ctx, c, &block));
+        FV_TRY(fv_combiner_attend(ctx, c, &block));
     }
     return FV_OK;
 }
 
 /* Span n of form=logn ends with token n; its length is the largest power of two that divides n + 1. */
-static fv_status summarise_powers(fv_ctx *ctx, const fv_combiner *c, const fv_tensor *q, int64_t from,
-                                  const fv_tensor *out)
+static fv_status summarise_powers(fv_ctx *ctx, const fv_combiner *c, int64_t from, const fv_tensor *out)
 {
     int64_t end = from + out->dims[2];
 
     for (int64_t length = 1; length <= end; length *= 2) {
         int64_t first = length - 1; /* of this length; others follow every 2 * length rows */
         if (from > first) first += fv_ceil_div(from - first, 2 * length) * 2 * length;
-        FV_TRY(summarise(ctx, c, q,
+        FV_TRY(summarise(ctx, c,
                          &(struct spans){.first = first + 1 - length,
                                          .step = 2 * length,
                                          .length = length,
@@ -303,20 +268,29 @@ static fv_status summarise_powers(fv_ctx *ctx, const fv_combiner *c, const fv_te
     return FV_OK;
 }
 
+static fv_status make_part(fv_ctx *ctx, const fv_combiner *c, int64_t from, const fv_tensor *out)
+{
+    int64_t L = c->length;
+
+    if (c->options->form >= COMBINER_MIXTURE) return fv_combiner_axial_make(ctx, c, from, out);
+    if (c->options->form == COMBINER_LOGN) return summarise_powers(ctx, c, from, out);
+    return summarise(
+        ctx, c, &(struct spans){.first = from * L, .step = L, .length = L, .count = out->dims[2], .row_step = 1}, out);
+}
+
 static fv_status make_summaries(fv_ctx *ctx, const fv_call *call, int64_t from, const fv_tensor *out)
 {
     fv_combiner c;
-    fv_tensor q;
 
-    FV_TRY(split(ctx, call, &c));
-    if (c.options->form >= COMBINER_MIXTURE) return fv_combiner_axial_make(ctx, &c, from, out);
-    FV_TRY(fv_combiner_queries(ctx, &c, &q));
-    if (c.options->form == COMBINER_LOGN) return summarise_powers(ctx, &c, &q, from, out);
-    return summarise(
-        ctx, &c, &q,
-        &(struct spans){
-            .first = from * c.length, .step = c.length, .length = c.length, .count = out->dims[2], .row_step = 1},
-        out);
+    FV_TRY(begin(ctx, call, &c));
+    FV_TRY(keep_queries(ctx, &c));
+    for (int64_t n = 0; n < call->batch * call->key_heads; n++) {
+        fv_combiner part = part_of(&c, n);
+        fv_tensor rows = plane_of(out, n);
+        FV_TRY_SCRATCH(ctx, make_part(ctx, &part, from, &rows));
+        FV_TRY(fv_ctx_check(ctx));
+    }
+    return c.options->row_summary == COMBINER_PROJ ? fv_combiner_project(ctx, call, from, out) : FV_OK;
 }
 
 /* ---- who reads what ---------------------------------------------------------------------------------------------- */
@@ -325,15 +299,15 @@ static fv_status make_summaries(fv_ctx *ctx, const fv_call *call, int64_t from, 
 static void add_segment(const void *user, int64_t head, int64_t i, fv_key_row *row)
 {
     const fv_combiner *c = user;
-    int64_t p = c->call->offset + i, first = p / c->length * c->length;
+    int64_t p = c->call.offset + i, first = p / c->length * c->length;
 
     (void)head;
-    fv_key_row_add(row, first, c->call->causal ? p + 1 : first + c->length);
+    fv_key_row_add(row, first, c->call.causal ? p + 1 : first + c->length);
 }
 
 static fv_status plan_segments(fv_ctx *ctx, const fv_combiner *c, fv_plan *plan)
 {
-    const fv_call *call = c->call;
+    const fv_call *call = &c->call;
     fv_list_builder lists;
 
     if (c->length < FV_TILE) {
@@ -357,17 +331,17 @@ static fv_status plan_segments(fv_ctx *ctx, const fv_combiner *c, fv_plan *plan)
 static void add_spans(const void *user, int64_t head, int64_t i, fv_key_row *row)
 {
     const fv_combiner *c = user;
-    int64_t own = (c->call->offset + i) / c->length;
+    int64_t own = (c->call.offset + i) / c->length;
 
     (void)head;
     fv_key_row_add(row, 0, own);
-    if (!c->call->causal) fv_key_row_add(row, own + !c->options->own_span, INT32_MAX);
+    if (!c->call.causal) fv_key_row_add(row, own + !c->options->own_span, INT32_MAX);
 }
 
 /* form=logn: a span is read by as many tokens behind it as it has. */
 static fv_status plan_powers(fv_ctx *ctx, const fv_combiner *c, int64_t rows, fv_plan *plan)
 {
-    const fv_call *call = c->call;
+    const fv_call *call = &c->call;
     int64_t last = call->offset + call->queries - 1;
     fv_list_builder lists;
     int32_t *born, *gone;
@@ -407,7 +381,7 @@ struct plans {
 
 static fv_status make_plans(fv_ctx *ctx, const fv_combiner *c, struct plans *plans)
 {
-    const fv_call *call = c->call;
+    const fv_call *call = &c->call;
     int64_t rows = c->summaries.dims[2];
     bool powers = c->options->form == COMBINER_LOGN;
     double *counts;
@@ -426,68 +400,34 @@ static fv_status make_plans(fv_ctx *ctx, const fv_combiner *c, struct plans *pla
     return fv_key_rows_plan(ctx, 1, call->queries, rows, add_spans, c, &plans->spans);
 }
 
-static fv_status attend_part(fv_ctx *ctx, fv_combiner *c, const fv_tensor *k, const fv_tensor *v, const fv_plan *plan,
-                             const fv_tensor *bias)
+static fv_status attend_part(fv_ctx *ctx, const fv_combiner *c, const struct plans *plans)
 {
-    fv_combiner_block block = {
-        .count = 1, .queries = c->call->queries, .keys = k->dims[3], .plan = plan, .logits = {.bias = *bias}};
-    fv_tensor o, lse;
+    const fv_call *call = &c->call;
+    fv_attend_args part[] = {fv_call_attend(call, &plans->segments), fv_call_attend(call, &plans->spans)};
 
-    FV_TRY(fv_combiner_part(ctx, c, &o, &lse));
-    block.q = (fv_strided){&c->q, 0, 0, 1};
-    block.k = (fv_strided){k, 0, 0, 1};
-    block.v = (fv_strided){v, 0, 0, 1};
-    block.o = (fv_strided){&o, 0, 0, 1};
-    block.lse = (fv_strided){&lse, 0, 0, 1};
-    return fv_combiner_attend(ctx, c, &block);
-}
-
-static fv_status compute_plane(fv_ctx *ctx, fv_combiner *c, const struct plans *plans)
-{
-    static const fv_tensor none;
-    int64_t D = c->call->head_dim, b = c->plane / c->call->key_heads, h = c->plane % c->call->key_heads * c->group;
-    fv_tensor o = fv_slice(&c->call->o, 0, b, 1), key, value;
-
-    c->merge = (fv_merge_args){.o = fv_slice(&o, 1, h, c->group)};
-    if (fv_present(&c->call->lse)) {
-        fv_tensor lse = fv_slice(&c->call->lse, 0, b, 1);
-        c->merge.lse = fv_slice(&lse, 1, h, c->group);
-    }
-    FV_TRY(attend_part(ctx, c, &c->k, &c->v, &plans->segments, &none));
-    if (c->options->form >= COMBINER_MIXTURE) {
-        FV_TRY(fv_combiner_axial_parts(ctx, c));
-    } else if (c->summaries.dims[2] > 0) {
-        key = fv_combiner_channels(c, &c->summaries, 0, D);
-        value = fv_combiner_channels(c, &c->summaries, D, c->call->value_dim);
-        FV_TRY(attend_part(ctx, c, &key, &value, &plans->spans, &plans->bias));
-    }
-    return fv_merge(ctx, &c->merge);
-}
-
-static int64_t summary_count(const fv_combiner *c)
-{
-    int64_t keys = c->call->keys, L = c->length;
-
-    if (c->options->form == COMBINER_LOGN) return keys;
-    if (c->options->form == COMBINER_FIXED) return c->call->causal ? keys / L : fv_ceil_div(keys, L);
-    return keys / L * L;
+    if (c->options->form >= COMBINER_MIXTURE) return fv_combiner_axial_attend(ctx, c, &plans->segments);
+    part[1].k = fv_combiner_channels(c, &c->summaries, 0, call->head_dim);
+    part[1].v = fv_combiner_channels(c, &c->summaries, call->head_dim, call->value_dim);
+    part[1].logits.bias = plans->bias;
+    return fv_attend_joined(ctx, call, c->summaries.dims[2] > 0 ? 2 : 1, part);
 }
 
 static fv_status forward(fv_ctx *ctx, const fv_call *call)
 {
+    const struct combiner *o = call->options;
     struct plans plans;
     fv_combiner c;
-    fv_tensor q;
+    int64_t count;
 
-    FV_TRY(split(ctx, call, &c));
-    if (call->kept) FV_TRY(fv_combiner_queries(ctx, &c, &q)); /* for later ones, should no span be complete now */
-    FV_TRY(fv_keep(ctx, call, kept, SUMMARIES, summary_count(&c), make_summaries, &c.summaries));
+    FV_TRY(begin(ctx, call, &c));
+    count = summary_count(o, c.length, call->keys);
+    if (o->form == COMBINER_FIXED && !call->causal) count = fv_ceil_div(call->keys, c.length);
+    if (call->kept) FV_TRY(keep_queries(ctx, &c)); /* for later ones, should no span be complete now */
+    FV_TRY(fv_keep(ctx, &c.call, kept, SUMMARIES, count, make_summaries, &c.summaries));
     FV_TRY(make_plans(ctx, &c, &plans));
-    for (c.plane = 0; c.plane < call->batch * call->key_heads; c.plane++) {
-        fv_mark mark = fv_scratch_mark(ctx);
-        fv_status status = compute_plane(ctx, &c, &plans);
-        fv_scratch_release(ctx, mark);
-        FV_TRY(status);
+    for (int64_t n = 0; n < call->batch * call->key_heads; n++) {
+        fv_combiner part = part_of(&c, n);
+        FV_TRY_SCRATCH(ctx, attend_part(ctx, &part, &plans));
         FV_TRY(fv_ctx_check(ctx));
     }
     return FV_OK;
@@ -497,7 +437,7 @@ static fv_status forward(fv_ctx *ctx, const fv_call *call)
 static void add_direct(const void *user, int64_t head, int64_t i, fv_key_row *row)
 {
     const fv_combiner *c = user;
-    int64_t p = c->call->offset + i;
+    int64_t p = c->call.offset + i;
 
     add_segment(user, head, i, row);
     for (int64_t j = p % c->length; c->options->form == COMBINER_MIXTURE && j < p; j += c->length)
@@ -508,7 +448,7 @@ static fv_status map(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs)
 {
     fv_combiner c;
 
-    FV_TRY(split(ctx, call, &c));
+    FV_TRY(begin(ctx, call, &c));
     pairs->plan.causal = false;
     return fv_key_rows_plan(ctx, 1, call->queries, call->keys, add_direct, &c, &pairs->plan);
 }

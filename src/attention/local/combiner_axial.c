@@ -8,7 +8,7 @@ enum { DOWN, RIGHT, LEFT, DIRECTIONS }; /* of what a mixture's summaries run alo
 
 #define NORM_EPSILON 1e-6f
 
-int64_t fv_combiner_axial_width(const fv_call *call, const struct combiner *o)
+int64_t fv_combiner_width(const fv_call *call, const struct combiner *o)
 {
     return (o->form == COMBINER_MIXTURE ? DIRECTIONS : 1) * (call->head_dim + call->value_dim);
 }
@@ -16,62 +16,58 @@ int64_t fv_combiner_axial_width(const fv_call *call, const struct combiner *o)
 /* Keys, or values, of summaries that run in a direction. */
 static fv_tensor keys_of(const fv_combiner *c, const fv_tensor *rows, int direction)
 {
-    int64_t D = c->call->head_dim, Dv = c->call->value_dim;
+    int64_t D = c->call.head_dim, Dv = c->call.value_dim;
 
     return fv_combiner_channels(c, rows, direction * (D + Dv), D);
 }
 
 static fv_tensor values_of(const fv_combiner *c, const fv_tensor *rows, int direction)
 {
-    int64_t D = c->call->head_dim, Dv = c->call->value_dim;
+    int64_t D = c->call.head_dim, Dv = c->call.value_dim;
 
     return fv_combiner_channels(c, rows, direction * (D + Dv) + D, Dv);
 }
 
 /* ---- summaries of a mixture -------------------------------------------------------------------------------------- */
 
-/* x [B,Hkv,heads,R,C] of whole rows as [B,Hkv,heads,U,R/U,C] by column, or [B,Hkv,heads,R/U,U,C]. */
+/* x [1,heads,R,C] of whole rows as [1,heads,R/U,U,C], or by column, [1,heads,U,R/U,C]. */
 static fv_tensor as_grid(const fv_combiner *c, const fv_tensor *x, bool by_column)
 {
-    int64_t U = c->length, S = x->dims[3] / U, row = U * x->strides[3], column = x->strides[3];
+    fv_tensor rows = fv_parted(x, 2, c->length);
 
-    return fv_view(x, FV_DIMS(x->dims[0], x->dims[1], x->dims[2], by_column ? U : S, by_column ? S : U, x->dims[4]),
-                   (const int64_t[]){x->strides[0], x->strides[1], x->strides[2], by_column ? column : row,
-                                     by_column ? row : column, x->strides[4]},
-                   0);
+    return by_column ? fv_permuted(&rows, (const int[]){0, 1, 3, 2, 4}) : rows;
 }
 
 /* Running maxima of tokens x, heads repeated; `out` are those of the last rows. */
 static fv_status run_along(fv_ctx *ctx, const fv_combiner *c, const fv_tensor *x, int direction, const fv_tensor *out)
 {
-    int64_t rows = out->dims[3], before = direction == DOWN ? x->dims[3] - rows : 0;
-    fv_tensor from = fv_slice(x, 3, x->dims[3] - rows - before, rows + before), all = *out, last;
+    int64_t rows = out->dims[2], before = direction == DOWN ? x->dims[2] - rows : 0;
+    fv_tensor from = fv_slice(x, 2, x->dims[2] - rows - before, rows + before), all = *out;
     fv_cumsum_args max = {.max = true, .reverse = direction == LEFT};
 
-    from = fv_broadcast(&from, FV_DIMS(x->dims[0], x->dims[1], c->group, rows + before, x->dims[4]));
-    if (before > 0) FV_TRY(fv_tensor_new(ctx, &all, FV_F32, 5, from.dims));
+    from = fv_broadcast(&from, FV_DIMS(1, c->group, rows + before, x->dims[3]));
+    if (before > 0) FV_TRY(fv_tensor_new(ctx, &all, FV_F32, 4, from.dims));
     max.x = as_grid(c, &from, direction == DOWN);
     max.out = as_grid(c, &all, direction == DOWN);
     FV_TRY(fv_cumsum(ctx, &max));
     if (before == 0) return FV_OK;
-    last = fv_slice(&all, 3, before, rows);
-    return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = last, .out = *out});
+    return fv_map_apply(ctx, &(fv_map_args){.x = fv_slice(&all, 2, before, rows), .out = *out});
 }
 
 /* Keys and values of one direction: values are attentions of running queries along columns, or within rows. */
-static fv_status make_direction(fv_ctx *ctx, const fv_combiner *c, const fv_tensor *q, int direction, int64_t from,
-                                const fv_tensor *out)
+static fv_status make_direction(fv_ctx *ctx, const fv_combiner *c, int direction, int64_t from, const fv_tensor *out)
 {
+    const fv_tensor *k = &c->call.k, *v = &c->call.v;
     int64_t U = c->length, rows = out->dims[2] / U, end = from + out->dims[2];
     fv_tensor key = keys_of(c, out, direction), value = values_of(c, out, direction), query;
-    fv_tensor k = fv_slice(&c->k, 3, 0, end), own = fv_slice(q, 3, 0, end);
+    fv_tensor q = fv_combiner_queries(c), keys = fv_slice(k, 2, 0, end), queries = fv_slice(&q, 2, 0, end);
     fv_plan plan = {.causal = direction != LEFT, .offset = direction == DOWN ? from / U : 0};
     int32_t *first, *last;
     fv_combiner_block block = {.count = rows, .queries = U, .keys = U, .plan = &plan, .logits = {.scale = 1}};
 
-    FV_TRY(fv_tensor_new(ctx, &query, FV_F32, 5, key.dims));
-    FV_TRY(run_along(ctx, c, &k, direction, &key));
-    FV_TRY(run_along(ctx, c, &own, direction, &query));
+    FV_TRY(fv_tensor_new(ctx, &query, FV_F32, 4, key.dims));
+    FV_TRY(run_along(ctx, c, &keys, direction, &key));
+    FV_TRY(run_along(ctx, c, &queries, direction, &query));
     if (direction == LEFT) {
         FV_TRY(FV_SCRATCH(ctx, first, U));
         FV_TRY(FV_SCRATCH(ctx, last, U));
@@ -81,91 +77,80 @@ static fv_status make_direction(fv_ctx *ctx, const fv_combiner *c, const fv_tens
         plan.key_to = last;
     }
     block.q = (fv_strided){&query, 0, U, 1};
-    block.k = (fv_strided){&c->k, from, U, 1};
-    block.v = (fv_strided){&c->v, from, U, 1};
+    block.k = (fv_strided){k, from, U, 1};
+    block.v = (fv_strided){v, from, U, 1};
     block.o = (fv_strided){&value, 0, U, 1};
     if (direction == DOWN) {
         block.count = U;
         block.queries = rows;
         block.keys = end / U;
         block.q = (fv_strided){&query, 0, 1, U};
-        block.k = (fv_strided){&c->k, 0, 1, U};
-        block.v = (fv_strided){&c->v, 0, 1, U};
+        block.k = (fv_strided){k, 0, 1, U};
+        block.v = (fv_strided){v, 0, 1, U};
         block.o = (fv_strided){&value, 0, 1, U};
     }
-    return fv_combiner_attend_all(ctx, c, &block);
+    return fv_combiner_attend(ctx, c, &block);
 }
 
 /* ---- summaries of whole rows ------------------------------------------------------------------------------------- */
 
-/* Keys of summaries whose values are there: LN(x + a w1^T) w2^T. */
-static fv_status project(fv_ctx *ctx, const fv_combiner *c, int64_t from, const fv_tensor *value, const fv_tensor *key)
+/* Keys of summaries out [B,H,rows,D+Dv] whose values are there: LN(x + a w1^T) w2^T. */
+fv_status fv_combiner_project(fv_ctx *ctx, const fv_call *call, int64_t from, const fv_tensor *out)
 {
-    const fv_tensor *param = c->call->param;
-    int64_t B = c->call->batch, H = c->call->query_heads, D = c->call->head_dim, Dv = c->call->value_dim;
-    int64_t rows = value->dims[3], C = param[COMBINER_X].dims[2];
-    fv_tensor x = fv_slice(&param[COMBINER_X], 1, from, rows), a, added, sum, normed, keys;
+    const fv_tensor *param = call->param;
+    int64_t D = call->head_dim, rows = out->dims[2];
+    fv_tensor x = fv_slice(&param[COMBINER_X], 1, from, rows), value = fv_slice(out, 3, D, call->value_dim);
+    fv_tensor a, added, sum, normed, keys;
 
-    FV_TRY(fv_tensor_new(ctx, &a, FV_F32, FV_DIMS(B, rows, H, Dv)));
-    FV_TRY(fv_tensor_new(ctx, &added, FV_F32, FV_DIMS(B, rows, C)));
-    FV_TRY(fv_tensor_new(ctx, &sum, FV_F32, FV_DIMS(B, rows, C)));
-    FV_TRY(fv_tensor_new(ctx, &normed, FV_F32, FV_DIMS(B, rows, C)));
-    FV_TRY(fv_tensor_new(ctx, &keys, FV_F32, FV_DIMS(B, rows, H, D)));
-    FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY,
-                                            .x = *value,
-                                            .out = fv_view(&a, FV_DIMS(B, H, 1, rows, Dv),
-                                                           (const int64_t[]){rows * H * Dv, Dv, 0, H * Dv, 1}, 0)}));
-    a = fv_reshaped(&a, FV_DIMS(B, rows, H * Dv));
+    FV_TRY(fv_join_heads(ctx, &value, &a));
+    FV_TRY(fv_tensor_new(ctx, &added, FV_F32, 3, x.dims));
+    FV_TRY(fv_tensor_new(ctx, &normed, FV_F32, 3, x.dims));
+    FV_TRY(fv_tensor_new(ctx, &keys, FV_F32, FV_DIMS(call->batch, rows, call->key_heads * D)));
     FV_TRY(fv_gemm(ctx, &(fv_gemm_args){.a = a, .b = fv_transposed(&param[COMBINER_W1]), .c = added}));
-    FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_ADD, .x = x, .y = added, .out = sum}));
+    FV_TRY(fv_mapped(ctx, &(fv_map_args){.op = FV_MAP_ADD, .x = x, .y = added}, &sum));
     FV_TRY(fv_norm(ctx, &(fv_norm_args){.layer = true,
                                         .x = sum,
                                         .weight = param[COMBINER_NORM_WEIGHT],
                                         .bias = param[COMBINER_NORM_BIAS],
                                         .out = normed,
                                         .epsilon = NORM_EPSILON}));
-    FV_TRY(fv_gemm(ctx, &(fv_gemm_args){.a = normed,
-                                        .b = fv_transposed(&param[COMBINER_W2]),
-                                        .c = fv_reshaped(&keys, FV_DIMS(B, rows, H * D))}));
-    keys = fv_view(&keys, FV_DIMS(B, H, 1, rows, D), (const int64_t[]){rows * H * D, D, 0, H * D, 1}, 0);
-    return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = keys, .out = *key});
+    FV_TRY(fv_gemm(ctx, &(fv_gemm_args){.a = normed, .b = fv_transposed(&param[COMBINER_W2]), .c = keys}));
+    keys = fv_parted(&keys, 2, D);
+    return fv_map_apply(
+        ctx, &(fv_map_args){.x = fv_permuted(&keys, (const int[]){0, 2, 1, 3}), .out = fv_slice(out, 3, 0, D)});
 }
 
 /* Attention within rows without a mask; with row_summary=wsum keys are read as values are, by the same weights. */
-static fv_status make_rows(fv_ctx *ctx, const fv_combiner *c, const fv_tensor *q, int64_t from, const fv_tensor *out)
+static fv_status make_rows(fv_ctx *ctx, const fv_combiner *c, int64_t from, const fv_tensor *out)
 {
-    int64_t U = c->length, R = out->dims[2], D = c->call->head_dim, Dv = c->call->value_dim;
+    int64_t U = c->length, R = out->dims[2], D = c->call.head_dim, Dv = c->call.value_dim;
     fv_tensor key = keys_of(c, out, 0), value = values_of(c, out, 0), both = fv_combiner_channels(c, out, 0, D + Dv);
-    fv_tensor k = fv_slice(&c->k, 3, from, R), v = fv_slice(&c->v, 3, from, R), wide = v;
+    fv_tensor q = fv_combiner_queries(c), k = fv_slice(&c->call.k, 2, from, R), v = fv_slice(&c->call.v, 2, from, R);
+    fv_tensor wide = v;
     bool sums = c->options->row_summary == COMBINER_WSUM;
     fv_combiner_block block = {.count = R / U,
                                .queries = U,
                                .keys = U,
-                               .q = {q, from, U, 1},
+                               .q = {&q, from, U, 1},
                                .k = {&k, 0, U, 1},
                                .v = {&wide, 0, U, 1},
                                .o = {sums ? &both : &value, 0, U, 1},
                                .logits = {.scale = 1}};
 
     if (sums) {
-        FV_TRY(fv_tensor_new(ctx, &wide, FV_F32, FV_DIMS(v.dims[0], v.dims[1], 1, R, D + Dv)));
-        FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = k, .out = fv_slice(&wide, 4, 0, D)}));
-        FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = v, .out = fv_slice(&wide, 4, D, Dv)}));
+        FV_TRY(fv_tensor_new(ctx, &wide, FV_F32, FV_DIMS(1, 1, R, D + Dv)));
+        FV_TRY(fv_map_apply(ctx, &(fv_map_args){.x = k, .out = fv_slice(&wide, 3, 0, D)}));
+        FV_TRY(fv_map_apply(ctx, &(fv_map_args){.x = v, .out = fv_slice(&wide, 3, D, Dv)}));
     }
-    FV_TRY(fv_combiner_attend_all(ctx, c, &block));
-    if (sums) return FV_OK;
-    if (c->options->row_summary == COMBINER_PROJ) return project(ctx, c, from, &value, &key);
-    return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = k, .out = key});
+    FV_TRY(fv_combiner_attend(ctx, c, &block));
+    return c->options->row_summary == COMBINER_NONE ? fv_map_apply(ctx, &(fv_map_args){.x = k, .out = key}) : FV_OK;
 }
 
 fv_status fv_combiner_axial_make(fv_ctx *ctx, const fv_combiner *c, int64_t from, const fv_tensor *out)
 {
-    fv_tensor q;
-
-    FV_TRY(fv_combiner_queries(ctx, c, &q));
-    if (c->options->form == COMBINER_ROWMAJOR) return make_rows(ctx, c, &q, from, out);
+    if (c->options->form == COMBINER_ROWMAJOR) return make_rows(ctx, c, from, out);
     for (int direction = 0; direction < DIRECTIONS; direction++)
-        FV_TRY(make_direction(ctx, c, &q, direction, from, out));
+        FV_TRY(make_direction(ctx, c, direction, from, out));
     return FV_OK;
 }
 
@@ -179,7 +164,7 @@ struct piece {
 /* A call as up to three of them: the rest of a row, whole rows, the begin of a row. */
 static int cut(const fv_combiner *c, struct piece piece[3])
 {
-    int64_t U = c->length, p = c->call->offset, end = p + c->call->queries;
+    int64_t U = c->length, p = c->call.offset, end = p + c->call.queries;
     int count = 0;
 
     while (p < end) {
@@ -191,29 +176,36 @@ static int cut(const fv_combiner *c, struct piece piece[3])
     return count;
 }
 
+/* A part of one softmax, in which nothing is seen yet. */
+static fv_status clear(fv_ctx *ctx, const fv_call *part)
+{
+    memset(part->o.data, 0, (size_t)fv_tensor_count(&part->o) * sizeof(float));
+    return fv_fill(ctx, &part->lse, -INFINITY);
+}
+
 /* Keys above in the column that lies `shift` beside a query's own; `stands_for`: tokens of each, of a query in column
  * n (NULL: one). */
-static fv_status read_columns(fv_ctx *ctx, fv_combiner *c, const fv_tensor *k, const fv_tensor *v, int64_t shift,
-                              const double *stands_for)
+static fv_status read_columns(fv_ctx *ctx, const fv_combiner *c, const fv_call *part, const fv_tensor *k,
+                              const fv_tensor *v, int64_t shift, const double *stands_for)
 {
     struct piece pieces[3];
     int64_t U = c->length;
-    fv_tensor o, lse;
+    fv_tensor lse = fv_expanded(&part->lse, 3);
     int count = cut(c, pieces);
 
-    FV_TRY(fv_combiner_part(ctx, c, &o, &lse));
+    FV_TRY(clear(ctx, part));
     for (int n = 0; n < count; n++) {
         const struct piece *p = &pieces[n];
         int64_t from = fv_max(p->column, -shift), to = fv_min(p->column + p->columns, U - shift);
-        int64_t query = p->row * U + from - c->call->offset;
+        int64_t query = p->row * U + from - c->call.offset;
         fv_plan plan = {.causal = true, .offset = p->row - 1};
         fv_combiner_block block = {.count = to - from,
                                    .queries = p->rows,
                                    .keys = p->row + p->rows - 1,
-                                   .q = {&c->q, query, 1, U},
+                                   .q = {&part->q, query, 1, U},
                                    .k = {k, from + shift, 1, U},
                                    .v = {v, from + shift, 1, U},
-                                   .o = {&o, query, 1, U},
+                                   .o = {&part->o, query, 1, U},
                                    .lse = {&lse, query, 1, U},
                                    .plan = &plan};
         if (from >= to || block.keys == 0) continue;
@@ -235,26 +227,27 @@ static void add_others(const void *user, int64_t head, int64_t i, fv_key_row *ro
 }
 
 /* What stands above each other column of a query's row. */
-static fv_status read_above(fv_ctx *ctx, fv_combiner *c)
+static fv_status read_above(fv_ctx *ctx, const fv_combiner *c, const fv_call *part)
 {
-    fv_tensor key = keys_of(c, &c->summaries, DOWN), value = values_of(c, &c->summaries, DOWN), o, lse;
+    fv_tensor key = keys_of(c, &c->summaries, DOWN), value = values_of(c, &c->summaries, DOWN);
+    fv_tensor lse = fv_expanded(&part->lse, 3);
     struct piece pieces[3];
     int64_t U = c->length;
     int count = cut(c, pieces);
 
-    FV_TRY(fv_combiner_part(ctx, c, &o, &lse));
+    FV_TRY(clear(ctx, part));
     for (int n = 0; n < count; n++) {
         const struct piece *p = &pieces[n];
         int64_t first = fv_max(p->row, 1), rows = p->row + p->rows - first;
-        int64_t query = first * U + p->column - c->call->offset, above = (first - 1) * U;
+        int64_t query = first * U + p->column - c->call.offset, above = (first - 1) * U;
         fv_plan plan = {0};
         fv_combiner_block block = {.count = rows,
                                    .queries = p->columns,
                                    .keys = U,
-                                   .q = {&c->q, query, U, 1},
+                                   .q = {&part->q, query, U, 1},
                                    .k = {&key, above, U, 1},
                                    .v = {&value, above, U, 1},
-                                   .o = {&o, query, U, 1},
+                                   .o = {&part->o, query, U, 1},
                                    .lse = {&lse, query, U, 1},
                                    .plan = &plan};
         double *counts;
@@ -269,11 +262,16 @@ static fv_status read_above(fv_ctx *ctx, fv_combiner *c)
     return FV_OK;
 }
 
-fv_status fv_combiner_axial_parts(fv_ctx *ctx, fv_combiner *c)
+fv_status fv_combiner_axial_attend(fv_ctx *ctx, const fv_combiner *c, const fv_plan *row)
 {
+    const fv_call *call = &c->call;
     bool mixture = c->options->form == COMBINER_MIXTURE;
     int64_t U = c->length;
     double *left, *right;
+    fv_tensor key, value;
+    fv_merge_args merge;
+    fv_attend_args own;
+    fv_call part[5];
 
     FV_TRY(FV_SCRATCH(ctx, left, U));
     FV_TRY(FV_SCRATCH(ctx, right, U));
@@ -281,15 +279,22 @@ fv_status fv_combiner_axial_parts(fv_ctx *ctx, fv_combiner *c)
         left[n] = (double)(mixture ? n : U);
         right[n] = (double)(U - 1 - n);
     }
+    FV_TRY(fv_call_merge(ctx, call, mixture ? 5 : 2, &merge));
+    for (int p = 0; p < merge.parts; p++)
+        part[p] = fv_merge_part(call, &merge, p);
+    own = fv_call_attend(&part[0], row);
+    FV_TRY(fv_attend_counted(ctx, call, &own));
     if (mixture) {
-        FV_TRY(read_above(ctx, c));
-        FV_TRY(read_columns(ctx, c, &c->k, &c->v, 0, NULL));
+        FV_TRY(read_above(ctx, c, &part[1]));
+        FV_TRY(read_columns(ctx, c, &part[2], &call->k, &call->v, 0, NULL));
     }
-    fv_tensor key = keys_of(c, &c->summaries, mixture ? RIGHT : 0);
-    fv_tensor value = values_of(c, &c->summaries, mixture ? RIGHT : 0);
-    FV_TRY(read_columns(ctx, c, &key, &value, mixture ? -1 : 0, left));
-    if (!mixture) return FV_OK;
-    key = keys_of(c, &c->summaries, LEFT);
-    value = values_of(c, &c->summaries, LEFT);
-    return read_columns(ctx, c, &key, &value, 1, right);
+    key = keys_of(c, &c->summaries, mixture ? RIGHT : 0);
+    value = values_of(c, &c->summaries, mixture ? RIGHT : 0);
+    FV_TRY(read_columns(ctx, c, &part[mixture ? 3 : 1], &key, &value, mixture ? -1 : 0, left));
+    if (mixture) {
+        key = keys_of(c, &c->summaries, LEFT);
+        value = values_of(c, &c->summaries, LEFT);
+        FV_TRY(read_columns(ctx, c, &part[4], &key, &value, 1, right));
+    }
+    return fv_merge(ctx, &merge);
 }

@@ -41,14 +41,14 @@ static fv_status accept(fv_call *call)
 struct half {
     int cut; /* the axis that stripes cut: 1 for vertical ones */
     int64_t size[2], first[2], frame[2], window[2];
-    int64_t head, heads, key_head, key_heads; /* first and number */
-    int32_t *own_head;                        /* of key_heads, by query head; NULL: evenly */
+    int64_t head, heads; /* first and number */
+    int32_t *own_head;   /* of the part's key heads, by query head; NULL: evenly */
 };
 
 static struct half half_of(const fv_call *call, int cut)
 {
     const struct csw *o = call->options;
-    int64_t heads = call->query_heads / 2, group = call->query_heads / call->key_heads;
+    int64_t heads = call->query_heads / 2;
     struct half half = {.cut = cut, .head = cut == 0 ? heads : 0, .heads = heads};
 
     for (int a = 0; a < 2; a++) {
@@ -57,8 +57,6 @@ static struct half half_of(const fv_call *call, int cut)
         half.frame[a] = fv_round_up(half.size[a], half.window[a]);
         half.first[a] = (half.frame[a] - half.size[a]) / 2;
     }
-    half.key_head = half.head / group;
-    half.key_heads = (half.head + heads - 1) / group - half.key_head + 1;
     return half;
 }
 
@@ -67,24 +65,22 @@ static fv_status map_heads(fv_ctx *ctx, const fv_call *call, struct half *half)
 {
     int64_t group = call->query_heads / call->key_heads;
 
-    if (half->key_heads == 1 || half->heads % group == 0) return FV_OK;
+    if (half->heads <= group || half->heads % group == 0) return FV_OK;
     FV_TRY(FV_SCRATCH(ctx, half->own_head, half->heads));
     for (int64_t h = 0; h < half->heads; h++)
-        half->own_head[h] = (int32_t)((half->head + h) / group - half->key_head);
+        half->own_head[h] = (int32_t)((half->head + h) / group - half->head / group);
     return FV_OK;
 }
 
 /* ---- the whole --------------------------------------------------------------------------------------------------- */
 
-/* The image's rows of x [B,H,cells of the frame,C], or of x without a frame, as [B,H,height,width,C]. */
-static fv_tensor inside(const struct half *half, const fv_tensor *x, bool framed)
+/* The image in x [B,H,cells of the frame,C], as [B,H,height,width,C]. */
+static fv_tensor inside(const struct half *half, const fv_tensor *x)
 {
-    int64_t width = framed ? half->frame[1] : half->size[1],
-            first = framed ? half->first[0] * width + half->first[1] : 0;
-    const int64_t *d = x->dims, *s = x->strides;
+    fv_tensor image = fv_parted(x, 2, half->frame[1]);
 
-    return fv_view(x, FV_DIMS(d[0], d[1], half->size[0], half->size[1], d[3]),
-                   (const int64_t[]){s[0], s[1], s[2] * width, s[2], s[3]}, s[2] * first);
+    image = fv_slice(&image, 2, half->first[0], half->size[0]);
+    return fv_slice(&image, 3, half->first[1], half->size[1]);
 }
 
 /* o = part + the convolution of v [B,Hx,cells of the frame,Dv] inside the stripes. */
@@ -105,9 +101,9 @@ static fv_status add_local(fv_ctx *ctx, const fv_call *call, const struct half *
     FV_TRY(fv_tensor_new(ctx, &local, FV_F32, FV_DIMS(call->batch, half->heads, v->dims[2], Dv)));
     FV_TRY(fv_convolve_heads(ctx, &images, v, half->own_head, &weight, &bias, &local));
     return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_ADD,
-                                            .x = inside(half, part, false),
-                                            .y = inside(half, &local, true),
-                                            .out = inside(half, o, false)});
+                                            .x = fv_parted(part, 2, half->size[1]),
+                                            .y = inside(half, &local),
+                                            .out = fv_parted(o, 2, half->size[1])});
 }
 
 static fv_status attend_half(fv_ctx *ctx, const fv_call *call, int cut)
@@ -116,16 +112,11 @@ static fv_status attend_half(fv_ctx *ctx, const fv_call *call, int cut)
     struct half half = half_of(call, cut);
     bool uneven = half.frame[cut] > half.size[cut], mask = ((const struct csw *)call->options)->pad == MASK;
     bool framed = uneven && !mask;
-    fv_tensor k = fv_slice(&call->k, 1, half.key_head, half.key_heads), index, o;
-    fv_tensor v = fv_slice(&call->v, 1, half.key_head, half.key_heads), padded = v;
+    fv_call part = fv_call_heads(call, 0, call->batch, half.head, half.heads);
     fv_plan plan = {.grid = {.rank = 2, .truncated = {true, true}}};
-    fv_attend_args attend = {.q = fv_slice(&call->q, 1, half.head, half.heads),
-                             .k = k,
-                             .o = fv_slice(&call->o, 1, half.head, half.heads),
-                             .plan = &plan,
-                             .logits = fv_call_logits(call)};
+    fv_attend_args attend = fv_call_attend(&part, &plan);
+    fv_tensor index, padded = part.v, v;
 
-    if (fv_present(&call->lse)) attend.lse = fv_slice(&call->lse, 1, half.head, half.heads);
     FV_TRY(map_heads(ctx, call, &half));
     attend.key_head = half.own_head;
     for (int a = 0; a < 2; a++) {
@@ -136,15 +127,14 @@ static fv_status attend_half(fv_ctx *ctx, const fv_call *call, int cut)
         plan.grid.stride_first[a] = framed ? 0 : -half.first[a];
     }
     if (uneven) FV_TRY(fv_order_frame(ctx, half.size, half.first, half.frame, &index));
-    if (framed) FV_TRY(fv_order_rows(ctx, &index, &k, &attend.k));
-    if (framed || (uneven && local)) FV_TRY(fv_order_rows(ctx, &index, &v, &padded));
-    attend.v = framed ? padded : v;
+    if (framed) FV_TRY(fv_order_rows(ctx, &index, &part.k, &attend.k));
+    if (framed || (uneven && local)) FV_TRY(fv_order_rows(ctx, &index, &part.v, &padded));
+    if (framed) attend.v = padded;
     if (!local) return fv_attend(ctx, &attend);
-    o = attend.o;
     FV_TRY(fv_plain(ctx, &padded, &v));
-    FV_TRY(fv_tensor_new(ctx, &attend.o, FV_F32, 4, o.dims));
+    FV_TRY(fv_tensor_new(ctx, &attend.o, FV_F32, 4, part.o.dims));
     FV_TRY(fv_attend(ctx, &attend));
-    return add_local(ctx, call, &half, &attend.o, &v, &o);
+    return add_local(ctx, call, &half, &attend.o, &v, &part.o);
 }
 
 static fv_status forward(fv_ctx *ctx, const fv_call *call)

@@ -74,13 +74,14 @@ static fv_status accept(fv_call *call)
     return fv_check_cells(call, &n->grid, call->keys);
 }
 
-static void fill_plan(const fv_call *call, fv_plan *plan)
+static fv_plan plan_of(const fv_call *call)
 {
     const struct gna *o = call->options;
+    fv_plan plan = {.causal = call->causal, .offset = call->offset};
 
-    *plan = (fv_plan){.causal = call->causal, .offset = call->offset};
-    fv_neighbours_grid(&o->windows, call->causal, &plan->grid);
-    plan->grid.unclipped = o->tail_leader == TAIL_UNCLIPPED;
+    fv_neighbours_grid(&o->windows, call->causal, &plan.grid);
+    plan.grid.unclipped = o->tail_leader == TAIL_UNCLIPPED;
+    return plan;
 }
 
 static fv_status add_bias(fv_ctx *ctx, const fv_call *call, fv_logits *logits)
@@ -98,37 +99,19 @@ static fv_status add_bias(fv_ctx *ctx, const fv_call *call, fv_logits *logits)
 
 static fv_status forward(fv_ctx *ctx, const fv_call *call)
 {
-    fv_plan plan;
-    fv_attend_args near = {.q = call->q,
-                           .k = call->k,
-                           .v = call->v,
-                           .o = call->o,
-                           .lse = call->lse,
-                           .plan = &plan,
-                           .logits = fv_call_logits(call)};
-    fv_attend_args extra = {
-        .q = call->q, .k = call->param[EXTRA_K], .v = call->param[EXTRA_V], .logits = fv_call_logits(call)};
+    fv_plan plan = plan_of(call);
+    fv_attend_args part[] = {fv_call_attend(call, &plan), fv_call_attend(call, NULL)};
 
-    fill_plan(call, &plan);
-    FV_TRY(add_bias(ctx, call, &near.logits));
-    if (!fv_present(&extra.k)) return fv_attend(ctx, &near);
-    FV_TRY(fv_tensor_new(ctx, &near.o, FV_F32, 4, call->o.dims));
-    FV_TRY(fv_tensor_new(ctx, &near.lse, FV_F32, 3, call->o.dims));
-    FV_TRY(fv_tensor_new(ctx, &extra.o, FV_F32, 4, call->o.dims));
-    FV_TRY(fv_tensor_new(ctx, &extra.lse, FV_F32, 3, call->o.dims));
-    FV_TRY(fv_attend(ctx, &near));
-    FV_TRY(fv_attend(ctx, &extra));
-    return fv_merge(ctx, &(fv_merge_args){.parts = 2,
-                                          .o_part = {near.o, extra.o},
-                                          .lse_part = {near.lse, extra.lse},
-                                          .o = call->o,
-                                          .lse = call->lse});
+    part[1].k = call->param[EXTRA_K];
+    part[1].v = call->param[EXTRA_V];
+    FV_TRY(add_bias(ctx, call, &part[0].logits));
+    return fv_attend_joined(ctx, call, fv_present(&part[1].k) ? 2 : 1, part);
 }
 
 static fv_status map(fv_ctx *ctx, const fv_call *call, fv_pairs *pairs)
 {
     (void)ctx;
-    fill_plan(call, &pairs->plan);
+    pairs->plan = plan_of(call);
     return FV_OK;
 }
 

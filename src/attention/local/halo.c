@@ -151,10 +151,10 @@ static fv_status products(fv_ctx *ctx, const fv_call *call, int which, fv_tensor
     const fv_tensor *table = &call->param[which];
     int64_t R = table->dims[0], C = table->dims[1];
     fv_tensor q = fv_slice(&call->q, 3, o->rel == HALVES ? which * C : 0, C);
-    fv_tensor t = fv_view(table, FV_DIMS(1, 1, C, R), (const int64_t[]){0, 0, table->strides[1], table->strides[0]}, 0);
 
     FV_TRY(fv_tensor_new(ctx, out, FV_F32, FV_DIMS(call->batch, call->query_heads, call->queries, R)));
-    return fv_gemm(ctx, &(fv_gemm_args){.a = q, .b = t, .c = *out, .alpha = o->rel_scale ? call->scale : 1});
+    return fv_gemm(
+        ctx, &(fv_gemm_args){.a = q, .b = fv_transposed(table), .c = *out, .alpha = o->rel_scale ? call->scale : 1});
 }
 
 static fv_status add_distance(fv_ctx *ctx, const fv_call *call, const struct view *view, fv_logits *logits)
@@ -176,13 +176,7 @@ static fv_status forward(fv_ctx *ctx, const fv_call *call)
     bool framed = o->pad == ZERO && o->halo > 0;
     struct view view = view_of(call, framed);
     fv_plan plan = {.grid = grid_of(&view)};
-    fv_attend_args attend = {.q = call->q,
-                             .k = call->k,
-                             .v = call->v,
-                             .o = call->o,
-                             .lse = call->lse,
-                             .plan = &plan,
-                             .logits = fv_call_logits(call)};
+    fv_attend_args attend = fv_call_attend(call, &plan);
     fv_tensor index;
 
     if (framed) {

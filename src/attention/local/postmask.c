@@ -36,10 +36,7 @@ static fv_status accept(fv_call *call)
 /* Factors as a bias: their logarithms, so that the masked part is a softmax of its own. */
 static fv_status log_mask(fv_ctx *ctx, const fv_call *call, fv_tensor *bias)
 {
-    const fv_tensor *mask = &call->param[MASK];
-
-    FV_TRY(fv_tensor_new(ctx, bias, FV_F32, 4, mask->dims));
-    return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_LOG, .x = *mask, .out = *bias});
+    return fv_mapped(ctx, &(fv_map_args){.op = FV_MAP_LOG, .x = call->param[MASK]}, bias);
 }
 
 /* factor * exp(part - whole): what a part of the keys has of all weights, scaled. */
@@ -47,12 +44,9 @@ static fv_status share(fv_ctx *ctx, float factor, const fv_tensor *part, const f
 {
     fv_tensor difference, ratio;
 
-    FV_TRY(fv_tensor_new(ctx, &difference, FV_F32, 3, part->dims));
-    FV_TRY(fv_tensor_new(ctx, &ratio, FV_F32, 3, part->dims));
-    FV_TRY(fv_tensor_new(ctx, out, FV_F32, 3, part->dims));
-    FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_SUB, .x = *part, .y = *whole, .out = difference}));
-    FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_EXP, .x = difference, .out = ratio}));
-    return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = ratio, .out = *out, .alpha = factor});
+    FV_TRY(fv_mapped(ctx, &(fv_map_args){.op = FV_MAP_SUB, .x = *part, .y = *whole}, &difference));
+    FV_TRY(fv_mapped(ctx, &(fv_map_args){.op = FV_MAP_EXP, .x = difference}, &ratio));
+    return fv_mapped(ctx, &(fv_map_args){.x = ratio, .alpha = factor}, out);
 }
 
 /* o = alpha o_all + (1 - alpha) exp(lse_masked - lse_all) o_masked. */

@@ -22,16 +22,6 @@ fv_status fv_run_parts(fv_ctx *ctx, const fv_call *call, int64_t block, int64_t 
     return FV_OK;
 }
 
-fv_status fv_run_stretches(fv_ctx *ctx, const fv_call *call, int64_t queries, fv_stretch_fn *run, void *user)
-{
-    for (int64_t end = call->queries, count; end > 0; end -= count) {
-        count = end % queries ? end % queries : queries;
-        fv_call part = fv_call_rows(call, end - count, count);
-        FV_TRY_SCRATCH(ctx, run(ctx, &part, user));
-    }
-    return FV_OK;
-}
-
 /* ---- pool ------------------------------------------------------------------------------------------------------- */
 
 fv_status fv_block_means(fv_ctx *ctx, const fv_tensor *x, int64_t block, int64_t from, const fv_tensor *out)
@@ -58,14 +48,14 @@ int64_t fv_pyramid_rows(int64_t block)
 /* x is blocks of `block` rows each. */
 static fv_status pool_blocks(fv_ctx *ctx, const fv_tensor *x, int64_t block, const fv_tensor *out)
 {
-    fv_tensor blocks = fv_parted(out, 2, fv_pyramid_rows(block));
+    fv_tensor pooled = fv_parted(out, 2, fv_pyramid_rows(block));
     fv_pool_args pool = {.x = fv_parted(x, 2, block)};
     int64_t from = 0;
 
     for (int n = 1; n <= HIGHEST; n++) {
         int64_t rows = fv_ceil_div(block, (int64_t)1 << n);
         pool.block = (int64_t)1 << n;
-        pool.out = fv_slice(&blocks, 3, from, rows);
+        pool.out = fv_slice(&pooled, 3, from, rows);
         FV_TRY(fv_pool_rows(ctx, &pool));
         from += rows;
     }
@@ -207,9 +197,7 @@ fv_status fv_call_products(fv_ctx *ctx, const fv_call *call, const fv_tensor *q,
     FV_TRY(multiply(ctx, q, k, call->scale, logits));
     if (call->softcap <= 0) return FV_OK;
     cap.x = *logits;
-    FV_TRY(fv_tensor_new(ctx, logits, FV_F32, 4, cap.x.dims)); /* not in its place: a tape may record */
-    cap.out = *logits;
-    return fv_map_apply(ctx, &cap);
+    return fv_mapped(ctx, &cap, logits); /* not in its place: a tape may record */
 }
 
 /* Weights [count,M] of a stretch of rows, reduced to out [blocks of columns]. */

@@ -13,11 +13,6 @@
 typedef fv_status fv_part_fn(fv_ctx *ctx, const fv_call *part);
 fv_status fv_run_parts(fv_ctx *ctx, const fv_call *call, int64_t block, int64_t queries, fv_part_fn *run);
 
-/* Runs a call in parts of `queries` queries over all of its keys, the last ones first: they take most memory, and the
- * others do with that, which is given back after each.  A part begins with query part->offset - call->offset. */
-typedef fv_status fv_stretch_fn(fv_ctx *ctx, const fv_call *part, void *user);
-fv_status fv_run_stretches(fv_ctx *ctx, const fv_call *call, int64_t queries, fv_stretch_fn *run, void *user);
-
 /* ---- pool ------------------------------------------------------------------------------------------------------- */
 
 /* Means of blocks of rows of x [B,Hx,M,D] (rows of any type): block `from` on, as many as out [B,Hx,blocks,D] f32 has.

@@ -53,7 +53,6 @@ static fv_status weigh(fv_ctx *ctx, const fv_call *call, const fv_tensor *k, int
     const struct corecontext *o = call->options;
     int64_t B = call->batch, Hkv = call->key_heads, members = call->query_heads / Hkv, g = o->group, C = k->dims[2];
     int64_t first = (from + 1) * g - 1 - call->offset; /* the query of the first group's last token */
-    const int64_t *s = call->q.strides;
     fv_tensor q, logits, means;
 
     if (o->pool == POOL_MEAN || call->scale == 0) {
@@ -63,8 +62,9 @@ static fv_status weigh(fv_ctx *ctx, const fv_call *call, const fv_tensor *k, int
     if (first < 0)
         return fv_fail(FV_E_UNSUPPORTED,
                        "corecontext: pools tokens by a query of theirs, but it came before this chunk");
-    q = fv_view(&call->q, FV_DIMS(B, Hkv, C, members, call->head_dim),
-                (const int64_t[]){s[0], s[1] * members, s[2] * g, s[1], s[3]}, first * s[2]);
+    q = fv_every(&call->q, 2, first, g, C);
+    q = fv_grouped(&q, Hkv);
+    q = fv_permuted(&q, (const int[]){0, 1, 3, 2, 4});
     FV_TRY(fv_tensor_new(ctx, &logits, FV_F32, FV_DIMS(B, Hkv, C, members, g)));
     FV_TRY(fv_tensor_new(ctx, weights, FV_F32, FV_DIMS(B, Hkv, C, members, g)));
     FV_TRY(fv_gemm(ctx, &(fv_gemm_args){.a = q, .b = fv_transposed(k), .c = logits}));
@@ -129,58 +129,47 @@ static fv_status cut(fv_ctx *ctx, const fv_call *call, fv_plan *pooled, fv_plan 
     return FV_OK;
 }
 
-/* Every `step`-th head of x [B,H,N,..] from `first` on. */
-static fv_tensor some_heads(const fv_tensor *x, int64_t first, int64_t step)
-{
-    fv_tensor groups = fv_parted(x, 1, step);
-
-    return fv_picked(&groups, 2, first);
-}
-
 /* Attention to pooled rows [B,Hkv,read,width]; the query heads that have rows of their own, one of each group at a
  * time. */
-static fv_status attend_pooled(fv_ctx *ctx, const fv_call *call, const fv_plan *plan, const fv_tensor *rows,
-                               const fv_tensor *o, const fv_tensor *lse)
+static fv_status attend_pooled(fv_ctx *ctx, const fv_call *call, const fv_plan *plan, const fv_tensor *rows)
 {
-    int64_t P = pooled_heads(call), D = call->head_dim, Dv = call->value_dim;
+    int64_t P = pooled_heads(call), D = call->head_dim, Dv = call->value_dim, heads = call->query_heads / P;
+    fv_attend_args attend = {.plan = plan, .logits = fv_call_logits(call)};
 
-    for (int64_t p = 0; p < P; p++)
-        FV_TRY(fv_attend_counted(ctx, call,
-                                 &(fv_attend_args){.q = some_heads(&call->q, p, P),
-                                                   .k = fv_slice(rows, 3, p * (D + Dv), D),
-                                                   .v = fv_slice(rows, 3, p * (D + Dv) + D, Dv),
-                                                   .o = some_heads(o, p, P),
-                                                   .lse = some_heads(lse, p, P),
-                                                   .plan = plan,
-                                                   .logits = fv_call_logits(call)}));
+    for (int64_t p = 0; p < P; p++) {
+        attend.q = fv_every(&call->q, 1, p, P, heads);
+        attend.k = fv_slice(rows, 3, p * (D + Dv), D);
+        attend.v = fv_slice(rows, 3, p * (D + Dv) + D, Dv);
+        attend.o = fv_every(&call->o, 1, p, P, heads);
+        attend.lse = fv_every(&call->lse, 1, p, P, heads);
+        FV_TRY(fv_attend_counted(ctx, call, &attend));
+    }
     return FV_OK;
 }
 
 static fv_status attend_both(fv_ctx *ctx, const fv_call *call, void *rows)
 {
     const struct corecontext *o = call->options;
-    int64_t read;
+    fv_attend_args attend;
     fv_merge_args merge;
-    fv_tensor used, biased;
-    fv_plan pooled, raw = {0};
-    fv_attend_args attend = fv_call_attend(call, &raw);
+    fv_call far, near = *call;
+    fv_plan pooled, raw;
+    fv_tensor used;
+    int64_t read;
 
     FV_TRY(cut(ctx, call, &pooled, &raw, &read));
-    if (read == 0) return fv_attend_counted(ctx, call, &attend);
-    FV_TRY(fv_call_merge(ctx, call, 2, &merge));
-    used = fv_slice(rows, 2, 0, read);
-    FV_TRY(attend_pooled(ctx, call, &pooled, &used, &merge.o_part[0], &merge.lse_part[0]));
-    attend.o = merge.o_part[1];
-    attend.lse = merge.lse_part[1];
-    FV_TRY(fv_attend_counted(ctx, call, &attend));
-    if (o->log_bias) { /* the same for all of its logits */
-        FV_TRY(fv_tensor_new(ctx, &biased, FV_F32, 3, call->o.dims));
-        FV_TRY(fv_map_apply(
-            ctx,
-            &(fv_map_args){.op = FV_MAP_COPY, .x = merge.lse_part[0], .out = biased, .beta = logf((float)o->group)}));
-        merge.lse_part[0] = biased;
+    if (read > 0) {
+        FV_TRY(fv_call_merge(ctx, call, 2, &merge));
+        far = fv_merge_part(call, &merge, 0);
+        near = fv_merge_part(call, &merge, 1);
+        used = fv_slice(rows, 2, 0, read);
+        FV_TRY(attend_pooled(ctx, &far, &pooled, &used));
+        if (o->log_bias) /* the same for all of its logits */
+            FV_TRY(fv_mapped(ctx, &(fv_map_args){.x = far.lse, .beta = logf((float)o->group)}, &merge.lse_part[0]));
     }
-    return fv_merge(ctx, &merge);
+    attend = fv_call_attend(&near, &raw);
+    FV_TRY(fv_attend_counted(ctx, call, &attend));
+    return read > 0 ? fv_merge(ctx, &merge) : FV_OK;
 }
 
 /* So many queries at a time that what is merged stays in cache. */

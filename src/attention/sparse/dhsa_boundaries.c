@@ -40,7 +40,7 @@ static fv_status divide_by_length(fv_ctx *ctx, const fv_tensor *x, const fv_tens
 static fv_status compare_sides(fv_ctx *ctx, const fv_tensor *sides, fv_tensor *out)
 {
     int64_t n = sides->dims[0], C = sides->dims[2];
-    fv_tensor l = fv_picked(sides, 1, 0), r = fv_picked(sides, 1, 1), part[4], cosine, minus;
+    fv_tensor l = fv_plane(sides, 1, 0), r = fv_plane(sides, 1, 1), part[4], cosine, minus;
 
     FV_TRY(fv_tensor_new(ctx, out, FV_F32, FV_DIMS(n, 4 * C + 1)));
     FV_TRY(fv_tensor_new(ctx, &minus, FV_F32, FV_DIMS(n, C)));

@@ -146,7 +146,7 @@ static fv_status cut_chunks(fv_ctx *ctx, const fv_tensor *logits, struct choosin
     int64_t *start;
 
     if (fv_present(logits)) {
-        fv_tensor row = fv_picked(logits, 0, c->batch);
+        fv_tensor row = fv_plane(logits, 0, c->batch);
         return fv_dhsa_suppress(ctx,
                                 &(fv_dhsa_suppression){.threshold = o->threshold,
                                                        .half_width = o->half_width,

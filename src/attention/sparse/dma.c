@@ -78,7 +78,7 @@ static fv_status make_importance(fv_ctx *ctx, const fv_call *call, int64_t from,
 {
     const struct dma *o = call->options;
     fv_tensor v = fv_slice(&call->v, 2, from, out->dims[2]), exponent;
-    fv_tensor numbers = fv_picked(out, 3, 0), to = fv_transposed(&numbers);
+    fv_tensor numbers = fv_plane(out, 3, 0), to = fv_transposed(&numbers);
 
     if (!fv_present(&call->param[A])) return fv_fill(ctx, out, o->delta == DELTA_EXP); /* a 0, or exp of that */
     if (o->delta == DELTA_LINEAR) return measure(ctx, call, &v, &to);

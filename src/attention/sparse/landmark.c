@@ -63,7 +63,7 @@ struct sections {
     int64_t *start;  /* [blocks + 1] */
     int32_t *gate;   /* [gates] keys */
     int32_t *closed; /* [gates] the blocks behind them */
-    fv_tensor keys;  /* [B,Hkv,gates,D] */
+    fv_tensor keys;  /* [B,Hkv,gates,D] of the gates */
 };
 
 static fv_status find_sections(fv_ctx *ctx, const fv_call *call, struct sections *s)
@@ -153,8 +153,7 @@ static fv_status attend(fv_ctx *ctx, const fv_call *call, void *user)
     return fv_merge(ctx, &merge);
 }
 
-/* A stretch of queries at a time.  lse, for callers inside the library,
- * is that of own tokens and gates. */
+/* lse, for callers inside the library, is that of own tokens and gates. */
 static fv_status forward(fv_ctx *ctx, const fv_call *call)
 {
     struct sections s;

@@ -100,7 +100,7 @@ static fv_status compress_linear(fv_ctx *ctx, const struct nsa *o, const fv_tens
                                  const fv_tensor *position, const fv_tensor *out)
 {
     int64_t B = x->dims[0], heads = x->dims[1], D = x->dims[3], block = o->compress_block, C = out->dims[2];
-    fv_tensor index, rows, sums;
+    fv_tensor index, rows;
 
     FV_TRY(fv_tensor_new(ctx, &index, FV_I32, FV_DIMS(1, 1, C * block)));
     for (int64_t r = 0; r < C * block; r++)
@@ -108,12 +108,8 @@ static fv_status compress_linear(fv_ctx *ctx, const struct nsa *o, const fv_tens
     FV_TRY(fv_tensor_new(ctx, &rows, FV_F32, FV_DIMS(B, heads, C * block, D)));
     FV_TRY(fv_gather(ctx, &(fv_gather_args){.x = *x, .index = index, .out = rows}));
     rows = fv_reshaped(&rows, FV_DIMS(B, heads, C, block, D));
-    if (fv_present(position)) {
-        FV_TRY(fv_tensor_new(ctx, &sums, FV_F32, 5, rows.dims));
-        FV_TRY(
-            fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_ADD, .x = rows, .y = fv_expanded(position, 1), .out = sums}));
-        rows = sums;
-    }
+    if (fv_present(position))
+        FV_TRY(fv_mapped(ctx, &(fv_map_args){.op = FV_MAP_ADD, .x = rows, .y = fv_expanded(position, 1)}, &rows));
     return fv_gemm(ctx,
                    &(fv_gemm_args){.a = fv_reshaped(&rows, FV_DIMS(B, heads, C, block * D)), .b = *weight, .c = *out});
 }
@@ -330,8 +326,7 @@ static fv_status gate(fv_ctx *ctx, const fv_call *call, const fv_tensor *branche
     fv_tensor gates;
 
     if (fv_present(logits)) {
-        FV_TRY(fv_tensor_new(ctx, &gates, FV_F32, 4, logits->dims));
-        FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_SIGMOID, .x = *logits, .out = gates}));
+        FV_TRY(fv_mapped(ctx, &(fv_map_args){.op = FV_MAP_SIGMOID, .x = *logits}, &gates));
     } else {
         gates = (fv_tensor){.data = (void *)&half,
                             .dtype = FV_F32,
@@ -340,7 +335,7 @@ static fv_status gate(fv_ctx *ctx, const fv_call *call, const fv_tensor *branche
     }
     for (int b = 0; b < 3; b++) {
         merge.o_part[b] = branches[b];
-        merge.weight[b] = fv_picked(&gates, 3, b);
+        merge.weight[b] = fv_plane(&gates, 3, b);
     }
     return fv_merge(ctx, &merge);
 }

@@ -224,14 +224,12 @@ static fv_status in_steps(fv_ctx *ctx, fv_tensor *x, int steps, int64_t rows, bo
 static fv_status smooth(fv_ctx *ctx, fv_call *call, fv_tensor *taken)
 {
     int64_t B = call->batch, H = call->query_heads, N = call->queries;
-    fv_tensor mean, rest;
+    fv_tensor mean;
 
     FV_TRY(fv_tensor_new(ctx, &mean, FV_F32, FV_DIMS(B, H, 1, call->head_dim)));
-    FV_TRY(fv_tensor_new(ctx, &rest, FV_F32, 4, call->k.dims));
     FV_TRY(fv_tensor_new(ctx, taken, FV_F32, FV_DIMS(B, H, N, 1)));
     FV_TRY(fv_pool_rows(ctx, &(fv_pool_args){.x = call->k, .out = mean, .block = N}));
-    FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_SUB, .x = call->k, .y = mean, .out = rest}));
-    call->k = rest;
+    FV_TRY(fv_mapped(ctx, &(fv_map_args){.op = FV_MAP_SUB, .x = call->k, .y = mean}, &call->k));
     return fv_gemm(ctx, &(fv_gemm_args){.a = call->q, .b = fv_transposed(&mean), .c = *taken});
 }
 
@@ -240,10 +238,8 @@ static fv_status add_taken(fv_ctx *ctx, fv_call *call, const fv_tensor *taken)
     fv_map_args add = {.op = FV_MAP_ADD, .x = call->lse, .alpha = call->scale};
 
     if (!fv_present(&call->lse) || call->scale == 0) return FV_OK; /* a factor of 0 would mean 1 */
-    FV_TRY(fv_tensor_new(ctx, &add.out, FV_F32, 3, call->lse.dims));
     add.y = fv_reshaped(taken, 3, call->lse.dims);
-    call->lse = add.out;
-    return fv_map_apply(ctx, &add);
+    return fv_mapped(ctx, &add, &call->lse);
 }
 
 static fv_status forward(fv_ctx *ctx, const fv_call *call)

@@ -209,7 +209,6 @@ static fv_status take_operands(fv_ctx *ctx, struct stretch *s, fv_tensor *q, fv_
     const struct psa_blocks *blocks = s->blocks;
     int64_t bq = s->o->block_q, bk = s->o->block_k, each = s->o->sample ? s->o->sample : bk / 4;
     int64_t first = blocks->first * bq - blocks->offset, N = call->queries, M = call->keys;
-    const int64_t *t = call->k.strides;
     bool half = call->k.dtype != FV_F32 && ctx->precision != FV_PRECISION_F32;
     fv_tensor index;
 
@@ -222,8 +221,7 @@ static fv_status take_operands(fv_ctx *ctx, struct stretch *s, fv_tensor *q, fv_
     FV_TRY(take_rows(ctx, &call->q, s->group, &index, half ? FV_BF16 : FV_F32, q));
     if (by_samples(s) && bk % s->columns == 0) { /* where they lie */
         int64_t step = bk / s->columns;
-        *k = fv_view(&call->k, FV_DIMS(call->batch, call->key_heads, fv_ceil_div(M, step), call->head_dim),
-                     (const int64_t[]){t[0], t[1], t[2] * step, t[3]}, 0);
+        *k = fv_every(&call->k, 2, 0, step, fv_ceil_div(M, step));
         return FV_OK;
     }
     if (by_samples(s))
@@ -328,9 +326,9 @@ static fv_status copy_given(fv_ctx *ctx, struct stretch *s)
 /* A plane of [B,Hkv,..]. */
 static fv_tensor plane(const struct stretch *s, const fv_tensor *t)
 {
-    fv_tensor batch = fv_picked(t, 0, s->b);
+    fv_tensor batch = fv_plane(t, 0, s->b);
 
-    return fv_picked(&batch, 0, s->h);
+    return fv_plane(&batch, 0, s->h);
 }
 
 /* q and k of the whole call, absent where importance was given. */

@@ -117,10 +117,7 @@ static fv_status make_keys(fv_ctx *ctx, const fv_call *call, int64_t from, const
         FV_TRY(fv_as_f32(ctx, &rows, &plain));
         return norm(ctx, o, &plain, out);
     }
-    if (from < call->offset)
-        return fv_fail(FV_E_UNSUPPORTED,
-                       "routing: share=1: the queries before this part of the sequence are not known");
-    rows = fv_slice(&call->q, 2, from - call->offset, out->dims[2]);
+    FV_TRY(fv_kept_queries(call, from, out->dims[2], &rows));
     groups = fv_grouped(&rows, call->key_heads);
     groups = fv_permuted(&groups, (const int[]){0, 1, 3, 2, 4});
     place = fv_parted(out, 3, call->head_dim);

@@ -182,7 +182,7 @@ static fv_status attend_part(fv_ctx *ctx, const fv_call *call)
     FV_TRY(fv_spans_attend(ctx, call, &slots, besides, o->anchors, mix.o_part));
     FV_TRY(score(ctx, call, &found, &scores));
     for (int64_t r = 0; r < o->anchors; r++) /* a softmax of scores weighs as one of log-sum-exps does */
-        mix.lse_part[r] = fv_picked(&scores, 3, r);
+        mix.lse_part[r] = fv_plane(&scores, 3, r);
     return fv_merge(ctx, &mix);
 }
 
