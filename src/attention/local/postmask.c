@@ -39,13 +39,15 @@ static fv_status log_mask(fv_ctx *ctx, const fv_call *call, fv_tensor *bias)
     return fv_mapped(ctx, &(fv_map_args){.op = FV_MAP_LOG, .x = call->param[MASK]}, bias);
 }
 
-/* factor * exp(part - whole): what a part of the keys has of all weights, scaled. */
-static fv_status share(fv_ctx *ctx, float factor, const fv_tensor *part, const fv_tensor *whole, fv_tensor *out)
+/* What a part of the keys has of all weights, scaled: by the log-sum-exp of all, factor exp(part - whole), or of the
+ * other part, factor / (1 + exp(other - part)), the sigmoid. */
+static fv_status share(fv_ctx *ctx, float factor, const fv_tensor *part, fv_map op, const fv_tensor *other,
+                       fv_tensor *out)
 {
     fv_tensor difference, ratio;
 
-    FV_TRY(fv_mapped(ctx, &(fv_map_args){.op = FV_MAP_SUB, .x = *part, .y = *whole}, &difference));
-    FV_TRY(fv_mapped(ctx, &(fv_map_args){.op = FV_MAP_EXP, .x = difference}, &ratio));
+    FV_TRY(fv_mapped(ctx, &(fv_map_args){.op = FV_MAP_SUB, .x = *part, .y = *other}, &difference));
+    FV_TRY(fv_mapped(ctx, &(fv_map_args){.op = op, .x = difference}, &ratio));
     return fv_mapped(ctx, &(fv_map_args){.x = ratio, .alpha = factor}, out);
 }
 
@@ -70,21 +72,8 @@ static fv_status by_factors(fv_ctx *ctx, const fv_call *call)
     }
     merge.weight[0] =
         (fv_tensor){.data = alpha, .dtype = FV_F32, .rank = 3, .dims = {call->batch, call->query_heads, call->queries}};
-    FV_TRY(share(ctx, (float)(1 - o->alpha), &masked.lse, &all.lse, &merge.weight[1]));
+    FV_TRY(share(ctx, (float)(1 - o->alpha), &masked.lse, FV_MAP_EXP, &all.lse, &merge.weight[1]));
     return fv_merge(ctx, &merge);
-}
-
-/* factor / (1 + exp(other - part)): what one of two parts of the keys has of all weights, scaled. */
-static fv_status share_of_two(fv_ctx *ctx, float factor, const fv_tensor *part, const fv_tensor *other, fv_tensor *out)
-{
-    fv_tensor difference, ratio;
-
-    FV_TRY(fv_tensor_new(ctx, &difference, FV_F32, 3, part->dims));
-    FV_TRY(fv_tensor_new(ctx, &ratio, FV_F32, 3, part->dims));
-    FV_TRY(fv_tensor_new(ctx, out, FV_F32, 3, part->dims));
-    FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_SUB, .x = *part, .y = *other, .out = difference}));
-    FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_SIGMOID, .x = difference, .out = ratio}));
-    return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_COPY, .x = ratio, .out = *out, .alpha = factor});
 }
 
 /* lse = ln(exp(seen) + exp(behind)) = seen + ln(1 + exp(behind - seen)) */
@@ -92,10 +81,8 @@ static fv_status add_up(fv_ctx *ctx, const fv_tensor *seen, const fv_tensor *beh
 {
     fv_tensor difference, more;
 
-    FV_TRY(fv_tensor_new(ctx, &difference, FV_F32, 3, lse->dims));
-    FV_TRY(fv_tensor_new(ctx, &more, FV_F32, 3, lse->dims));
-    FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_SUB, .x = *behind, .y = *seen, .out = difference}));
-    FV_TRY(fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_SOFTPLUS, .x = difference, .out = more}));
+    FV_TRY(fv_mapped(ctx, &(fv_map_args){.op = FV_MAP_SUB, .x = *behind, .y = *seen}, &difference));
+    FV_TRY(fv_mapped(ctx, &(fv_map_args){.op = FV_MAP_SOFTPLUS, .x = difference}, &more));
     return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_ADD, .x = *seen, .y = more, .out = *lse});
 }
 
@@ -124,8 +111,8 @@ static fv_status by_halves(fv_ctx *ctx, const fv_call *call)
         FV_TRY(fv_attend(ctx, &part[p]));
         merge.o_part[p] = part[p].o;
     }
-    FV_TRY(share_of_two(ctx, 1, &part[0].lse, &part[1].lse, &merge.weight[0]));
-    if (alpha > 0) FV_TRY(share_of_two(ctx, alpha, &part[1].lse, &part[0].lse, &merge.weight[1]));
+    FV_TRY(share(ctx, 1, &part[0].lse, FV_MAP_SIGMOID, &part[1].lse, &merge.weight[0]));
+    if (alpha > 0) FV_TRY(share(ctx, alpha, &part[1].lse, FV_MAP_SIGMOID, &part[0].lse, &merge.weight[1]));
     if (fv_present(&call->lse)) FV_TRY(add_up(ctx, &part[0].lse, &part[1].lse, &call->lse));
     return fv_merge(ctx, &merge);
 }
