@@ -3,11 +3,30 @@
 #include "ops/ref/pieces.h"
 #include "ops/ref/ref.h"
 
-struct work {
-    const fv_sampled_dots_args *args;
+/* Rows in double, of each thread. */
+struct rows {
+    const void *args;
     float *row;    /* [threads, D] */
-    double *x, *y; /* the same */
+    double *x, *y; /* the same: of the query, and one of the few */
 };
+
+/* Each row of x [B,H,N,D]. */
+static fv_status run_rows(fv_ctx *ctx, const fv_tensor *x, fv_item_fn *item, const void *args)
+{
+    int64_t floats = fv_ctx_threads(ctx) * x->dims[3];
+    fv_mark mark = fv_arena_mark(ctx->arena);
+    struct rows w = {.args = args};
+    fv_status status;
+
+    FV_TRY_DONE(FV_SCRATCH(ctx, w.row, floats));
+    FV_TRY_DONE(FV_SCRATCH(ctx, w.x, floats));
+    FV_TRY_DONE(FV_SCRATCH(ctx, w.y, floats));
+    fv_run(ctx, x->dims[0] * x->dims[1] * x->dims[2], item, &w);
+    status = fv_ctx_check(ctx);
+done:
+    fv_arena_release(ctx->arena, mark);
+    return status;
+}
 
 static int32_t index_at(const fv_sampled_dots_args *a, int64_t b, int64_t h, int64_t i, int64_t r)
 {
@@ -16,7 +35,7 @@ static int32_t index_at(const fv_sampled_dots_args *a, int64_t b, int64_t h, int
 
 static void multiply_row(void *user, int64_t item, int thread)
 {
-    const struct work *w = user;
+    const struct rows *w = user;
     const fv_sampled_dots_args *a = w->args;
     int64_t H = a->x.dims[1], N = a->x.dims[2], D = a->x.dims[3], i = item % N, h = item / N % H, b = item / N / H;
     double *x = w->x + thread * D, *y = w->y + thread * D;
@@ -34,20 +53,7 @@ static void multiply_row(void *user, int64_t item, int thread)
 
 fv_status fv_ref_sampled_dots(fv_ctx *ctx, const fv_sampled_dots_args *args)
 {
-    const fv_tensor *x = &args->x;
-    int64_t floats = fv_ctx_threads(ctx) * x->dims[3];
-    fv_mark mark = fv_arena_mark(ctx->arena);
-    struct work w = {.args = args};
-    fv_status status;
-
-    FV_TRY_DONE(FV_SCRATCH(ctx, w.row, floats));
-    FV_TRY_DONE(FV_SCRATCH(ctx, w.x, floats));
-    FV_TRY_DONE(FV_SCRATCH(ctx, w.y, floats));
-    fv_run(ctx, x->dims[0] * x->dims[1] * x->dims[2], multiply_row, &w);
-    status = fv_ctx_check(ctx);
-done:
-    fv_arena_release(ctx->arena, mark);
-    return status;
+    return run_rows(ctx, &args->x, multiply_row, args);
 }
 
 /* ---- sums ------------------------------------------------------------------------------------------------------- */
@@ -58,19 +64,13 @@ static int32_t counted(const fv_sampled_sums_args *a, int64_t b, int64_t h, int6
     return *(float *)fv_at(&a->weight, b, h, i, r) == -INFINITY ? -1 : *(int32_t *)fv_at(&a->index, b, h, i, r);
 }
 
-struct sums {
-    const fv_sampled_sums_args *args;
-    float *row;      /* [threads, D] */
-    double *y, *sum; /* the same */
-};
-
 static void sum_row(void *user, int64_t item, int thread)
 {
-    const struct sums *w = user;
+    const struct rows *w = user;
     const fv_sampled_sums_args *a = w->args;
     int64_t H = a->out.dims[1], N = a->out.dims[2], D = a->out.dims[3], i = item % N, h = item / N % H,
             b = item / N / H;
-    double *y = w->y + thread * D, *sum = w->sum + thread * D;
+    double *y = w->y + thread * D, *sum = w->x + thread * D;
 
     memset(sum, 0, (size_t)D * sizeof *sum);
     for (int64_t r = 0; r < a->weight.dims[3]; r++) {
@@ -86,20 +86,7 @@ static void sum_row(void *user, int64_t item, int thread)
 
 fv_status fv_ref_sampled_sums(fv_ctx *ctx, const fv_sampled_sums_args *args)
 {
-    const fv_tensor *out = &args->out;
-    int64_t floats = fv_ctx_threads(ctx) * out->dims[3];
-    fv_mark mark = fv_arena_mark(ctx->arena);
-    struct sums w = {.args = args};
-    fv_status status;
-
-    FV_TRY_DONE(FV_SCRATCH(ctx, w.row, floats));
-    FV_TRY_DONE(FV_SCRATCH(ctx, w.y, floats));
-    FV_TRY_DONE(FV_SCRATCH(ctx, w.sum, floats));
-    fv_run(ctx, out->dims[0] * out->dims[1] * out->dims[2], sum_row, &w);
-    status = fv_ctx_check(ctx);
-done:
-    fv_arena_release(ctx->arena, mark);
-    return status;
+    return run_rows(ctx, &args->out, sum_row, args);
 }
 
 /* All rows that meet in a head of y. */
