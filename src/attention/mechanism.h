@@ -226,6 +226,9 @@ fv_status fv_join_heads(fv_ctx *ctx, const fv_tensor *x, fv_tensor *out);
 fv_status fv_plain(fv_ctx *ctx, const fv_tensor *x, fv_tensor *out);
 /* x itself if it is f32, whatever its strides. */
 fv_status fv_as_f32(fv_ctx *ctx, const fv_tensor *x, fv_tensor *out);
+/* most [B,H,N]: the largest magnitude of the logits that each query of args (q, k, plan, logits whose scale is said,
+ * without a cap) sees; and lse, unless it is absent. */
+fv_status fv_largest_logits(fv_ctx *ctx, const fv_attend_args *args, const fv_tensor *most);
 
 /* Images that rows make: the cell at y, x of image n is row n * image + y * row + x * column. */
 typedef struct fv_images {

@@ -81,6 +81,24 @@ fv_status fv_number(fv_ctx *ctx, float value, fv_tensor *out)
     return FV_OK;
 }
 
+fv_status fv_largest_logits(fv_ctx *ctx, const fv_attend_args *args, const fv_tensor *most)
+{
+    const int64_t *q = args->q.dims, *k = args->k.dims;
+    fv_attend_args one = *args;
+    fv_tensor least;
+
+    FV_TRY(fv_tensor_zeros(ctx, &one.v, FV_F32, FV_DIMS(k[0], k[1], k[2], 1))); /* nobody asks what is read */
+    FV_TRY(fv_tensor_new(ctx, &one.o, FV_F32, FV_DIMS(q[0], q[1], q[2], 1)));
+    FV_TRY(fv_tensor_new(ctx, &least, FV_F32, 3, q));
+    one.row_max = *most;
+    FV_TRY(fv_attend(ctx, &one));
+    one.logits.scale = -one.logits.scale;
+    one.row_max = least;
+    one.lse = (fv_tensor){0};
+    FV_TRY(fv_attend(ctx, &one));
+    return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_MAX, .x = *most, .y = least, .out = *most});
+}
+
 /* The images of a batch and head of x [B,Hx,N,C] as [count,C,height,width]. */
 static fv_tensor as_images(const fv_tensor *x, int64_t b, int64_t head, const fv_images *images)
 {

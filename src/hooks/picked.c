@@ -88,33 +88,55 @@ fv_status fv_pick(fv_ctx *ctx, const fv_look *look, const fv_selector *select, f
 
 /* ---- maps ------------------------------------------------------------------------------------------------------- */
 
+/* Makes something of the picked rows in f32, whatever the model computes in; all else is given back. */
+static fv_status in_f32(fv_ctx *ctx, const fv_picked *p, fv_status (*make)(fv_ctx *, const fv_picked *, fv_tensor *),
+                        int rank, fv_tensor *out)
+{
+    const int64_t dims[] = {1, p->heads, p->rows, p->keys};
+    fv_precision before = ctx->precision;
+    fv_status status;
+
+    FV_TRY(fv_tensor_new(ctx, out, FV_F32, rank, dims));
+    fv_mark mark = fv_scratch_mark(ctx);
+    ctx->precision = FV_PRECISION_F32;
+    status = make(ctx, p, out);
+    ctx->precision = before;
+    fv_scratch_release(ctx, mark);
+    return status;
+}
+
+static fv_attend_args args_of(const fv_picked *p)
+{
+    return (fv_attend_args){
+        .q = p->q, .k = p->k, .v = p->v, .plan = &p->plan, .logits = p->logits, .key_head = p->key_head};
+}
+
 static fv_status weigh(fv_ctx *ctx, const fv_picked *p, fv_tensor *weights)
 {
-    fv_attend_args args = {.q = p->q,
-                           .k = p->k,
-                           .v = p->v,
-                           .plan = &p->plan,
-                           .logits = p->logits,
-                           .key_head = p->key_head,
-                           .weights = *weights,
-                           .weight_from = p->key_from};
+    fv_attend_args args = args_of(p);
 
+    args.weights = *weights;
+    args.weight_from = p->key_from;
     FV_TRY(fv_tensor_new(ctx, &args.o, FV_F32, FV_DIMS(1, p->heads, p->rows, p->v.dims[3])));
     return fv_attend(ctx, &args);
 }
 
 fv_status fv_picked_weights(fv_ctx *ctx, const fv_picked *p, fv_tensor *weights)
 {
-    fv_precision before = ctx->precision;
-    fv_status status;
+    return in_f32(ctx, p, weigh, 4, weights);
+}
 
-    FV_TRY(fv_tensor_new(ctx, weights, FV_F32, FV_DIMS(1, p->heads, p->rows, p->keys)));
-    fv_mark mark = fv_scratch_mark(ctx);
-    ctx->precision = FV_PRECISION_F32;
-    status = weigh(ctx, p, weights);
-    ctx->precision = before;
-    fv_scratch_release(ctx, mark);
-    return status;
+static fv_status search(fv_ctx *ctx, const fv_picked *p, fv_tensor *most)
+{
+    fv_attend_args args = args_of(p);
+
+    args.logits.softcap = 0;
+    return fv_largest_logits(ctx, &args, most);
+}
+
+fv_status fv_picked_largest(fv_ctx *ctx, const fv_picked *p, fv_tensor *most)
+{
+    return in_f32(ctx, p, search, 3, most);
 }
 
 struct capping {
@@ -138,7 +160,7 @@ static void cap_item(void *user, int64_t index, int thread)
             row[j] = cap * tanhf(row[j] / cap);
 }
 
-static fv_status multiply(fv_ctx *ctx, const fv_picked *p, const fv_tensor *logits)
+static fv_status multiply(fv_ctx *ctx, const fv_picked *p, fv_tensor *logits)
 {
     fv_tensor stored = fv_slice(&p->k, 2, p->key_from, p->keys), k;
     int64_t group = p->heads / p->k.dims[1];
@@ -151,21 +173,11 @@ static fv_status multiply(fv_ctx *ctx, const fv_picked *p, const fv_tensor *logi
                                             .c = fv_slice(logits, 1, h, 1),
                                             .alpha = p->logits.scale}));
     }
+    fv_run(ctx, p->heads * p->rows, cap_item, &(struct capping){p, logits});
     return FV_OK;
 }
 
 fv_status fv_picked_logits(fv_ctx *ctx, const fv_picked *p, fv_tensor *logits)
 {
-    fv_precision before = ctx->precision;
-    fv_status status;
-
-    FV_TRY(fv_tensor_new(ctx, logits, FV_F32, FV_DIMS(1, p->heads, p->rows, p->keys)));
-    fv_mark mark = fv_scratch_mark(ctx);
-    ctx->precision = FV_PRECISION_F32;
-    status = multiply(ctx, p, logits);
-    ctx->precision = before;
-    fv_scratch_release(ctx, mark);
-    FV_TRY(status);
-    fv_run(ctx, p->heads * p->rows, cap_item, &(struct capping){p, logits});
-    return FV_OK;
+    return in_f32(ctx, p, multiply, 4, logits);
 }

@@ -29,5 +29,8 @@ static inline int64_t fv_picked_key(const fv_picked *picked, int64_t place)
  * those among all keys held; a logit that goes into no weight is -inf. */
 fv_status fv_picked_weights(fv_ctx *ctx, const fv_picked *picked, fv_tensor *weights);
 fv_status fv_picked_logits(fv_ctx *ctx, const fv_picked *picked, fv_tensor *logits);
+/* The largest magnitude of a logit, before any soft-cap, that each row sees among all keys held: [1,heads,rows] f32, in
+ * memory that does not grow with pairs; scratch memory. */
+fv_status fv_picked_largest(fv_ctx *ctx, const fv_picked *picked, fv_tensor *most);
 
 #endif

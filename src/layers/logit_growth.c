@@ -26,19 +26,6 @@ static const fv_param outputs[] = {
     {0},
 };
 
-/* The largest logit of each row, and the log of its denominator (unless absent). */
-static fv_status largest(fv_ctx *ctx, const fv_layer_call *call, const fv_plan *plan, const fv_logits *logits,
-                         const fv_tensor *row_max, const fv_tensor *lse)
-{
-    const int64_t *k = call->in[K].dims;
-    fv_attend_args attend = {
-        .q = call->in[Q], .k = call->in[K], .plan = plan, .logits = *logits, .row_max = *row_max, .lse = *lse};
-
-    FV_TRY(fv_tensor_zeros(ctx, &attend.v, FV_F32, FV_DIMS(k[0], k[1], k[2], 1))); /* nobody asks what is read */
-    FV_TRY(fv_tensor_new(ctx, &attend.o, FV_F32, FV_DIMS(k[0], call->in[Q].dims[1], k[2], 1)));
-    return fv_attend(ctx, &attend);
-}
-
 /* Over the rows x [B,H,N]. */
 static fv_status pool(fv_ctx *ctx, fv_pool_kind kind, const fv_tensor *x, const fv_tensor *out)
 {
@@ -54,27 +41,22 @@ static fv_status forward(fv_ctx *ctx, const fv_layer_call *call)
     const struct growth *o = call->options;
     const int64_t *d = call->in[Q].dims, strides[] = {2 * d[1], 2, 1, 1};
     fv_plan plan = {.causal = o->causal};
-    fv_logits logits = {.scale = o->scale > 0 ? (float)o->scale : 1 / sqrtf((float)d[3])}, below = logits;
-    fv_tensor most, least, lse, entropy, high, low, unused = {0};
+    fv_logits logits = {.scale = o->scale > 0 ? (float)o->scale : 1 / sqrtf((float)d[3])};
+    fv_tensor most, lse, entropy;
     fv_tensor growth = fv_view(&call->out[0], FV_DIMS(d[0], d[1], 1, 1), strides, 0);
     fv_tensor sharpness = fv_view(&call->out[0], FV_DIMS(d[0], d[1], 1, 1), strides, 1);
 
     FV_TRY(fv_tensor_new(ctx, &most, FV_F32, 3, d));
-    FV_TRY(fv_tensor_new(ctx, &least, FV_F32, 3, d));
     FV_TRY(fv_tensor_new(ctx, &lse, FV_F32, 3, d));
     FV_TRY(fv_tensor_new(ctx, &entropy, FV_F32, 3, d));
-    FV_TRY(fv_tensor_new(ctx, &high, FV_F32, FV_DIMS(d[0], d[1], 1, 1)));
-    FV_TRY(fv_tensor_new(ctx, &low, FV_F32, 4, high.dims));
-    below.scale = -logits.scale;
-    FV_TRY(largest(ctx, call, &plan, &logits, &most, &lse));
-    FV_TRY(largest(ctx, call, &plan, &below, &least, &unused));
+    FV_TRY(fv_largest_logits(
+        ctx, &(fv_attend_args){.q = call->in[Q], .k = call->in[K], .plan = &plan, .logits = logits, .lse = lse},
+        &most));
     FV_TRY(fv_attend_stats(
         ctx, &(fv_stats_args){
                  .q = call->in[Q], .k = call->in[K], .lse = lse, .plan = &plan, .logits = logits, .entropy = entropy}));
-    FV_TRY(pool(ctx, FV_POOL_MAX, &most, &high));
-    FV_TRY(pool(ctx, FV_POOL_MAX, &least, &low));
-    FV_TRY(pool(ctx, FV_POOL_MEAN, &entropy, &sharpness));
-    return fv_map_apply(ctx, &(fv_map_args){.op = FV_MAP_MAX, .x = high, .y = low, .out = growth});
+    FV_TRY(pool(ctx, FV_POOL_MAX, &most, &growth));
+    return pool(ctx, FV_POOL_MEAN, &entropy, &sharpness);
 }
 
 const fv_layer_type fv_layer_logit_growth = {
