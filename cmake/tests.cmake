@@ -50,4 +50,4 @@ foreach(script ${command_tests})
 endforeach()
 
 # Long ones first, so that none is left over at the end.
-set_tests_properties(caches serve test_conformance test_cold eval test_cpu run compare test_policies test_attend PROPERTIES COST 1000)
+set_tests_properties(caches serve serve_starts test_conformance test_cold eval test_cpu run compare test_policies test_attend PROPERTIES COST 1000)
