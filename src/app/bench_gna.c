@@ -87,7 +87,7 @@ enum { PUBLISHED = sizeof published / sizeof published[0] };
 static fv_status grid_of(fv_ctx *ctx, const char *spec, fv_grid *grid)
 {
     static float nothing;
-    fv_tensor any = {.data = &nothing, .dtype = FV_F32, .rank = 4, .dims = {1, 1, example_cells(spec), 1}};
+    fv_tensor any = {.data = &nothing, .dtype = FV_F32, .rank = 4, .dims = {1, 2, example_cells(spec), 1}};
     fv_attention *attention;
     fv_pairs pairs;
     fv_call call;
@@ -101,7 +101,7 @@ static fv_status grid_of(fv_ctx *ctx, const char *spec, fv_grid *grid)
 }
 
 /* One number counts for every axis; without any, tiles of 128 tokens. */
-static fv_status complete_tile(const char *flag, int rank, fv_tuple *tile)
+static fv_status complete_tile(const char *flag, const char *spec, int rank, fv_tuple *tile)
 {
     static const fv_tuple usual[] = {{1, {128}}, {2, {16, 8}}, {3, {2, 8, 8}}};
 
@@ -109,8 +109,8 @@ static fv_status complete_tile(const char *flag, int rank, fv_tuple *tile)
     for (int a = 1; tile->count == 1 && a < rank; a++)
         tile->items[a] = tile->items[0];
     if (tile->count != 1 && tile->count != rank)
-        return fv_fail(FV_E_USAGE, "%s: expected 1 or %d numbers, as the grid has axes, got %d", flag, rank,
-                       tile->count);
+        return fv_fail(FV_E_USAGE, "%s: expected one number, or one for each axis of '%s', %d; got %d", flag, spec,
+                       rank, tile->count);
     tile->count = rank;
     return FV_OK;
 }
@@ -139,8 +139,8 @@ static fv_status add(struct rows *rows, const char *what, const struct published
     if (row.grid.rank == 0) return fv_fail(FV_E_USAGE, "--simulate: what '%s' sees are not windows on a grid", what);
     row.q_tile = rows->q_tile->count > 0 ? *rows->q_tile : p->tile;
     row.kv_tile = rows->kv_tile->count > 0 ? *rows->kv_tile : p->tile;
-    FV_TRY(complete_tile("--q-tile", row.grid.rank, &row.q_tile));
-    FV_TRY(complete_tile("--kv-tile", row.grid.rank, &row.kv_tile));
+    FV_TRY(complete_tile("--q-tile", p->spec, row.grid.rank, &row.q_tile));
+    FV_TRY(complete_tile("--kv-tile", p->spec, row.grid.rank, &row.kv_tile));
     dense = dense_grid(&row.grid);
     all = reckon(&dense, &row.q_tile, &row.kv_tile);
     seen = reckon(&row.grid, &row.q_tile, &row.kv_tile);

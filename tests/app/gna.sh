@@ -109,7 +109,8 @@ grep -qE 'times as fast at the last, at most 4.00 by its pairs and 4.00 by its t
 
 expect no_grid 2 'expected gna, or a SPEC with a grid' "$fovea" bench attend --simulate
 expect no_windows 2 'not windows on a grid' "$fovea" bench bra:grid=8x8,regions=2 --simulate
-expect tile_axes 2 'q-tile: expected 1 or 2 numbers' "$fovea" bench gna:grid=8x8,window=3x3 --simulate --q-tile 2x2x2
+expect csw_is_none 2 'not windows on a grid' "$fovea" bench csw:grid=8x8,stripe=2 --simulate
+expect tile_axes 2 "q-tile: expected one number, or one for each axis of 'gna:grid=8x8,window=3x3', 2; got 3" "$fovea" bench gna:grid=8x8,window=3x3 --simulate --q-tile 2x2x2
 expect tile_zero 2 "'kv-tile'" "$fovea" bench gna --simulate --kv-tile 0
 expect tile_alone 2 'need --simulate' "$fovea" bench gna --q-tile 8
 expect bad_window 2 'window' "$fovea" bench gna:grid=8x8,window=9x9 --simulate
