@@ -50,8 +50,6 @@ void app_progress_end(void);
 void app_put(json_t *object, const char *key, json_t *value);
 void app_append(json_t *array, json_t *value);
 json_t *app_number(double value); /* null for what is no number */
-/* Bytes of the UTF-8 character at `at`; 0 if it is none. */
-size_t app_character(const char *at, size_t left);
 /* Bytes as JSON text; what is not UTF-8 becomes U+FFFD. */
 json_t *app_text(const char *bytes, size_t length);
 json_t *app_ids(const int32_t *ids, int64_t count);
@@ -123,7 +121,9 @@ fv_status app_named_write(const app_named *named);
 
 /* ---- numbers for people (table.c) -------------------------------------------------------------------------------- */
 
-/* "1.23 GB", "12.3 k": three digits and a unit, in a ring of buffers. */
+/* A number as words of at most 47 bytes, in a ring of buffers that the next functions use too. */
+const char *app_words(const char *format, ...) __attribute__((format(printf, 1, 2)));
+/* "1.23 GB", "12.3 k": three digits and a unit. */
 const char *app_bytes_text(double bytes);
 const char *app_count_text(double count);
 

@@ -10,7 +10,7 @@ typedef struct heat_map {
     const char *row, *column, *axes; /* what they are: "layer", "head", "layers down, heads across" */
     int64_t rows, columns;
     const double *value;                /* [rows, columns]; NAN: there is none */
-    const char *(*words)(double value); /* a number, in a ring of buffers */
+    const char *(*words)(double value); /* a number, in the ring of app_words */
 } heat_map;
 
 /* A figure of a grid. */

@@ -24,26 +24,13 @@ json_t *app_number(double value)
     return number ? number : json_null();
 }
 
-size_t app_character(const char *text, size_t left)
-{
-    const unsigned char *at = (const unsigned char *)text;
-    size_t length = *at < 0x80 ? 1 : *at < 0xe0 ? 2 : *at < 0xf0 ? 3 : 4;
-
-    if ((*at >= 0x80 && *at < 0xc2) || *at > 0xf4 || length > left) return 0;
-    for (size_t i = 1; i < length; i++)
-        if ((at[i] & 0xc0) != 0x80) return 0;
-    if (length == 3 && ((*at == 0xe0 && at[1] < 0xa0) || (*at == 0xed && at[1] >= 0xa0))) return 0;
-    if (length == 4 && ((*at == 0xf0 && at[1] < 0x90) || (*at == 0xf4 && at[1] >= 0x90))) return 0;
-    return length;
-}
-
 json_t *app_text(const char *bytes, size_t length)
 {
     fv_text text = {0};
     json_t *string;
 
     for (size_t at = 0; at < length;) {
-        size_t one = app_character(bytes + at, length - at);
+        size_t one = (size_t)fv_utf8_length(bytes + at, length - at);
         if (one)
             fv_text_add(&text, bytes + at, (int64_t)one);
         else

@@ -18,14 +18,13 @@ static fv_status fit(const probe_task *task, const app_prompt *prompt, fv_probin
     p->ctx = task->app->ctx;
     p->layers = task->info->layers;
     p->heads = task->info->query_heads;
-    p->tokens = wanted > 0 ? wanted : fv_min(prompt->count, task->info->context);
+    p->tokens = fv_min(prompt->count, wanted > 0 ? wanted : task->info->context);
     if (wanted > task->info->context)
         return fv_fail(FV_E_USAGE, "%s: tokens: expected at most %lld, which this model was trained for, got %lld",
                        p->probe->name, (long long)task->info->context, (long long)wanted);
-    if (prompt->count < fv_max(wanted, 2))
-        return fv_fail(FV_E_SHAPE, "%s: has %lld tokens, %s '%s' asks for %lld", task->file, (long long)prompt->count,
-                       wanted > 0 ? "'tokens' of" : "and", p->probe->name, (long long)fv_max(wanted, 2));
-    return FV_OK;
+    if (p->tokens >= 2) return FV_OK;
+    return fv_fail(FV_E_SHAPE, "%s: %s needs a text of at least 2 tokens, got %lld", task->file, p->probe->name,
+                   (long long)prompt->count);
 }
 
 static fv_status read_text(const probe_task *task, fv_probing *probing, int count, const app_prompt *prompt,
@@ -62,17 +61,9 @@ fv_status listen_read(const probe_task *task, fv_probing *probing, int count, co
 
 const char *listen_words(const fv_probe_field *field, double value)
 {
-    static _Thread_local char ring[8][32];
-    static _Thread_local unsigned next;
-    char *text = ring[next++ % 8];
-
-    if (isnan(value))
-        snprintf(text, sizeof ring[0], "-");
-    else if (*field->unit)
-        snprintf(text, sizeof ring[0], value >= 1000 ? "%.0f" : "%.3g", value);
-    else
-        snprintf(text, sizeof ring[0], value >= 0.0995 ? "%.0f %%" : "%.2g %%", 100 * value);
-    return text;
+    if (isnan(value)) return "-";
+    if (*field->unit) return app_words(value >= 1000 ? "%.0f" : "%.3g", value);
+    return app_words(value >= 0.0995 ? "%.0f %%" : "%.2g %%", 100 * value);
 }
 
 const char *listen_token(const probe_task *task, const app_prompt *prompt, int64_t position, size_t *length)
@@ -257,7 +248,7 @@ static void quote(const char *bytes, size_t length, char *words, size_t room)
     size_t used = 0;
 
     for (size_t at = 0; at < length && used + 8 < room;) {
-        size_t one = app_character(bytes + at, length - at);
+        size_t one = (size_t)fv_utf8_length(bytes + at, length - at);
         unsigned char c = (unsigned char)bytes[at];
         if (!one || c < 32 || c == 127)
             used += (size_t)snprintf(words + used, room - used, c == '\n' ? "\\n" : c == '\t' ? "\\t" : "\\x%02x", c);

@@ -79,7 +79,7 @@ fv_status page_write(fv_text *out, const char *path)
 void page_escape(fv_text *out, const char *bytes, size_t length)
 {
     for (size_t at = 0; at < length;) {
-        size_t one = app_character(bytes + at, length - at);
+        size_t one = (size_t)fv_utf8_length(bytes + at, length - at);
         const char *safe = bytes[at] == '&'    ? "&amp;"
                            : bytes[at] == '<'  ? "&lt;"
                            : bytes[at] == '>'  ? "&gt;"

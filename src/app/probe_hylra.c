@@ -112,12 +112,7 @@ static fv_status print(const layer_reuse *r)
 
 static const char *two_digits(double value)
 {
-    static _Thread_local char ring[4][24];
-    static _Thread_local unsigned next;
-    char *text = ring[next++ % 4];
-
-    snprintf(text, sizeof ring[0], "%.2f", value);
-    return text;
+    return app_words("%.2f", value);
 }
 
 static void write_page(fv_text *out, const layer_reuse *r)

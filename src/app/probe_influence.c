@@ -15,7 +15,7 @@ struct influence {
 };
 
 static const fv_option options[] = {
-    FV_INT(struct influence, tokens, 512, 2, 1 << 20, "so many first tokens of the text"),
+    FV_INT(struct influence, tokens, 512, 2, 1 << 20, "so many first tokens of the text, all of a shorter one"),
     FV_INT(struct influence, answer, 32, 1, 1 << 16, "the loss is that of the last so many of them"),
     FV_INT(struct influence, block, 64, 1, 1 << 16, "queries and keys that are added up; 1: every pair by itself"),
     FV_BOOL(struct influence, absolute, 1, "0: with its sign"),
@@ -132,25 +132,15 @@ static void draw(fv_text *out, const attention_influence *r, const char *title, 
 
 static const char *power(double value)
 {
-    static _Thread_local char ring[4][24];
-    static _Thread_local unsigned next;
-    char *text = ring[next++ % 4];
-
-    snprintf(text, sizeof ring[0], "%.3g", pow(10, value));
-    return text;
+    return app_words("%.3g", pow(10, value));
 }
 
 static const char *percent(double value)
 {
-    static _Thread_local char ring[4][24];
-    static _Thread_local unsigned next;
-    char *text = ring[next++ % 4];
-
-    snprintf(text, sizeof ring[0], "%.0f %%", 100 * value);
-    return text;
+    return app_words("%.0f %%", 100 * value);
 }
 
-static void write_page(fv_text *out, const attention_influence *r, const struct influence *o)
+static void write_page(fv_text *out, const attention_influence *r, const struct influence *o, int64_t tokens)
 {
     int64_t count = r->layers * r->heads;
     double *total = NULL, *first, *diagonal;
@@ -170,7 +160,7 @@ static void write_page(fv_text *out, const attention_influence *r, const struct 
         "<h2>Attention influence</h2><p><code>attn_influence</code> over the first %lld tokens: how much the "
         "loss of the last %lld, %.3g, would change, to first order, if a query and a key did not see each "
         "other; summed over all pairs, each taken alone.</p><div class=\"grid\">\n",
-        (long long)o->tokens, (long long)o->answer, r->loss);
+        (long long)tokens, (long long)o->answer, r->loss);
     draw(out, r, "Influence", "of all pairs of a head; colours go by powers of ten", total, power);
     draw(out, r, "In the first block", "share of that which the text's first keys have", first, percent);
     draw(out, r, "In the own block", "share of that which keys near the query have", diagonal, percent);
@@ -194,17 +184,17 @@ static fv_status write_file(const attention_influence *r, const char *path)
     return status;
 }
 
-static fv_status measure(const probe_task *task, const struct influence *o, const app_prompt *prompt,
+static fv_status measure(const probe_task *task, const struct influence *o, const app_prompt *prompt, int64_t tokens,
                          attention_influence *result)
 {
     influence_task own;
     fv_status status;
 
-    if (prompt->count < o->tokens)
-        return fv_fail(FV_E_SHAPE, "%s: has %lld tokens, 'tokens' asks for %lld", task->file, (long long)prompt->count,
-                       (long long)o->tokens);
-    FV_TRY(influence_begin(task->app, task->model, o->tokens, o->block, o->absolute, task->precision, &own, result));
-    status = influence_add(task->app, &own, result, prompt->ids, o->tokens, o->answer);
+    if (tokens <= o->answer)
+        return fv_fail(FV_E_SHAPE, "%s: has %lld tokens, attn_influence needs more than its 'answer', %lld", task->file,
+                       (long long)tokens, (long long)o->answer);
+    FV_TRY(influence_begin(task->app, task->model, tokens, o->block, o->absolute, task->precision, &own, result));
+    status = influence_add(task->app, &own, result, prompt->ids, tokens, o->answer);
     app_progress_end();
     if (status == FV_OK) return influence_end(&own, result);
     influence_drop(&own);
@@ -216,17 +206,19 @@ static fv_status run(const probe_task *task, const void *values, json_t **object
     const struct influence *o = values;
     attention_influence result = {0};
     app_prompt prompt;
+    int64_t tokens;
     fv_status status;
 
     if (o->tokens > task->info->context)
         return fv_fail(FV_E_USAGE, "tokens: expected at most %lld, which this model was trained for, got %lld",
                        (long long)task->info->context, (long long)o->tokens);
     FV_TRY(app_prompt_make(task->model, task->file, NULL, true, &prompt));
-    status = measure(task, o, &prompt, &result);
+    tokens = fv_min(prompt.count, o->tokens);
+    status = measure(task, o, &prompt, tokens, &result);
     app_prompt_free(&prompt);
     if (status == FV_OK && o->out[0]) status = write_file(&result, o->out);
-    if (status == FV_OK && task->page) write_page(task->page, &result, o);
-    if (status == FV_OK && object) *object = object_of(&result, o->tokens);
+    if (status == FV_OK && task->page) write_page(task->page, &result, o, tokens);
+    if (status == FV_OK && object) *object = object_of(&result, tokens);
     if (status == FV_OK && !object) status = print(&result);
     influence_free(&result);
     return status;

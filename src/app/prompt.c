@@ -17,11 +17,9 @@ fv_status app_model_open(const char *path, fv_model **model, fv_model_info *info
 
 static fv_status check_text(const char *where, const char *text, size_t length)
 {
-    for (size_t at = 0, one; at < length; at += one) {
-        one = app_character(text + at, length - at);
-        if (!one) return fv_fail(FV_E_FORMAT, "%s: is not UTF-8 text at byte offset %zu", where, at);
-    }
-    return FV_OK;
+    size_t valid = fv_utf8_valid(text, length);
+
+    return valid == length ? FV_OK : fv_fail(FV_E_FORMAT, "%s: is not UTF-8 text at byte offset %zu", where, valid);
 }
 
 fv_status app_text_read(const char *path, char **text, size_t *length)

@@ -6,23 +6,32 @@
 
 #include "base/memory.h"
 
+const char *app_words(const char *format, ...)
+{
+    static _Thread_local char ring[16][48];
+    static _Thread_local unsigned next;
+    char *text = ring[next++ % 16];
+    va_list list;
+
+    va_start(list, format);
+    vsnprintf(text, sizeof ring[0], format, list);
+    va_end(list);
+    return text;
+}
+
 static const char *with_unit(double value, double step, const char *const *units, int count)
 {
-    static _Thread_local char ring[8][32];
-    static _Thread_local unsigned next;
-    char *text = ring[next++ % 8];
     int unit = 0;
 
     while (fabs(value) >= step && unit + 1 < count) {
         value /= step;
         unit++;
     }
-    snprintf(text, sizeof ring[0], "%.*f%s%s",
-             unit == 0 || value >= 99.95 ? 0
-             : value >= 9.995            ? 1
-                                         : 2,
-             value, *units[unit] ? " " : "", units[unit]);
-    return text;
+    return app_words("%.*f%s%s",
+                     unit == 0 || value >= 99.95 ? 0
+                     : value >= 9.995            ? 1
+                                                 : 2,
+                     value, *units[unit] ? " " : "", units[unit]);
 }
 
 const char *app_bytes_text(double bytes)

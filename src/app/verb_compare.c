@@ -92,17 +92,11 @@ bool compare_best(const comparison *c, const compare_column *column, int run)
 
 const char *compare_text(const compare_column *column, const compare_run *run)
 {
-    static _Thread_local char ring[8][32];
-    static _Thread_local unsigned next;
-    char *text = ring[next++ % 8];
     double value = compare_value(column, run);
 
     if (column->offset == OF(kv_bytes)) return app_bytes_text(value);
-    if (column->offset == OF(kl) && value > 0 && value < 1e-3)
-        snprintf(text, sizeof ring[0], "%.1e", value);
-    else
-        snprintf(text, sizeof ring[0], "%.*f%s", column->digits, value, column->times ? "x" : "");
-    return text;
+    if (column->offset == OF(kl) && value > 0 && value < 1e-3) return app_words("%.1e", value);
+    return app_words("%.*f%s", column->digits, value, column->times ? "x" : "");
 }
 
 /* ---- set-ups --------------------------------------------------------------------------------------------------- */

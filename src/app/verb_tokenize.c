@@ -46,7 +46,7 @@ static fv_status piece_text(const fv_model *model, int32_t id, fv_text *text)
 
     FV_TRY(fv_model_piece(model, id, &bytes, &length));
     for (size_t at = 0; at < length;) {
-        size_t one = app_character(bytes + at, length - at);
+        size_t one = (size_t)fv_utf8_length(bytes + at, length - at);
         if (one)
             fv_text_add(text, bytes + at, (int64_t)one);
         else

@@ -43,7 +43,7 @@ typedef struct fv_probe_common {
     FV_INT(fv_probe_common, tokens, initial, least, most, words)
 #define FV_PROBE_WHOLE_TEXT                                                                                            \
     FV_PROBE_TOKENS(0, 0, 1 << 24, "so many first tokens of the text; 0: all, up to what the model was trained for")
-#define FV_PROBE_PREFIX(most) FV_PROBE_TOKENS(512, 2, most, "so many first tokens of the text")
+#define FV_PROBE_PREFIX(most) FV_PROBE_TOKENS(512, 2, most, "so many first tokens of the text, all of a shorter one")
 #define FV_PROBE_LAYERS                                                                                                \
     FV_LIST_OR(fv_probe_common, layers, "all", fv_probe_all, 0, 65535, "layers to look at")
 #define FV_PROBE_HEADS                                                                                                 \

@@ -85,7 +85,8 @@ echo ok influence_file
 cp out by_flags
 expect influence_by_probe 0 '' "$fovea" inspect -m "$smollm" -f text --probe attn_influence:tokens=200,answer=8 --probe hylra:steps=1,keep="$b",recent=32,chunk=32 --json
 holds influence_and_hylra '[p["probe"] for p in j["probes"]] == ["attn_influence", "hylra"] and j["probes"][0] == json.load(open("by_flags"))'
-expect influence_short 1 'asks for' "$fovea" inspect attn_influence -m "$smollm" -f text --tokens 4000
+printf 'a few words' > few
+expect influence_short 1 "needs more than its 'answer', 32" "$fovea" inspect attn_influence -m "$smollm" -f few
 expect influence_answer 2 'less than' "$fovea" inspect attn_influence -m "$smollm" -f text --tokens 32 --answer 32
 cat > spans.json <<'PLAN'
 {"alphas": [[0, 64, 128]], "betas": [[0.25, 0.25, 0.125]]}

@@ -120,9 +120,10 @@ expect no_text 2 'f FILE is missing' "$fovea" inspect -m "$smollm" --probe entro
 expect beyond 2 'was trained for' $look --probe entropy:tokens=9000
 expect no_layer 2 "'layers': the model has 30" $look --probe distance:layers=30
 expect no_head 2 "'heads': the model has 9" $look --probe distance:heads=0+9
-expect short 1 'asks for 4000' $look --probe entropy:tokens=4000
+expect short 0 '' $look --probe entropy:tokens=4000 --json # all of a shorter text
+holds short_is_read "j['tokens'] == $(python3 -c 'import json; print(json.load(open("together.json"))["probes"][0]["tokens"])')"
 printf x > one
-expect one_token 1 'asks for 2' "$fovea" inspect -m "$smollm" -f one --probe entropy
+expect one_token 1 'at least 2 tokens, got 1' "$fovea" inspect -m "$smollm" -f one --probe entropy
 expect no_folder 1 'cannot be created' $look --probe entropy:out=nowhere/e.npy
 expect no_page 1 'cannot be created' $look --probe entropy --report nowhere/page.html
 absent nothing_left nowhere
